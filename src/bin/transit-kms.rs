@@ -1,0 +1,3 @@
+//! The daemon that stands between kube-apiserver and a Transit key.
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! transit-kms: a Kubernetes KMS v2 provider for the Transit engine of
+//! HashiCorp Vault and OpenBao.
+//!
+//! The way of a request, top to bottom; it turns back nowhere:
+//!
+//! ```text
+//! server   socket -> accept loop -> peer check
+//! kms      gRPC service -> key_id rules -> trait Transit
+//! vault    session -> pool -> one HTTP call
+//! ```
+//!
+//! `app` composes the parts and is the only module that knows all of them;
+//! `config` and [`observe`] lie below everything. `ARCHITECTURE.md` has the
+//! picture, the invariants and the test that guards each of them.
+
+pub mod observe;

@@ -1,0 +1,324 @@
+//! Every metric of the daemon, in one registry that is handed down.
+//!
+//! Labels are bounded: each value comes from a fixed set in this program, or,
+//! for key names and key_id hashes, from the config file, and is removed when
+//! it no longer holds.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+    core::{Collector, GenericGaugeVec},
+};
+
+use super::process::ProcessCollector;
+
+/// Where kube-apiserver's patience and Transit's speed lie: 0.1 ms to 10 s.
+const LATENCY_BUCKETS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The states of `transit_kms_health`; exactly one is 1.
+pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown", "unreachable"];
+
+/// All metrics; cheap to read, safe to share.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    call_seconds: HistogramVec,
+    calls: IntCounterVec,
+    health: IntGaugeVec,
+    key_info: IntGaugeVec,
+    key_version: IntGaugeVec,
+    published_key: Mutex<Option<(String, String)>>,
+    reload_last_success: Gauge,
+    reloads: IntCounterVec,
+    token_expiry: Gauge,
+    token_ttl: Gauge,
+    vault_call_seconds: HistogramVec,
+    vault_calls: IntCounterVec,
+    /// Errors of `accept(2)`, such as running out of descriptors.
+    pub accept_errors: IntCounter,
+    /// Connections open on the KMS socket.
+    pub connections_open: IntGauge,
+    /// Connections that ended without a complete HTTP/2 preface in time.
+    pub handshake_timeouts: IntCounter,
+    /// An older key version was published because Vault insisted on it.
+    pub key_version_regressions: IntCounter,
+    /// Peers refused for their uid.
+    pub peers_refused: IntCounter,
+    /// Duration of whole probes.
+    pub probe_seconds: Histogram,
+    /// The generation of the session in use; 0 before the first.
+    pub session_generation: IntGauge,
+    retries: IntCounterVec,
+    token_renewals: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers everything, with build information and process metrics.
+    ///
+    /// # Errors
+    /// Fails only if two metrics share a name, which a test rules out.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("transit_kms".into()), None)?;
+        let metrics = Self {
+            accept_errors: counter(&registry, "accept_errors_total", "Errors of accept on the KMS socket.")?,
+            call_seconds: histograms(
+                &registry,
+                "call_duration_seconds",
+                "Latency of KMS calls.",
+                &["method", "code"],
+            )?,
+            calls: counters(
+                &registry,
+                "calls_total",
+                "KMS calls by method and gRPC code.",
+                &["method", "code"],
+            )?,
+            connections_open: registered(
+                &registry,
+                IntGauge::new("connections_open", "Open connections on the KMS socket.")?,
+            )?,
+            handshake_timeouts: counter(
+                &registry,
+                "handshake_timeouts_total",
+                "Connections without a complete HTTP/2 preface in time.",
+            )?,
+            health: gauges(&registry, "health", "1 for the state that holds, 0 for the others.", &["state"])?,
+            key_info: gauges(
+                &registry,
+                "key_id_hash_info",
+                "1; the published key_id, hashed as kube-apiserver's key_id_hash label.",
+                &["key_id_hash"],
+            )?,
+            key_version: gauges(
+                &registry,
+                "key_version",
+                "Published version of the Transit key that encrypts.",
+                &["key"],
+            )?,
+            key_version_regressions: counter(
+                &registry,
+                "key_version_regressions_total",
+                "An older key version was published because Vault insisted on it.",
+            )?,
+            peers_refused: counter(
+                &registry,
+                "peers_refused_total",
+                "Connections refused for the uid of the peer.",
+            )?,
+            probe_seconds: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("probe_duration_seconds", "Duration of whole probes.")
+                        .buckets(LATENCY_BUCKETS.to_vec()),
+                )?,
+            )?,
+            published_key: Mutex::new(None),
+            reload_last_success: gauge(
+                &registry,
+                "reload_last_success_timestamp_seconds",
+                "Unix time of the last config that was taken.",
+            )?,
+            reloads: counters(&registry, "reloads_total", "Configs by what became of them.", &["result"])?,
+            retries: counters(&registry, "retries_total", "Work done again, by reason.", &["reason"])?,
+            session_generation: registered(
+                &registry,
+                IntGauge::new("session_generation", "Generation of the session in use.")?,
+            )?,
+            token_expiry: gauge(
+                &registry,
+                "token_expiry_timestamp_seconds",
+                "Unix time at which the Vault token ends; 0 if never or not known.",
+            )?,
+            token_renewals: counters(
+                &registry,
+                "token_renewals_total",
+                "Token renewals by result.",
+                &["result"],
+            )?,
+            token_ttl: gauge(
+                &registry,
+                "token_ttl_seconds",
+                "TTL of the Vault token when it was last looked up; 0 if it never ends.",
+            )?,
+            vault_call_seconds: histograms(
+                &registry,
+                "vault_call_duration_seconds",
+                "Latency of calls to Vault.",
+                &["operation", "outcome"],
+            )?,
+            vault_calls: counters(
+                &registry,
+                "vault_calls_total",
+                "Calls to Vault by operation and outcome.",
+                &["operation", "outcome"],
+            )?,
+            registry,
+        };
+        metrics.describe_process()?;
+        metrics.health("unknown");
+        // Known label values start at 0: a rate over a series that appears with its first
+        // error would miss that error.
+        for result in ["pending", "refused", "taken", "unparsable"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        Ok(metrics)
+    }
+
+    fn describe_process(&self) -> Result<(), prometheus::Error> {
+        let build =
+            Opts::new("build_info", "1; what runs.").const_label("version", env!("CARGO_PKG_VERSION"));
+        registered(&self.registry, IntGauge::with_opts(build)?)?.set(1);
+        // Process metrics have the names that every dashboard knows, so no prefix of ours.
+        Ok(())
+    }
+
+    /// One KMS call has been answered.
+    pub fn call(&self, method: &'static str, code: &'static str, took: Duration) {
+        self.calls.with_label_values(&[method, code]).inc();
+        self.call_seconds.with_label_values(&[method, code]).observe(took.as_secs_f64());
+    }
+
+    /// Sets the one health state that holds; `state` is one of [`HEALTH_STATES`].
+    pub fn health(&self, state: &'static str) {
+        for known in HEALTH_STATES {
+            self.health.with_label_values(&[known]).set(i64::from(known == state));
+        }
+    }
+
+    /// A config was read: `taken`, `refused`, `pending` or `unparsable`.
+    pub fn reload(&self, result: &'static str) {
+        self.reloads.with_label_values(&[result]).inc();
+        if result == "taken" {
+            self.reload_last_success.set(unix_seconds(SystemTime::now()));
+        }
+    }
+
+    /// Work was done again.
+    pub fn retry(&self, reason: &'static str) {
+        self.retries.with_label_values(&[reason]).inc();
+    }
+
+    /// A key version was published; earlier labels disappear.
+    pub fn key_published(&self, key: &str, version: u32, key_id_hash: &str) {
+        let now = (key.to_owned(), key_id_hash.to_owned());
+        if let Ok(mut published) = self.published_key.lock() {
+            if let Some((old_key, old_hash)) = published.replace(now.clone())
+                && (old_key, old_hash) != now
+            {
+                self.key_version.reset();
+                self.key_info.reset();
+            }
+            self.key_version.with_label_values(&[key]).set(i64::from(version));
+            self.key_info.with_label_values(&[key_id_hash]).set(1);
+        }
+    }
+
+    /// What is known of the token's life; zero `ttl` means that it never ends.
+    pub fn token(&self, ttl: Duration, now: SystemTime) {
+        self.token_ttl.set(ttl.as_secs_f64());
+        self.token_expiry.set(if ttl.is_zero() { 0.0 } else { unix_seconds(now + ttl) });
+    }
+
+    /// A renewal ended: `renewed`, `capped` or `failed`.
+    pub fn token_renewal(&self, result: &'static str) {
+        self.token_renewals.with_label_values(&[result]).inc();
+    }
+
+    /// One call to Vault has ended.
+    pub fn vault_call(&self, operation: &'static str, outcome: &'static str, took: Duration) {
+        self.vault_calls.with_label_values(&[operation, outcome]).inc();
+        self.vault_call_seconds.with_label_values(&[operation, outcome]).observe(took.as_secs_f64());
+    }
+
+    /// Everything in the Prometheus text format.
+    ///
+    /// # Errors
+    /// Fails if the encoder does, which a sound registry does not make it do.
+    pub fn render(&self) -> Result<String, prometheus::Error> {
+        let mut families = self.registry.gather();
+        families.extend(ProcessCollector.collect());
+        TextEncoder::new().encode_to_string(&families)
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    registered(registry, IntCounter::new(name, help)?)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    registered(registry, Gauge::new(name, help)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    registered(registry, GenericGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<HistogramVec, prometheus::Error> {
+    let options = HistogramOpts::new(name, help).buckets(LATENCY_BUCKETS.to_vec());
+    registered(registry, HistogramVec::new(options, labels)?)
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_health_state_holds_and_the_names_carry_our_prefix() {
+        let metrics = Metrics::new().unwrap();
+        metrics.health("ok");
+        metrics.health("refused");
+        let text = metrics.render().unwrap();
+        assert!(text.contains("transit_kms_health{state=\"refused\"} 1"), "{text}");
+        assert!(text.contains("transit_kms_health{state=\"ok\"} 0"), "{text}");
+        assert!(text.contains("process_resident_memory_bytes"), "{text}");
+        assert!(text.contains("transit_kms_build_info{version="), "{text}");
+    }
+
+    #[test]
+    fn a_new_key_id_replaces_the_old_label() {
+        let metrics = Metrics::new().unwrap();
+        metrics.key_published("kms", 1, "sha256:aa");
+        metrics.key_published("kms", 2, "sha256:bb");
+        let text = metrics.render().unwrap();
+        assert!(!text.contains("sha256:aa"), "{text}");
+        assert!(text.contains("transit_kms_key_version{key=\"kms\"} 2"), "{text}");
+    }
+}

@@ -1,0 +1,6 @@
+//! What the daemon tells about itself: metrics and logs.
+
+pub mod heartbeat;
+pub mod metrics;
+pub mod process;
+pub mod telemetry;

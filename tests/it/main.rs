@@ -1,0 +1,1 @@
+//! Tests against real servers; `support` starts and stops them.
