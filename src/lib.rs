@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `app` composes the parts and is the only module that knows all of them;
-//! `config` and [`observe`] lie below everything. `ARCHITECTURE.md` has the
+//! [`config`] and [`observe`] lie below everything. `ARCHITECTURE.md` has the
 //! picture, the invariants and the test that guards each of them.
 
+pub mod config;
 pub mod observe;

@@ -1,0 +1,31 @@
+//! The rendered file: what it may say, how it is read, how its changes are seen.
+//!
+//! ```text
+//! watch    events, debounce, polls      -> Observation, only when it differs
+//! source   bounded reads, fingerprints  -> Reading
+//! parse    YAML, rules, lines           -> Config
+//! model    the settings, each proven by its constructor
+//! ```
+//!
+//! Nothing here shows a value of the file in an error, a log line or a
+//! `Debug`: a mangled file may hold the token anywhere. Errors name the file,
+//! the line, the key and the rule. Paths of files are the one exception: they
+//! must be known to be mended.
+
+mod debounce;
+mod error;
+pub mod model;
+mod notifier;
+pub mod parse;
+mod places;
+pub mod source;
+mod tree;
+pub mod watch;
+
+pub use error::{ConfigError, ConfigErrorKind};
+pub use model::{
+    Address, BrokenRule, Config, Credentials, KeyName, KeyNames, MountPath, Namespace, TlsFiles, Token,
+};
+pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
+pub use source::{Fingerprint, Reading, TlsMaterial, read};
+pub use watch::{Observation, Rereader, WatchOptions, Watcher, watch};

@@ -1,0 +1,485 @@
+//! The settings. A value of these types has passed its rules; the constructors
+//! say which rule was broken, never by what.
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use rustls::pki_types::ServerName;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+/// The longest token in bytes. Batch tokens are a few hundred.
+pub const MAX_TOKEN_BYTES: usize = 4096;
+
+/// The login methods that are known by name; none is served yet.
+pub const LOGIN_METHODS: [&str; 18] = [
+    "alicloud",
+    "approle",
+    "aws",
+    "azure",
+    "cert",
+    "gcp",
+    "github",
+    "jwt",
+    "kerberos",
+    "kubernetes",
+    "ldap",
+    "oci",
+    "oidc",
+    "okta",
+    "radius",
+    "spiffe",
+    "token",
+    "userpass",
+];
+
+/// A rule in words that follow the name of a key: "must not be empty".
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct BrokenRule(&'static str);
+
+/// Everything that the file says. `Debug` is safe to print.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// Where Vault is, in the order in which to try; never empty, none twice.
+    pub addresses: Vec<Address>,
+    /// The Vault namespace; the root namespace if none is given.
+    pub namespace: Namespace,
+    /// Where the Transit engine is mounted.
+    pub mount: MountPath,
+    /// The first encrypts, all decrypt.
+    pub keys: KeyNames,
+    /// What concerns TLS.
+    pub tls: TlsFiles,
+    /// How to be let in.
+    pub credentials: Credentials,
+    /// What the operator should know though it is no error, each a sentence;
+    /// for the caller to log.
+    pub warnings: Vec<String>,
+}
+
+/// A Vault server: `https://host[:port][/prefix]`. Displays so, without a slash at the end.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Address(Url);
+
+impl Address {
+    /// Takes `https://` URLs, and `http://` ones if `allow_http`; a path is
+    /// kept as prefix, its slashes at the end are not.
+    ///
+    /// # Errors
+    /// Another scheme, user information, a query, a fragment, dot segments,
+    /// empty segments, percent signs, or no URL at all.
+    pub fn new(text: &str, allow_http: bool) -> Result<Self, BrokenRule> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(BrokenRule("must not be empty"));
+        }
+        // `Url` drops tabs and line breaks and turns `\` into `/`: it would read another
+        // address than the operator does.
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains('\\') {
+            return Err(BrokenRule("must be a URL of visible ASCII characters without spaces"));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(BrokenRule("must be a URL that begins with https://"));
+        };
+        if scheme.eq_ignore_ascii_case("http") {
+            if !allow_http {
+                return Err(BrokenRule(
+                    "is http://, which would send the token in clear: use https://, or start with --allow-http",
+                ));
+            }
+        } else if !scheme.eq_ignore_ascii_case("https") {
+            return Err(BrokenRule("must be a URL that begins with https://"));
+        }
+        if rest.contains(['?', '#']) {
+            return Err(BrokenRule("must not have a query or a fragment"));
+        }
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if authority.contains('@') {
+            return Err(BrokenRule("must not have a user name or password in it"));
+        }
+        let path = path.trim_end_matches('/');
+        if path.contains('%') || path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(BrokenRule("must have a plain path: no %, no dot segments"));
+        }
+        if !path.is_empty() && path.split('/').any(str::is_empty) {
+            return Err(BrokenRule("must not have two slashes in a row in its path"));
+        }
+        let unreadable = BrokenRule("is not a URL: check the host and the port");
+        let mut url = Url::parse(text).map_err(|_| unreadable)?;
+        if !url.has_host() || authority.is_empty() {
+            return Err(unreadable);
+        }
+        url.set_path(path);
+        Ok(Self(url))
+    }
+
+    /// As a URL. Its path is the prefix, or `/`.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// A Vault namespace without slashes around it. `root` and nothing are the same.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// Trims slashes; `root` becomes the empty name.
+    ///
+    /// # Errors
+    /// Empty or dot segments, and characters that cannot stand in a path.
+    pub fn new(text: &str) -> Result<Self, BrokenRule> {
+        let text = text.trim().trim_matches('/');
+        if text.is_empty() || text == "root" {
+            return Ok(Self::default());
+        }
+        plain_path(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The name, empty for the root namespace.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True for the root namespace.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Where a secrets engine is mounted, without slashes around it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct MountPath(String);
+
+impl MountPath {
+    /// Trims slashes.
+    ///
+    /// # Errors
+    /// Nothing left, empty or dot segments, and characters that cannot stand in a path.
+    pub fn new(text: &str) -> Result<Self, BrokenRule> {
+        let text = text.trim().trim_matches('/');
+        if text.is_empty() {
+            return Err(BrokenRule("must not be empty"));
+        }
+        plain_path(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The path.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for MountPath {
+    /// `transit`, as Vault itself has it.
+    fn default() -> Self {
+        Self("transit".to_owned())
+    }
+}
+
+/// Whatever needs an escape in a URL, or might be normalised away on its way, is refused:
+/// what the operator wrote, what key_id hashes and what Vault sees must be one text.
+fn plain_path(text: &str) -> Result<(), BrokenRule> {
+    if text.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        return Err(BrokenRule("must not have empty, . or .. segments"));
+    }
+    let escaped = ['?', '#', '%', '\\', '"', '<', '>', '^', '`', '{', '|', '}'];
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains(escaped) {
+        return Err(BrokenRule(
+            "must be a plain path: visible ASCII, no spaces, none of ? # % \\ \" < > ^ ` { | }",
+        ));
+    }
+    Ok(())
+}
+
+/// The name of a Transit key; cheap to clone.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct KeyName(Arc<str>);
+
+impl KeyName {
+    /// Takes what Vault takes: letters, digits and `_` anywhere, `.` and `-` within.
+    ///
+    /// # Errors
+    /// Anything else, with the rule.
+    pub fn new(text: &str) -> Result<Self, BrokenRule> {
+        let text = text.trim();
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let ends_well = text.bytes().next().is_some_and(word) && text.bytes().next_back().is_some_and(word);
+        if text.is_empty() {
+            Err(BrokenRule("must not be empty"))
+        } else if !text.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-')) {
+            Err(BrokenRule("must be a key name of letters, digits, _, - and ."))
+        } else if !ends_well {
+            Err(BrokenRule("must be a key name that neither begins nor ends with - or ."))
+        } else {
+            Ok(Self(Arc::from(text)))
+        }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One key name or more, none twice.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct KeyNames {
+    primary: KeyName,
+    others: Vec<KeyName>,
+}
+
+impl KeyNames {
+    /// The first name encrypts.
+    ///
+    /// # Errors
+    /// No name, or one twice.
+    pub fn new(names: impl IntoIterator<Item = KeyName>) -> Result<Self, BrokenRule> {
+        let mut names = names.into_iter();
+        let primary = names.next().ok_or(BrokenRule("must name at least one key"))?;
+        let mut all = Self { primary, others: Vec::new() };
+        for name in names {
+            if all.iter().any(|known| *known == name) {
+                return Err(BrokenRule("must not name a key twice"));
+            }
+            all.others.push(name);
+        }
+        Ok(all)
+    }
+
+    /// The key that encrypts.
+    #[must_use]
+    pub fn primary(&self) -> &KeyName {
+        &self.primary
+    }
+
+    /// All of them, the primary first.
+    pub fn iter(&self) -> impl Iterator<Item = &KeyName> {
+        std::iter::once(&self.primary).chain(&self.others)
+    }
+}
+
+/// The files and names of TLS. Paths are absolute; certificate and key are both there or both not.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub struct TlsFiles {
+    /// PEM bundle of the authorities to trust, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The name that the server's certificate must hold, if it is not the address's host.
+    pub server_name: Option<String>,
+    /// PEM chain of our certificate.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM key of our certificate.
+    pub client_key_file: Option<PathBuf>,
+}
+
+/// An absolute path.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, BrokenRule> {
+    if text.is_empty() {
+        return Err(BrokenRule("must not be empty"));
+    }
+    // Paths are shown in errors, so they must not be able to forge a line of the log.
+    if text.chars().any(char::is_control) {
+        return Err(BrokenRule("must be a path without control characters"));
+    }
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err(BrokenRule("must be an absolute path")) }
+}
+
+/// A name that a certificate can hold.
+pub(super) fn server_name(text: &str) -> Result<String, BrokenRule> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(BrokenRule("must be a DNS name or an IP address")),
+    }
+}
+
+/// How we are let in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Credentials {
+    /// A token that somebody renders.
+    Token(Token),
+    /// A login that is recognised but not served yet.
+    Unsupported {
+        /// One of [`LOGIN_METHODS`].
+        method: &'static str,
+    },
+}
+
+/// A Vault token: a legal header value, wiped when the last clone goes.
+#[derive(Clone)]
+pub struct Token(Arc<SecretString>);
+
+impl Token {
+    /// Trims white space around the token.
+    ///
+    /// # Errors
+    /// Nothing left, more than [`MAX_TOKEN_BYTES`], or what is not visible ASCII.
+    pub fn new(text: &str) -> Result<Self, BrokenRule> {
+        let text = text.trim();
+        if text.is_empty() {
+            Err(BrokenRule("must not be empty"))
+        } else if text.len() > MAX_TOKEN_BYTES {
+            Err(BrokenRule("must not be longer than 4096 bytes"))
+        } else if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Err(BrokenRule("must be visible ASCII characters without spaces"))
+        } else {
+            Ok(Self(Arc::new(SecretString::from(text))))
+        }
+    }
+
+    /// The token itself. Whoever calls this keeps it out of logs and errors.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(***)")
+    }
+}
+
+impl Eq for Token {}
+
+impl PartialEq for Token {
+    /// Both sides are ours: nobody measures how long this takes.
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_a_prefix_and_lose_slashes() {
+        for (text, shown) in [
+            ("https://vault:8200", "https://vault:8200"),
+            ("HTTPS://Vault:8200/", "https://vault:8200"),
+            (" https://vault/a/b// ", "https://vault/a/b"),
+            ("https://[::1]:8200", "https://[::1]:8200"),
+            ("https://10.0.0.1", "https://10.0.0.1"),
+            ("https://vault:443", "https://vault"),
+        ] {
+            assert_eq!(Address::new(text, false).unwrap().to_string(), shown, "{text}");
+        }
+        assert_eq!(Address::new("http://v:1", true).unwrap().to_string(), "http://v:1");
+    }
+
+    #[test]
+    fn addresses_that_mean_two_things_are_refused() {
+        for text in [
+            "",
+            "vault:8200",
+            "http://vault:8200",
+            "unix:///run/agent.sock",
+            "https:vault",
+            "https://",
+            "https:///path",
+            "https://user@vault",
+            "https://user:pass@vault",
+            "https://@vault",
+            "https://vault?x=1",
+            "https://vault/#x",
+            "https://vault/a//b",
+            "https://vault//a",
+            "https://vault/../a",
+            "https://vault/%2e%2e/a",
+            "https://vault\\a",
+            "https://va ult",
+            "https://vault:99999",
+            "https://va\nult",
+        ] {
+            assert!(Address::new(text, false).is_err(), "{text}");
+        }
+        assert!(Address::new("http://vault", false).unwrap_err().to_string().contains("--allow-http"));
+    }
+
+    #[test]
+    fn root_is_no_namespace() {
+        for text in ["", "/", "root", "/root/", " root "] {
+            assert!(Namespace::new(text).unwrap().is_root(), "{text}");
+        }
+        assert_eq!(Namespace::new("/team-a/sub/").unwrap().as_str(), "team-a/sub");
+        for text in ["a//b", "a/../b", "a b", "a\nb", "a?", "\u{e9}"] {
+            assert!(Namespace::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts_are_plain_paths() {
+        assert_eq!(MountPath::new("/a/transit/").unwrap().as_str(), "a/transit");
+        for text in ["", "/", "..", "a/../b", "a//b", "a b", "a\tb", "a?b", "a#b", "a%2fb", "a\\b", "."] {
+            assert!(MountPath::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn key_names_are_what_vault_takes() {
+        for text in ["k", "kms", "my-key.v1", "_x_", " kms "] {
+            assert!(KeyName::new(text).is_ok(), "{text}");
+        }
+        for text in ["", ".", "..", "a/b", "-a", "a-", "a.", "a b", "\u{e9}", "a%b"] {
+            assert!(KeyName::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn key_names_are_ordered_and_unique() {
+        let name = |text| KeyName::new(text).unwrap();
+        let names = KeyNames::new([name("b"), name("a")]).unwrap();
+        assert_eq!(names.primary().as_str(), "b");
+        assert_eq!(names.iter().map(KeyName::as_str).collect::<Vec<_>>(), ["b", "a"]);
+        assert!(KeyNames::new([]).is_err());
+        assert!(KeyNames::new([name("a"), name("b"), name("a")]).is_err());
+    }
+
+    #[test]
+    fn tokens_are_header_values_and_stay_hidden() {
+        let token = Token::new(" hvs.abc \n").unwrap();
+        assert_eq!(token.expose(), "hvs.abc");
+        assert_eq!(
+            format!("{token:?} {:?}", Credentials::Token(token.clone())),
+            "Token(***) Token(Token(***))"
+        );
+        assert_eq!(token, Token::new("hvs.abc").unwrap());
+        assert_ne!(token, Token::new("hvs.abd").unwrap());
+        for text in ["", "  ", "a b", "a\nb", "a\u{0}b", "\u{e9}", &"x".repeat(MAX_TOKEN_BYTES + 1)] {
+            assert!(Token::new(text).is_err());
+        }
+        assert!(Token::new(&"x".repeat(MAX_TOKEN_BYTES)).is_ok());
+    }
+
+    #[test]
+    fn paths_are_absolute_and_names_are_names() {
+        assert!(absolute_path("/etc/ca.pem").is_ok());
+        for text in ["", "ca.pem", "./ca.pem", "~/ca.pem", "/a\nb", "/a\0b"] {
+            assert!(absolute_path(text).is_err(), "{text}");
+        }
+        assert!(server_name("vault.example").is_ok());
+        assert!(server_name("10.0.0.1").is_ok());
+        assert!(server_name("https://vault").is_err());
+        assert!(server_name("").is_err());
+    }
+}

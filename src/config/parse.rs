@@ -1,0 +1,808 @@
+//! From text to [`Config`]: Trousseau's two shapes, and ours.
+
+use std::{collections::HashSet, path::Path};
+
+use super::{
+    ConfigError, ConfigErrorKind,
+    model::{
+        Address, BrokenRule, Config, Credentials, KeyName, KeyNames, LOGIN_METHODS, MountPath, Namespace,
+        TlsFiles, Token, absolute_path, server_name,
+    },
+    tree::{self, Key, Node, Step},
+};
+
+/// The longest config file in bytes.
+pub const MAX_FILE_BYTES: usize = 64 * 1024;
+
+/// The settings, apart from `provider` and the wrapper, in lower case.
+const SETTINGS: &[&str] = &[
+    "address",
+    "addresses",
+    "auth",
+    "authpath",
+    "clientcert",
+    "clientkey",
+    "keynames",
+    "namespace",
+    "roleid",
+    "secretid",
+    "tls",
+    "tlsservername",
+    "token",
+    "transitpath",
+    "vaultcacert",
+];
+const TLS_SETTINGS: &[&str] = &["ca_file", "client_cert_file", "client_key_file", "server_name"];
+/// What may be named in errors of an `auth:` block; other keys are let pass, unseen.
+const AUTH_SETTINGS: &[&str] = &[
+    "jwt_file",
+    "method",
+    "mount",
+    "role",
+    "role_id",
+    "secret_id",
+    "secret_id_file",
+    "token_file",
+    "wrapped",
+];
+const FLAT: &[&str] = &["provider"];
+const WRAPPED: &[&str] = &["provider", "vault"];
+
+/// What flags say about the file.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ParseOptions {
+    /// Take `http://` addresses.
+    pub allow_http: bool,
+}
+
+/// Reads a config. `path` is only for the errors.
+///
+/// Lenient with what templates do: a BOM, CRLF, blank lines before `---`,
+/// spaces around values. Strict with what they say.
+///
+/// # Errors
+/// The line and the rule, never a value; the kind is always `Invalid`.
+pub fn parse(text: &[u8], path: &Path, options: ParseOptions) -> Result<Config, ConfigError> {
+    if text.len() > MAX_FILE_BYTES {
+        return Err(ConfigError::invalid(path, None, "is larger than 64 KiB"));
+    }
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let line_of = |offset| 1 + text.iter().take(offset).filter(|byte| **byte == b'\n').count();
+    let text = std::str::from_utf8(text).map_err(|error| {
+        ConfigError::invalid(path, Some(line_of(error.valid_up_to())), "is not UTF-8 text")
+    })?;
+    // The parser would refuse them as well, but without a line.
+    if let Some(offset) = text.find(unprintable) {
+        let rule = "has a control character; perhaps it is half written";
+        return Err(ConfigError::invalid(path, Some(line_of(offset)), rule));
+    }
+    let tree = tree::read(text).map_err(|unreadable| ConfigError {
+        kind: ConfigErrorKind::Invalid,
+        path: path.to_owned(),
+        line: unreadable.location.map(|(line, _)| line),
+        column: unreadable.location.filter(|_| unreadable.syntax).map(|(_, column)| column),
+        rule: unreadable.rule,
+    })?;
+    let entries = match &tree {
+        Node::Map(entries) => entries,
+        Node::Null => {
+            return Err(ConfigError::invalid(path, None, "is empty; perhaps it is half written"));
+        }
+        Node::Bool | Node::Number | Node::Seq(_) | Node::Str(_) => {
+            let rule = "must hold settings such as `address: https://...`; perhaps it is half written";
+            return Err(ConfigError::invalid(path, None, rule));
+        }
+    };
+    let root = Section::new(String::new(), Vec::new(), entries);
+    root.and_then(|root| config(&root, options)).map_err(|broken| {
+        let line = tree::locate(text, &broken.steps).map(|(line, _)| line);
+        ConfigError::invalid(path, line, broken.rule)
+    })
+}
+
+/// What YAML does not allow in a text.
+fn unprintable(letter: char) -> bool {
+    let allowed = matches!(letter, '\t' | '\n' | '\r' | '\u{85}') || !letter.is_control();
+    !allowed || matches!(letter, '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+}
+
+fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
+    if let Some(provider) = root.find("provider") {
+        let text = provider.string()?;
+        if !["vault", "openbao", "bao"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
+            return Err(provider.broken("must be vault (openbao and bao mean the same)"));
+        }
+    }
+    let below_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
+    match root.find("vault") {
+        Some(wrapped) => {
+            root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
+            let section = wrapped.section()?;
+            section.refuse_unknown(&[SETTINGS], below_tls)?;
+            settings(&section, options)
+        }
+        None => {
+            root.refuse_unknown(&[SETTINGS, FLAT], below_tls)?;
+            settings(root, options)
+        }
+    }
+}
+
+fn settings(section: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
+    let mut warnings = Vec::new();
+    Ok(Config {
+        addresses: addresses(section, options, &mut warnings)?,
+        namespace: section.parsed("namespace", Namespace::new)?.unwrap_or_default(),
+        mount: section.parsed("transitpath", MountPath::new)?.unwrap_or_default(),
+        keys: keys(section)?,
+        tls: tls(section)?,
+        credentials: credentials(section, &mut warnings)?,
+        warnings,
+    })
+}
+
+fn addresses(
+    section: &Section<'_>,
+    options: ParseOptions,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Address>, Broken> {
+    let (place, values) = match (section.find("addresses"), section.find("address")) {
+        (Some(_), Some(single)) => {
+            return Err(single.broken("must not stand beside addresses: keep one of them"));
+        }
+        (Some(several), None) => {
+            let values = several.one_or_more()?;
+            (several, values)
+        }
+        (None, Some(single)) => (single.clone(), vec![single]),
+        (None, None) => return Err(section.missing("address", "where Vault is, such as https://vault:8200")),
+    };
+    let mut addresses = Vec::new();
+    for value in values {
+        let address = value.parsed(|text| Address::new(text, options.allow_http))?;
+        if addresses.contains(&address) {
+            warnings.push(format!("{}: an address stands there twice; it counts once", place.name));
+        } else {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() { Err(place.broken("must name at least one address")) } else { Ok(addresses) }
+}
+
+fn keys(section: &Section<'_>) -> Result<KeyNames, Broken> {
+    let Some(place) = section.find("keynames") else {
+        return Err(section.missing("keynames", "the names of Transit keys, the first of which encrypts"));
+    };
+    let mut names = Vec::new();
+    for value in place.one_or_more()? {
+        names.push(value.parsed(KeyName::new)?);
+    }
+    KeyNames::new(names).map_err(|rule| place.broken(rule))
+}
+
+fn tls(section: &Section<'_>) -> Result<TlsFiles, Broken> {
+    let inner = section.find("tls").map(|tls| tls.section()).transpose()?;
+    if let Some(inner) = &inner {
+        inner.refuse_unknown(&[TLS_SETTINGS], |_| None)?;
+    }
+    let find = |key| inner.as_ref().and_then(|inner| inner.find(key));
+    let files = TlsFiles {
+        ca_file: one_spelling(find("ca_file"), section.find("vaultcacert"))?
+            .map(|value| value.parsed(absolute_path))
+            .transpose()?,
+        server_name: one_spelling(find("server_name"), section.find("tlsservername"))?
+            .map(|value| value.parsed(server_name))
+            .transpose()?,
+        client_cert_file: find("client_cert_file").map(|value| value.parsed(absolute_path)).transpose()?,
+        client_key_file: find("client_key_file").map(|value| value.parsed(absolute_path)).transpose()?,
+    };
+    match (find("client_cert_file"), find("client_key_file")) {
+        (Some(lonely), None) => Err(lonely.broken("needs client_key_file beside it")),
+        (None, Some(lonely)) => Err(lonely.broken("needs client_cert_file beside it")),
+        _ => Ok(files),
+    }
+}
+
+fn one_spelling<'a>(ours: Option<Value<'a>>, theirs: Option<Value<'a>>) -> Result<Option<Value<'a>>, Broken> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => {
+            Err(theirs.broken(format!("means the same as {}: keep one of them", ours.name)))
+        }
+        (ours, theirs) => Ok(ours.or(theirs)),
+    }
+}
+
+/// The token wins; of the logins the first named here does. What loses is warned about.
+fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Credentials, Broken> {
+    // Only a prefix of a login's path; its type is checked all the same.
+    section.filled("authpath")?;
+    let token = section.parsed("token", Token::new)?;
+    let mut logins = Vec::new();
+    if let Some(auth) = section.find("auth") {
+        logins.push((auth.name.clone(), method(&auth.section()?)?));
+    }
+    for (keys, method) in [(["roleid", "secretid"], "approle"), (["clientcert", "clientkey"], "cert")] {
+        for key in keys {
+            if let Some(value) = section.filled(key)? {
+                logins.push((value.name, method));
+            }
+        }
+    }
+    let (credentials, winner) = match (token, logins.first()) {
+        (Some(token), _) => (Credentials::Token(token), None),
+        (None, Some((_, method))) => (Credentials::Unsupported { method }, Some(*method)),
+        (None, None) => {
+            return Err(section.missing("token", "no token and no auth: one of them must be there"));
+        }
+    };
+    for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != winner) {
+        let reason = if winner.is_some() { "another login" } else { "a token" };
+        warnings.push(format!("{name}: is ignored, because {reason} stands beside it"));
+    }
+    Ok(credentials)
+}
+
+/// The method of an `auth:` block. What else is in it is not served yet, so only its shape is checked.
+fn method(auth: &Section<'_>) -> Result<&'static str, Broken> {
+    for value in (0..auth.entries.len()).filter_map(|index| auth.value(index)) {
+        if matches!(value.node, Node::Map(_) | Node::Seq(_)) {
+            return Err(value.broken("must be one value, not a list or a mapping"));
+        }
+    }
+    let Some(method) = auth.find("method") else {
+        return Err(auth.missing("method", "the login method, such as approle"));
+    };
+    let text = method.string()?;
+    let known = LOGIN_METHODS.iter().find(|known| text.eq_ignore_ascii_case(known));
+    known.copied().ok_or_else(|| {
+        method.broken(format!("must be a login method that is known: {}", LOGIN_METHODS.join(", ")))
+    })
+}
+
+/// A rule and where it broke.
+struct Broken {
+    steps: Vec<Step>,
+    rule: String,
+}
+
+/// A mapping and its name, such as `vault.tls`; the root has none.
+struct Section<'a> {
+    name: String,
+    steps: Vec<Step>,
+    entries: &'a [(Key, Node)],
+}
+
+impl<'a> Section<'a> {
+    /// No key may stand there twice.
+    fn new(name: String, steps: Vec<Step>, entries: &'a [(Key, Node)]) -> Result<Self, Broken> {
+        let section = Self { name, steps, entries };
+        let mut seen = HashSet::new();
+        let twice = section.entries.iter().position(|(key, _)| !seen.insert(key.as_str()));
+        match twice.and_then(|index| section.value(index)) {
+            Some(twice) => Err(twice.broken("stands there twice (upper and lower case are the same)")),
+            None => Ok(section),
+        }
+    }
+
+    fn value(&self, index: usize) -> Option<Value<'a>> {
+        let (key, node) = self.entries.get(index)?;
+        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, WRAPPED];
+        let known = lists.iter().any(|list| list.contains(&key.as_str()));
+        Some(Value {
+            name: self.within(if known { key } else { "(a key)" }),
+            steps: self.steps.iter().copied().chain([Step::Entry(index)]).collect(),
+            node,
+        })
+    }
+
+    fn find(&self, key: &str) -> Option<Value<'a>> {
+        let index = self.entries.iter().position(|(known, _)| known.as_str() == key)?;
+        self.value(index)
+    }
+
+    /// A string that may be left empty, as templates do; then it is not there.
+    fn filled(&self, key: &str) -> Result<Option<Value<'a>>, Broken> {
+        match self.find(key) {
+            Some(value) if value.string()?.is_empty() => Ok(None),
+            found => Ok(found),
+        }
+    }
+
+    fn parsed<T>(
+        &self,
+        key: &str,
+        rule: impl Fn(&str) -> Result<T, BrokenRule>,
+    ) -> Result<Option<T>, Broken> {
+        self.find(key).map(|value| value.parsed(rule)).transpose()
+    }
+
+    fn missing(&self, key: &str, what: &str) -> Broken {
+        Broken { steps: self.steps.clone(), rule: format!("{}: is missing: {what}", self.within(key)) }
+    }
+
+    /// `elsewhere` says where a key that is known, but not here, belongs.
+    ///
+    /// An unknown key is named only if it is a known one with a slip, because
+    /// in a mangled file a secret, or a piece of one, can stand in its place.
+    fn refuse_unknown(
+        &self,
+        known: &[&[&'static str]],
+        elsewhere: impl Fn(&str) -> Option<&'static str>,
+    ) -> Result<(), Broken> {
+        let known = known.concat();
+        let mut keys = self.entries.iter().map(|(key, _)| key.as_str()).enumerate();
+        let Some((index, key)) = keys.find(|(_, key)| !known.contains(key)) else {
+            return Ok(());
+        };
+        let rule = if let Some(place) = elsewhere(key) {
+            format!("{}: unknown key here; it {place}", self.within(key))
+        } else if let Some(nearest) = nearest(key, &known) {
+            format!("{}: unknown key; did you mean {nearest}?", self.within(key))
+        } else {
+            let place = if self.name.is_empty() { String::new() } else { format!("{}: ", self.name) };
+            let known = known.join(", ");
+            format!("{place}unknown key (not named, as it may be a secret); known here: {known}")
+        };
+        let steps = self.steps.iter().copied().chain([Step::Entry(index)]).collect();
+        Err(Broken { steps, rule })
+    }
+
+    fn within(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+}
+
+/// A value and its name, such as `vault.keynames[1]`.
+#[derive(Clone)]
+struct Value<'a> {
+    name: String,
+    steps: Vec<Step>,
+    node: &'a Node,
+}
+
+impl<'a> Value<'a> {
+    fn broken(&self, rule: impl std::fmt::Display) -> Broken {
+        Broken { steps: self.steps.clone(), rule: format!("{}: {rule}", self.name) }
+    }
+
+    fn absent(&self) -> Broken {
+        self.broken("has no value; perhaps the file is half written")
+    }
+
+    /// Without spaces around it.
+    fn string(&self) -> Result<&'a str, Broken> {
+        match self.node {
+            Node::Str(text) => match text.trim() {
+                // What Go's templates write for a value that is not there.
+                "<no value>" => Err(self.broken("is <no value>: the agent's template found nothing there")),
+                text => Ok(text),
+            },
+            Node::Null => Err(self.absent()),
+            Node::Bool | Node::Number => Err(self.broken("must be a string (put it in quotes)")),
+            Node::Map(_) | Node::Seq(_) => Err(self.broken("must be a string, not a list or a mapping")),
+        }
+    }
+
+    fn parsed<T>(&self, rule: impl Fn(&str) -> Result<T, BrokenRule>) -> Result<T, Broken> {
+        rule(self.string()?).map_err(|rule| self.broken(rule))
+    }
+
+    /// The items of a list; one string is a list of one.
+    fn one_or_more(&self) -> Result<Vec<Value<'a>>, Broken> {
+        match self.node {
+            Node::Seq(items) => Ok(items
+                .iter()
+                .enumerate()
+                .map(|(index, node)| Value {
+                    name: format!("{}[{index}]", self.name),
+                    steps: self.steps.iter().copied().chain([Step::Item(index)]).collect(),
+                    node,
+                })
+                .collect()),
+            Node::Map(_) => Err(self.broken("must be a list of strings")),
+            Node::Bool | Node::Null | Node::Number | Node::Str(_) => Ok(vec![self.clone()]),
+        }
+    }
+
+    fn section(&self) -> Result<Section<'a>, Broken> {
+        match self.node {
+            Node::Map(entries) => Section::new(self.name.clone(), self.steps.clone(), entries),
+            Node::Null => Err(self.absent()),
+            Node::Bool | Node::Number | Node::Seq(_) | Node::Str(_) => {
+                Err(self.broken("must be a mapping of keys to values"))
+            }
+        }
+    }
+}
+
+/// The known key that `key` is a slip of: a third of its letters may differ, but never more than three.
+fn nearest<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
+    let bare = |name: &str| name.chars().filter(|letter| letter.is_alphanumeric()).collect::<Vec<_>>();
+    let key = bare(key);
+    let slips = known.iter().map(|name| (distance(&key, &bare(name)), *name));
+    let (slips, name) = slips.min_by_key(|(slips, _)| *slips)?;
+    (slips <= (name.len() / 3).clamp(1, 3)).then_some(name)
+}
+
+/// Levenshtein's distance, where two neighbours that swap count once.
+fn distance(left: &[char], right: &[char]) -> usize {
+    let at = |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX / 2);
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=right.len()).collect();
+    for (i, &l) in left.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, &r) in right.iter().enumerate() {
+            let mut cost =
+                (at(&above, j) + usize::from(l != r)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
+            let swapped = i > 0 && j > 0 && left.get(i - 1) == Some(&r) && right.get(j - 1) == Some(&l);
+            if swapped {
+                cost = cost.min(at(&before, j - 1) + 1);
+            }
+            row.push(cost);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    at(&above, right.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SENTINEL: &str = "hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ";
+
+    const OURS: &str = "\
+provider: vault
+vault:
+  addresses: [https://vault-0:8200, https://vault-1:8200/prefix/]
+  namespace: /team-a/
+  transitpath: transit/
+  keynames: [kms, kms-old]
+  tls: { ca_file: /etc/ca.pem, server_name: vault.internal, client_cert_file: /c.pem, client_key_file: /k.pem }
+  token: hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ
+";
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        parse(text.as_bytes(), Path::new("/etc/x.yaml"), ParseOptions::default())
+    }
+
+    fn good(text: &str) -> Config {
+        read(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    }
+
+    fn refused(text: &str) -> String {
+        let error = read(text).expect_err(text).to_string();
+        assert!(error.starts_with("/etc/x.yaml:"), "{error}");
+        error
+    }
+
+    /// A flat config with lines in place of the token's.
+    fn with(lines: &str) -> String {
+        format!("address: https://v\nkeynames: k\n{lines}\n")
+    }
+
+    fn token(config: &Config) -> &str {
+        match &config.credentials {
+            Credentials::Token(token) => token.expose(),
+            Credentials::Unsupported { method } => panic!("{method}"),
+        }
+    }
+
+    #[test]
+    fn our_shape() {
+        let config = good(OURS);
+        assert_eq!(
+            config.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://vault-0:8200", "https://vault-1:8200/prefix"]
+        );
+        assert_eq!(config.namespace.as_str(), "team-a");
+        assert_eq!(config.mount.as_str(), "transit");
+        assert_eq!(config.keys.iter().map(KeyName::as_str).collect::<Vec<_>>(), ["kms", "kms-old"]);
+        assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
+        assert_eq!(config.tls.server_name.as_deref(), Some("vault.internal"));
+        assert_eq!(config.tls.client_cert_file.as_deref(), Some(Path::new("/c.pem")));
+        assert_eq!(config.tls.client_key_file.as_deref(), Some(Path::new("/k.pem")));
+        assert_eq!(token(&config), SENTINEL);
+        assert!(config.warnings.is_empty());
+        assert!(!format!("{config:?}").contains(SENTINEL));
+    }
+
+    #[test]
+    fn trousseau_v1_as_an_agent_renders_it() {
+        let config = good(
+            "\r\n--- \r\nprovider: vault \r\nvault: \r\n  keynames: \r\n  - vault-kms-demo \r\n  \
+             address: https://vault:8200 \r\n  token: \" s.abcdef \" \r\n  vaultcacert: /ca.crt \r\n  \
+             tlsservername: vault.loc \r\n  transitpath: transit \r\n  authpath: auth \r\n \r\n",
+        );
+        assert_eq!(config.keys.primary().as_str(), "vault-kms-demo");
+        assert_eq!(token(&config), "s.abcdef");
+        assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.crt")));
+        assert_eq!(config.tls.server_name.as_deref(), Some("vault.loc"));
+        assert!(config.namespace.is_root());
+    }
+
+    #[test]
+    fn trousseau_v2_without_a_wrapper() {
+        let config = good(
+            "\u{feff}--- \nkeyNames:\n- kms\naddress: https://v\ntoken: root\nvaultCACert: /ca.crt\ntlsServerName: v\n",
+        );
+        assert_eq!(token(&config), "root");
+        assert_eq!(config.mount.as_str(), "transit");
+        assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.crt")));
+        assert_eq!(good(&with("provider: OpenBao\nTOKEN: t")).keys.primary().as_str(), "k");
+    }
+
+    #[test]
+    fn logins_are_recognised() {
+        for (lines, expected) in [
+            ("roleid: r\nsecretid: s", "approle"),
+            ("roleID: r", "approle"),
+            ("clientCert: /c\nclientKey: /k", "cert"),
+            (
+                "auth: { method: AppRole, mount: approle, role_id: r, secret_id_file: /s, wrapped: true }",
+                "approle",
+            ),
+            ("auth: { method: jwt, anything: 1 }\nroleid: r", "jwt"),
+        ] {
+            let Credentials::Unsupported { method } = good(&with(lines)).credentials else {
+                panic!("{lines}");
+            };
+            assert_eq!(method, expected, "{lines}");
+        }
+    }
+
+    #[test]
+    fn the_token_wins_and_the_rest_is_warned_about() {
+        let config = good(&with("token: t\nroleid: r\nsecretid: ''\nauth: { method: cert }"));
+        assert_eq!(token(&config), "t");
+        assert_eq!(
+            config.warnings,
+            [
+                "auth: is ignored, because a token stands beside it",
+                "roleid: is ignored, because a token stands beside it"
+            ]
+        );
+        let config = good(&with("auth: { method: jwt }\nclientcert: /c\nclientkey: /k"));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        assert!(good(&with("roleid: r\nsecretid: s")).warnings.is_empty());
+        assert!(refused(&with("roleid: ''\nsecretid: ' '")).contains("no token and no auth"));
+    }
+
+    #[test]
+    fn an_address_twice_counts_once() {
+        let config = good("addresses: [https://v, https://v/]\nkeynames: k\ntoken: t\n");
+        assert_eq!((config.addresses.len(), config.warnings.len()), (1, 1));
+    }
+
+    /// Each text, and what the error must say after the path.
+    #[test]
+    fn errors_name_line_key_and_rule() {
+        let mut wrong = Vec::new();
+        for (text, expected) in [
+            ("vault:\n  address: http://v\n  keynames: k\n  token: t\n", ":2: vault.address: is http://"),
+            (&with("token: ''"), ":3: token: must not be empty"),
+            (&with("token:"), ":3: token: has no value"),
+            (&with("token: 5"), ":3: token: must be a string (put it in quotes)"),
+            (&with("token: [t]"), ":3: token: must be a string, not a list"),
+            (&with("token: a b"), ":3: token: must be visible ASCII"),
+            (&with("token: <no value>"), ":3: token: is <no value>"),
+            (&with(""), ": token: is missing: no token and no auth"),
+            ("vault:\n  keynames: k\n  token: t\n", ":1: vault.address: is missing"),
+            ("vault:\n  address: https://v\n  token: t\n", ":1: vault.keynames: is missing"),
+            (&with("token: t\ntls:\n  ca_file: ca.pem"), ":5: tls.ca_file: must be an absolute path"),
+            (&with("token: t\nvaultcacert: ca.pem"), ":4: vaultcacert: must be an absolute path"),
+            (
+                &with("token: t\nvaultcacert: /a\ntls: { ca_file: /a }"),
+                ":4: vaultcacert: means the same as tls.ca_file",
+            ),
+            (
+                &with("token: t\ntls:\n  client_cert_file: /a"),
+                ":5: tls.client_cert_file: needs client_key_file",
+            ),
+            (
+                &with("token: t\ntls:\n  client_key_file: /a"),
+                ":5: tls.client_key_file: needs client_cert_file",
+            ),
+            (&with("token: t\ntls: x"), ":4: tls: must be a mapping"),
+            (&with("token: t\ntls: { server_name: 'a b' }"), ":4: tls.server_name: must be a DNS name"),
+            (&with("token: t\naddresses: [https://v]"), ":1: address: must not stand beside addresses"),
+            (&with("token: t\ntransitpath: a//b"), ":4: transitpath: must not have empty"),
+            (&with("token: t\nnamespace: a b"), ":4: namespace: must be a plain path"),
+            (&with("tokn: t"), ":3: tokn: unknown key; did you mean token?"),
+            (&with("token: t\nkey_names: [k]"), ":4: key_names: unknown key; did you mean keynames?"),
+            (&with("token: t\nca_file: /a"), ":4: ca_file: unknown key here; it belongs below tls:"),
+            (
+                &with("token: t\nlisten: x"),
+                ":4: unknown key (not named, as it may be a secret); known here: address, ",
+            ),
+            (
+                "provider: vault\ntoken: t\nvault:\n  a: b\n",
+                ":2: token: unknown key here; it belongs below vault:",
+            ),
+            ("provider: awskms\n", ":1: provider: must be vault"),
+            ("provider: 1\n", ":1: provider: must be a string"),
+            ("provider: vault\nvault:\n", ":2: vault: has no value; perhaps the file is half written"),
+            (&with("token: t\nTOKEN: t"), ":4: token: stands there twice"),
+            (&with("token: t\ntls: {ca_file: /a, CA_FILE: /b}"), ":4: tls.ca_file: stands there twice"),
+            (
+                "address: https://v\ntoken: t\nkeynames:\n- a\n- b\n- a/b\n",
+                ":6: keynames[2]: must be a key name",
+            ),
+            ("address: https://v\ntoken: t\nkeynames:\n- a\n- 7\n", ":5: keynames[1]: must be a string"),
+            (
+                "address: https://v\ntoken: t\nkeynames: [a, b, a]\n",
+                ":3: keynames: must not name a key twice",
+            ),
+            ("address: https://v\ntoken: t\nkeynames: []\n", ":3: keynames: must name at least one key"),
+            ("address: https://v\ntoken: t\nkeynames: {a: b}\n", ":3: keynames: must be a list of strings"),
+            ("addresses: []\ntoken: t\nkeynames: k\n", ":1: addresses: must name at least one address"),
+            (&with("auth: {}"), ":3: auth.method: is missing"),
+            (&with("auth: { method: 1 }"), ":3: auth.method: must be a string"),
+            (
+                &with("auth: { method: magic }"),
+                ":3: auth.method: must be a login method that is known: alicloud, ",
+            ),
+            (&with("auth:\n  method: jwt\n  role: [a]"), ":5: auth.role: must be one value"),
+            (&with("auth:\n  method: jwt\n  x: a\n  x: b"), ":6: auth.(a key): stands there twice"),
+            (&with("token: t\ntls:\n  cafile: /a"), ":5: tls.cafile: unknown key; did you mean ca_file?"),
+            (&with("auth: jwt"), ":3: auth: must be a mapping"),
+            ("", ": is empty; perhaps it is half written"),
+            (" \n\n", ": is empty"),
+            ("# only a comment\n", ": is empty"),
+            ("--- \n", ": is empty"),
+            ("provid", ": must hold settings"),
+            ("- a\n", ": must hold settings"),
+            ("a: b\n---\nc: d\n", ": must hold one YAML document"),
+            ("a: b\n c: d\n", ":2:3: is not valid YAML: a colon where none can be"),
+            ("a: 'b\n", ":2:1: is not valid YAML: a quote that is not closed"),
+            ("a: {b: c\n", ":2:1: is not valid YAML: a { or [ that is not closed"),
+            ("a:\n\tb: c\n", ":2:1: is not valid YAML: a tab"),
+            ("a: @b\n", ":1:4: is not valid YAML: a tab, @, ` or % begins a value"),
+            ("a: b\nc: d\0e\n", ":2: has a control character"),
+            ("a: *b\n", ":1:4: is not valid YAML"),
+            ("a: !secret b\n", ":1: has a YAML tag"),
+            ("1: b\n", ":1: has a key that is not a word"),
+            ("[a]: b\n", ":1: has a key that is not a word"),
+        ] {
+            let error = refused(text);
+            if !error.starts_with(&format!("/etc/x.yaml{expected}")) {
+                wrong.push(format!("{text}\nexpected {expected}\nbut said {error}\n"));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn http_needs_the_flag() {
+        let text = "address: http://v\nkeynames: k\ntoken: t\n";
+        assert!(refused(text).contains("--allow-http"));
+        assert!(parse(text.as_bytes(), Path::new("/x"), ParseOptions { allow_http: true }).is_ok());
+    }
+
+    #[test]
+    fn size_and_encoding_are_checked() {
+        let path = Path::new("/x");
+        let mut text = OURS.to_owned();
+        text += &"#".repeat(MAX_FILE_BYTES - text.len());
+        assert!(parse(text.as_bytes(), path, ParseOptions::default()).is_ok());
+        text.push('#');
+        let error = parse(text.as_bytes(), path, ParseOptions::default()).unwrap_err();
+        assert_eq!(error.to_string(), "/x: is larger than 64 KiB");
+        let error = parse(b"a: b\nc: \xff\n", path, ParseOptions::default()).unwrap_err();
+        assert_eq!(error.to_string(), "/x:2: is not UTF-8 text");
+    }
+
+    #[test]
+    fn a_secret_where_a_key_should_be_is_not_shown() {
+        for text in [
+            with(&format!("{SENTINEL}: x")),
+            with(&format!("token: t\ntls:\n  {SENTINEL}: x")),
+            with(&format!("{SENTINEL}: x\n{SENTINEL}: y")),
+            with(&format!("token: !!int {SENTINEL}")),
+            with(&format!("token: t\nauth:\n  {SENTINEL}: [x]")),
+            format!("vault: {SENTINEL}\n"),
+            format!("{SENTINEL}\n"),
+            format!("vault:\n  {SENTINEL}: x\n"),
+            format!("keynames: {SENTINEL}\naddress: {SENTINEL}\n"),
+        ] {
+            let error = read(&text).expect_err(&text);
+            assert!(
+                !format!("{error} {error:?}").contains(SENTINEL) && !format!("{error}").contains("qz7"),
+                "{error}"
+            );
+        }
+    }
+
+    /// One way of damaging a text.
+    #[derive(Clone, Debug)]
+    enum Damage {
+        Cut(usize, usize),
+        Insert(usize, &'static str),
+        Swap(usize, usize),
+    }
+
+    fn damage() -> impl Strategy<Value = Damage> {
+        let pieces = prop::sample::select(vec![
+            "\n",
+            ": ",
+            " ",
+            "\"",
+            "'",
+            "- ",
+            "#",
+            "[",
+            "{",
+            "}",
+            "]",
+            ",",
+            "!",
+            "!!int ",
+            "&a ",
+            "*a",
+            "|\n",
+            "\t",
+            "\0",
+            "\r",
+            "---\n",
+            "? ",
+            "%",
+            "@",
+            "\u{feff}",
+            "<no value>",
+            "!!binary ",
+            "token: ",
+            "<<: ",
+        ]);
+        prop_oneof![
+            (0..400_usize, 0..60_usize).prop_map(|(at, length)| Damage::Cut(at, length)),
+            (0..400_usize, pieces).prop_map(|(at, piece)| Damage::Insert(at, piece)),
+            (0..400_usize, 0..400_usize).prop_map(|(a, b)| Damage::Swap(a, b)),
+        ]
+    }
+
+    fn damaged(text: &str, damages: &[Damage]) -> Vec<u8> {
+        let mut bytes = text.as_bytes().to_vec();
+        for damage in damages {
+            let end = bytes.len();
+            match *damage {
+                Damage::Cut(at, length) => drop(bytes.drain(at.min(end)..(at + length).min(end))),
+                Damage::Insert(at, piece) => {
+                    drop(bytes.splice(at.min(end)..at.min(end), piece.bytes()).collect::<Vec<_>>());
+                }
+                Damage::Swap(a, b) if a < end && b < end => bytes.swap(a, b),
+                Damage::Swap(..) => {}
+            }
+        }
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes, Path::new("/x"), ParseOptions::default());
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[ -~\n\t\r\u{e9}\u{feff}]{0,200}") {
+            let _ = parse(text.as_bytes(), Path::new("/x"), ParseOptions::default());
+        }
+
+        /// Whatever damage the file took, no four characters of the secret are shown in a row.
+        /// The secret is made of letters that no word of ours has in such a row.
+        #[test]
+        fn damaged_files_tell_no_secret(damages in prop::collection::vec(damage(), 1..6)) {
+            if let Err(error) = parse(&damaged(OURS, &damages), Path::new("/x"), ParseOptions::default()) {
+                let said = format!("{error} {error:?}").to_lowercase();
+                let secret = SENTINEL.to_lowercase();
+                for piece in secret.as_bytes()["hvs.".len()..].windows(4) {
+                    let piece = str::from_utf8(piece).unwrap();
+                    prop_assert!(!said.contains(piece), "{piece} in {said}");
+                }
+            }
+        }
+    }
+}
