@@ -14,4 +14,5 @@
 //! picture, the invariants and the test that guards each of them.
 
 pub mod config;
+pub mod kms;
 pub mod observe;

@@ -1,0 +1,302 @@
+//! The board: the one place where what is proven is published.
+//!
+//! Status, Encrypt and key_id are answered from one immutable [`Snapshot`], and its
+//! health hangs beside it, so no reader ever sees a key_id of one moment and a version
+//! of another. Two tasks write: the keeper of sessions, and the prober. What they bring
+//! is stamped with the generation of the session it was found on, and news of an older
+//! session is dropped: a refusal of a token that has been replaced says nothing.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    health::{Answer, HealthSettings, Verdict},
+    keyring::Keyring,
+    probe::{Proof, Witness},
+    transit::{Fault, Transit, TransitError},
+};
+use crate::observe::metrics::Metrics;
+
+/// A proven way to Transit and the keys behind it; immutable.
+pub struct Snapshot {
+    /// Counts the sessions of this process from 1.
+    pub generation: u64,
+    /// What was known of the keys when this was published.
+    pub keyring: Keyring,
+    /// The session; calls that hold this snapshot finish on it.
+    pub transit: Arc<dyn Transit>,
+    /// What a successor must be able to decrypt.
+    pub witness: Arc<Witness>,
+}
+
+struct Known {
+    probed: Instant,
+    snapshot: Arc<Snapshot>,
+    verdict: Verdict,
+}
+
+struct Posted {
+    known: Option<Known>,
+    /// Why the newest config is not in use, if it is not.
+    trouble: Option<Arc<str>>,
+}
+
+/// Another key_id was published while this was being proven.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("another key version was published meanwhile")]
+pub struct Outdated;
+
+/// Publishes snapshots and health; shared by everybody.
+pub struct Board {
+    metrics: Arc<Metrics>,
+    posted: watch::Sender<Posted>,
+    probe_request: Notify,
+    sessions: AtomicU64,
+    settings: HealthSettings,
+}
+
+impl Board {
+    /// An empty board: nothing is known.
+    #[must_use]
+    pub fn new(settings: HealthSettings, metrics: Arc<Metrics>) -> Self {
+        let trouble = Some("starting: the config has not been read yet".into());
+        let posted = watch::Sender::new(Posted { known: None, trouble });
+        Self { metrics, posted, probe_request: Notify::new(), sessions: AtomicU64::new(0), settings }
+    }
+
+    /// The settings that health is judged by.
+    #[must_use]
+    pub fn settings(&self) -> HealthSettings {
+        self.settings
+    }
+
+    /// What is published now.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.posted.borrow().known.as_ref().map(|known| Arc::clone(&known.snapshot))
+    }
+
+    /// Status: the answer, and the snapshot whose key_id goes with it. Costs no I/O.
+    #[must_use]
+    pub fn status(&self) -> (Answer, Option<Arc<Snapshot>>) {
+        let posted = self.posted.borrow();
+        let trouble = posted.trouble.as_deref();
+        let Some(known) = &posted.known else {
+            return (Answer::Unknown(trouble.unwrap_or("nothing is known yet").to_owned()), None);
+        };
+        let mut answer = known.verdict.answer(known.probed, Instant::now(), self.settings);
+        if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) = (&mut answer, trouble)
+        {
+            // At three in the morning the way out is what matters: say why the new config,
+            // which may hold the cure, is not in use.
+            *reason = format!("{reason}; the newest config is not in use: {trouble}");
+        }
+        (answer, Some(Arc::clone(&known.snapshot)))
+    }
+
+    /// Why the newest config is not in use, if it is not.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.posted.borrow().trouble.clone()
+    }
+
+    /// Says why the newest config is not in use, or that it is.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        self.posted.send_modify(|posted| posted.trouble = trouble.map(Into::into));
+    }
+
+    /// Publishes a proven session; what was there before serves the calls that hold it.
+    ///
+    /// # Errors
+    /// [`Outdated`] if another key_id was published since the proof began: prove it again.
+    pub fn take_session(&self, transit: Arc<dyn Transit>, proof: Proof) -> Result<Arc<Snapshot>, Outdated> {
+        let snapshot = Arc::new(Snapshot {
+            generation: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
+            keyring: proof.keyring,
+            transit,
+            witness: Arc::new(proof.witness),
+        });
+        let taken = self.posted.send_if_modified(|posted| {
+            let before = posted.known.as_ref().map(|known| &known.snapshot);
+            if before.map(|before| &before.keyring.current().key_id) != proof.against.as_ref() {
+                return false;
+            }
+            self.announce(before, &snapshot);
+            posted.trouble = None;
+            let snapshot = Arc::clone(&snapshot);
+            posted.known = Some(Known { probed: Instant::now(), snapshot, verdict: Verdict::Good });
+            true
+        });
+        self.publish_health();
+        if taken { Ok(snapshot) } else { Err(Outdated) }
+    }
+
+    /// A probe of the session of `generation` proved it good; ignored if either that session
+    /// or the key_id that the proof was held against is no longer the published one.
+    pub fn probe_passed(&self, generation: u64, proof: Proof) {
+        self.posted.send_if_modified(|posted| {
+            let Some(known) = posted.known.as_mut().filter(|known| {
+                known.snapshot.generation == generation
+                    && Some(&known.snapshot.keyring.current().key_id) == proof.against.as_ref()
+            }) else {
+                return false;
+            };
+            if !matches!(known.verdict, Verdict::Good) {
+                info!("healthy again");
+            }
+            let snapshot = Arc::new(Snapshot {
+                generation,
+                keyring: proof.keyring,
+                transit: Arc::clone(&known.snapshot.transit),
+                witness: Arc::new(proof.witness),
+            });
+            self.announce(Some(&known.snapshot), &snapshot);
+            *known = Known { probed: Instant::now(), snapshot, verdict: Verdict::Good };
+            true
+        });
+        self.publish_health();
+    }
+
+    /// A probe of the session of `generation` failed.
+    pub fn probe_failed(&self, generation: u64, error: &TransitError) {
+        self.failed(generation, error, true);
+    }
+
+    /// A call on the session of `generation` failed: what concerns only that call is ignored,
+    /// a refusal counts at once, and whatever smells of an outage or a rotation is probed.
+    pub fn call_failed(&self, generation: u64, error: &TransitError) {
+        match error.fault {
+            Fault::Denied | Fault::TokenDead => {
+                self.failed(generation, error, false);
+                self.probe_soon();
+            }
+            Fault::KeyLost | Fault::Lagging | Fault::TooOld | Fault::Unreachable => self.probe_soon(),
+            Fault::BadCiphertext | Fault::DeadlineExceeded | Fault::Nonsense => {}
+        }
+    }
+
+    fn failed(&self, generation: u64, error: &TransitError, probed: bool) {
+        self.posted.send_if_modified(|posted| {
+            let Some(known) = posted.known.as_mut().filter(|known| known.snapshot.generation == generation)
+            else {
+                return false;
+            };
+            let now = Instant::now();
+            if matches!(known.verdict, Verdict::Good) {
+                warn!(reason = %error, fault = error.fault.name(), "no longer healthy");
+            }
+            known.verdict = known.verdict.after(error.fault, &error.message, now);
+            if probed {
+                known.probed = now;
+            }
+            true
+        });
+        self.publish_health();
+    }
+
+    /// Asks for a probe now.
+    pub fn probe_soon(&self) {
+        self.probe_request.notify_one();
+    }
+
+    /// Resolves when a probe was asked for.
+    pub async fn probe_requested(&self) {
+        self.probe_request.notified().await;
+    }
+
+    /// Resolves with the first snapshot of a session newer than `generation`.
+    pub async fn newer_than(&self, generation: u64) -> Arc<Snapshot> {
+        let mut posted = self.posted.subscribe();
+        loop {
+            if let Some(known) = &posted.borrow_and_update().known
+                && known.snapshot.generation > generation
+            {
+                return Arc::clone(&known.snapshot);
+            }
+            if posted.changed().await.is_err() {
+                // Cannot happen while `self` holds the sender; if it did, nothing newer can come.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// For how long the token of the session of `generation` has been known to be dead.
+    #[must_use]
+    pub fn token_dead_for(&self, generation: u64) -> Option<Duration> {
+        let posted = self.posted.borrow();
+        let known = posted.known.as_ref().filter(|known| known.snapshot.generation == generation)?;
+        match known.verdict {
+            Verdict::Refused { since, token_dead: true, .. } => Some(since.elapsed()),
+            _ => None,
+        }
+    }
+
+    /// Why nothing may be encrypted under the published key, if that is so.
+    #[must_use]
+    pub fn key_lost(&self) -> Option<Arc<str>> {
+        match &self.posted.borrow().known.as_ref()?.verdict {
+            Verdict::Lost { reason } => Some(Arc::clone(reason)),
+            _ => None,
+        }
+    }
+
+    /// Resolves when the token in use turns out dead; once for each death.
+    pub async fn token_died(&self, last: &mut Option<u64>) {
+        let mut posted = self.posted.subscribe();
+        loop {
+            let dead = match &posted.borrow_and_update().known {
+                Some(Known { snapshot, verdict: Verdict::Refused { token_dead: true, .. }, .. }) => {
+                    Some(snapshot.generation)
+                }
+                _ => None,
+            };
+            if dead != std::mem::replace(last, dead) && dead.is_some() {
+                return;
+            }
+            if posted.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Sets the health metric to what Status would say now.
+    pub fn publish_health(&self) {
+        self.metrics.health(self.status().0.state());
+    }
+
+    fn announce(&self, before: Option<&Arc<Snapshot>>, now: &Snapshot) {
+        let current = now.keyring.current();
+        let earlier = before.map(|before| before.keyring.current());
+        if earlier != Some(current) {
+            match earlier {
+                Some(earlier) if earlier.name == current.name && earlier.version > current.version => {
+                    self.metrics.key_version_regressions.inc();
+                    error!(
+                        key = %current.name, from = %earlier.version, to = %current.version,
+                        key_id_hash = current.key_id_hash,
+                        "Vault insists on an older key version, as after restoring a backup: publishing it, \
+                         because what a version that is gone encrypts nobody could decrypt; data written with \
+                         the newer version is unreadable until that version is back"
+                    );
+                }
+                _ => info!(
+                    key = %current.name, version = %current.version, key_id = current.key_id,
+                    key_id_hash = current.key_id_hash, "key version published"
+                ),
+            }
+        }
+        self.metrics.key_published(current.name.as_str(), current.version.number(), &current.key_id_hash);
+        self.metrics.session_generation.set(i64::try_from(now.generation).unwrap_or(i64::MAX));
+    }
+}

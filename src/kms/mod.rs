@@ -1,0 +1,24 @@
+//! The KMS v2 API and the rules behind it.
+//!
+//! This module knows the trait [`Transit`], not HTTP: what implements it is
+//! decided elsewhere, and tests put a model in its place.
+
+pub mod board;
+pub mod ciphertext;
+pub mod deadline;
+pub mod health;
+pub mod key_id;
+pub mod keyring;
+pub mod probe;
+pub mod prober;
+pub mod proto;
+pub mod service;
+pub mod transit;
+
+pub use board::{Board, Snapshot};
+pub use transit::{Fault, Transit, TransitError};
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

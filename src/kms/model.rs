@@ -1,0 +1,252 @@
+//! A Transit engine in memory, for tests of the rules alone.
+//!
+//! It stands in where a real server cannot be made to show a fault, or an order of
+//! events, at will. Whatever a real server can show is tested against one in `tests/it`.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use zeroize::Zeroizing;
+
+use super::{
+    ciphertext::Ciphertext,
+    key_id::{KeyVersion, Scope},
+    transit::{Call, Fault, KeyDescription, Opened, Sealed, Transit, TransitError},
+};
+use crate::config::{KeyName, KeyNames, MountPath, Namespace};
+
+/// One key of the engine.
+#[derive(Clone)]
+pub(super) struct ModelKey {
+    pub(super) derived: bool,
+    pub(super) kind: &'static str,
+    /// Tells two makings of a key apart, as its secret would.
+    pub(super) making: u64,
+    pub(super) min_decryption: u32,
+    pub(super) min_encryption: u32,
+    pub(super) soft_deleted: bool,
+    /// Creation time of each version, from version 1.
+    pub(super) versions: Vec<i64>,
+}
+
+impl ModelKey {
+    pub(super) fn new(making: u64, versions: &[i64]) -> Self {
+        Self {
+            derived: false,
+            kind: "aes256-gcm96",
+            making,
+            min_decryption: 1,
+            min_encryption: 0,
+            soft_deleted: false,
+            versions: versions.to_vec(),
+        }
+    }
+
+    fn latest(&self) -> u32 {
+        u32::try_from(self.versions.len()).unwrap()
+    }
+}
+
+/// What the engine does; changed by tests while it runs.
+#[derive(Default)]
+pub(super) struct State {
+    /// Each call takes one and yields so often before it looks, and again before it answers.
+    pub(super) delays: VecDeque<u8>,
+    pub(super) fails: BTreeMap<&'static str, Fault>,
+    pub(super) keys: BTreeMap<String, ModelKey>,
+    /// The node that answers has not heard of the newest so many versions.
+    pub(super) lag: u32,
+    /// It does not answer at all.
+    pub(super) silent: bool,
+}
+
+/// A cluster; sessions of it share its state.
+#[derive(Clone, Default)]
+pub(super) struct Model {
+    calls: Arc<AtomicUsize>,
+    state: Arc<Mutex<State>>,
+}
+
+impl Model {
+    /// With a key `kms` of one version.
+    pub(super) fn new() -> Self {
+        let model = Self::default();
+        model.change(|state| {
+            state.keys.insert("kms".into(), ModelKey::new(1, &[100]));
+        });
+        model
+    }
+
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    pub(super) fn rotate(&self, key: &str) {
+        self.change(|state| {
+            let versions = &mut state.keys.get_mut(key).unwrap().versions;
+            versions.push(versions.last().unwrap() + 100);
+        });
+    }
+
+    /// Calls that reached the engine so far.
+    pub(super) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn session(&self, keys: &[&str]) -> Arc<ModelSession> {
+        let keys = keys.iter().map(|key| KeyName::new(key).unwrap());
+        Arc::new(ModelSession {
+            dead: Mutex::new(false),
+            keys: KeyNames::new(keys).unwrap(),
+            model: self.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+/// A session with the model.
+pub(super) struct ModelSession {
+    dead: Mutex<bool>,
+    keys: KeyNames,
+    model: Model,
+}
+
+impl ModelSession {
+    pub(super) fn kill_token(&self) {
+        *self.dead.lock().unwrap() = true;
+    }
+
+    /// Comes and goes as a request does; what it finds is of one moment in between.
+    async fn at_some_moment<T>(
+        &self,
+        what: &'static str,
+        look: impl FnOnce(&State) -> Result<T, TransitError>,
+    ) -> Result<T, TransitError> {
+        self.model.calls.fetch_add(1, Ordering::Relaxed);
+        let delay = self.model.lock().delays.pop_front().unwrap_or(0);
+        for _ in 0..delay {
+            tokio::task::yield_now().await;
+        }
+        if self.model.lock().silent {
+            std::future::pending::<()>().await;
+        }
+        let found = {
+            let state = self.model.lock();
+            match state.fails.get(what) {
+                _ if *self.dead.lock().unwrap() => {
+                    Err(TransitError::new(Fault::TokenDead, "the token is dead"))
+                }
+                Some(fault) => Err(TransitError::new(*fault, format!("{what}: {}", fault.name()))),
+                None => look(&state),
+            }
+        };
+        for _ in 0..delay {
+            tokio::task::yield_now().await;
+        }
+        found
+    }
+}
+
+fn visible<'a>(state: &'a State, key: &KeyName) -> Result<(&'a ModelKey, u32), TransitError> {
+    let key = state
+        .keys
+        .get(key.as_str())
+        .ok_or_else(|| TransitError::new(Fault::KeyLost, format!("key `{key}` does not exist")))?;
+    Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
+}
+
+#[async_trait]
+impl Transit for ModelSession {
+    async fn decrypt(
+        &self,
+        key: &KeyName,
+        ciphertext: &Ciphertext,
+        _: Call<'_>,
+    ) -> Result<Opened, TransitError> {
+        self.at_some_moment("decrypt", |state| {
+            let (key, latest) = visible(state, key)?;
+            let version = ciphertext.version().number();
+            if version > latest {
+                return Err(TransitError::new(Fault::Lagging, "version is too new"));
+            }
+            if version < key.min_decryption {
+                return Err(TransitError::new(Fault::TooOld, "too old"));
+            }
+            let body = ciphertext.as_str().rsplit(':').next().unwrap();
+            let inner = STANDARD.decode(body).unwrap();
+            let (making, plaintext) = inner.split_at(8);
+            if making != key.making.to_be_bytes() {
+                return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+            }
+            Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+        })
+        .await
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyName,
+        version: KeyVersion,
+        plaintext: &[u8],
+        _: Call<'_>,
+    ) -> Result<Sealed, TransitError> {
+        self.at_some_moment("encrypt", |state| {
+            let (key, latest) = visible(state, key)?;
+            if key.soft_deleted {
+                return Err(TransitError::new(Fault::KeyLost, "soft-deleted"));
+            }
+            if version.number() > latest {
+                return Err(TransitError::new(Fault::Lagging, "higher than the latest"));
+            }
+            if version.number() < key.min_encryption {
+                return Err(TransitError::new(Fault::TooOld, "less than the minimum"));
+            }
+            let body = STANDARD.encode([&key.making.to_be_bytes(), plaintext].concat());
+            let ciphertext = Ciphertext::parse(format!("vault:v{version}:{body}").as_bytes()).unwrap();
+            Ok(Sealed { ciphertext, request_id: "request".into() })
+        })
+        .await
+    }
+
+    async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {
+        self.at_some_moment("is_active", |state| Ok(state.lag == 0)).await
+    }
+
+    fn keys(&self) -> &KeyNames {
+        &self.keys
+    }
+
+    async fn read_key(&self, key: &KeyName, _: Call<'_>) -> Result<KeyDescription, TransitError> {
+        self.at_some_moment("read_key", |state| {
+            let (key, latest) = visible(state, key)?;
+            let versions = key.versions.iter().zip(1..=latest);
+            Ok(KeyDescription {
+                derived: key.derived,
+                latest: KeyVersion::new(latest).unwrap(),
+                min_decryption: key.min_decryption,
+                min_encryption: key.min_encryption,
+                soft_deleted: key.soft_deleted,
+                kind: key.kind.into(),
+                versions: versions
+                    .filter(|(_, version)| *version >= key.min_decryption)
+                    .map(|(created, version)| (KeyVersion::new(version).unwrap(), *created))
+                    .collect(),
+            })
+        })
+        .await
+    }
+
+    fn scope(&self, key: &KeyName) -> Scope {
+        Scope::of(&Namespace::default(), &MountPath::new("transit").unwrap(), key)
+    }
+}

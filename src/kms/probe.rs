@@ -1,0 +1,256 @@
+//! One probe: is this session able to wrap and unwrap, and under which version?
+//!
+//! The prober asks it of the session in use, the keeper of a candidate. Nothing is
+//! published here.
+
+use std::fmt;
+
+use rand::Rng;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+use zeroize::Zeroizing;
+
+use super::{
+    ciphertext::Ciphertext,
+    key_id::KeyVersion,
+    keyring::{KeyEntry, Keyring},
+    transit::{Call, Fault, KeyDescription, Transit, TransitError},
+};
+use crate::config::KeyName;
+
+/// A value wrapped by a session that worked, for its successor to unwrap.
+pub struct Witness {
+    ciphertext: Ciphertext,
+    plaintext: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Witness").field(&self.ciphertext).finish()
+    }
+}
+
+/// What a good probe has shown.
+#[derive(Debug)]
+pub struct Proof {
+    /// The key_id that was published when the probe began. If another one is by the time
+    /// the proof is posted, it was held against the wrong thing, and does not count.
+    pub against: Option<String>,
+    /// The keys, with the version that was proven as the current one.
+    pub keyring: Keyring,
+    /// Wrapped with that version.
+    pub witness: Witness,
+}
+
+/// What was published before, against which a probe is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Before<'a> {
+    /// The keys as published.
+    pub keyring: &'a Keyring,
+    /// Set if another session made it: then this one must be able to read it.
+    pub witness: Option<&'a Witness>,
+}
+
+/// How a probe may fail.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeFailure {
+    /// Vault could not do it.
+    #[error(transparent)]
+    Failed(#[from] TransitError),
+    /// The active node knows only versions older than the published one.
+    #[error(
+        "Vault's active node knows only version {0} of the key, older than the one in use: was a backup restored?"
+    )]
+    Older(KeyVersion),
+}
+
+impl From<ProbeFailure> for TransitError {
+    fn from(failure: ProbeFailure) -> Self {
+        match failure {
+            ProbeFailure::Failed(error) => error,
+            ProbeFailure::Older(_) => Self::new(Fault::Lagging, failure.to_string()),
+        }
+    }
+}
+
+/// Reads the keys, then encrypts and decrypts with the newest version.
+///
+/// With `before`, the published version moves back only with `accept_older` and on the
+/// word of an active node; a key that was made anew is found out; and if the newest version cannot be used yet, the
+/// published one is proven instead and stays.
+///
+/// # Errors
+/// See [`ProbeFailure`].
+pub async fn probe(
+    transit: &dyn Transit,
+    before: Option<Before<'_>>,
+    accept_older: bool,
+    deadline: Instant,
+) -> Result<Proof, ProbeFailure> {
+    let uid = format!("probe-{:016x}", rand::rng().next_u64());
+    let call = Call { deadline, uid: &uid };
+
+    let primary = transit.keys().primary();
+    let description = transit.read_key(primary, call).await?;
+    check_usable(primary, &description)?;
+    let entries = read_entries(transit, &description, call).await?;
+    if let Some(before) = before {
+        check_same_keys(before, &entries)?;
+        if let Some(witness) = before.witness {
+            check_witness(transit, before.keyring, witness, call).await?;
+        }
+    }
+
+    // The version published so far binds us only if it is of the same key.
+    let published = before
+        .filter(|before| {
+            before.keyring.entries().first().map(|old| old.scope) == Some(transit.scope(primary))
+        })
+        .map(|before| before.keyring.current());
+    let newest = Keyring::new(entries.clone(), description.latest)?;
+    let (keyring, witness) = match published {
+        Some(published) if description.latest < published.version => {
+            if !transit.is_active(call).await? {
+                let message = "a standby node of Vault has not caught up with the versions of the key";
+                return Err(TransitError::new(Fault::Lagging, message).into());
+            }
+            if !accept_older {
+                return Err(ProbeFailure::Older(description.latest));
+            }
+            round_trip(transit, newest, call).await?
+        }
+        Some(published) if description.latest > published.version => {
+            match round_trip(transit, newest, call).await {
+                Ok(proven) => proven,
+                Err(error) => {
+                    warn!(version = %description.latest, %error, "a new key version cannot be used yet");
+                    let old = Keyring::new(entries, published.version)?;
+                    round_trip(transit, old, call).await?
+                }
+            }
+        }
+        _ => round_trip(transit, newest, call).await?,
+    };
+    Ok(Proof { against: before.map(|before| before.keyring.current().key_id.clone()), keyring, witness })
+}
+
+/// Refuses keys that can not do what is asked of them, with the remedy.
+fn check_usable(name: &KeyName, key: &KeyDescription) -> Result<(), TransitError> {
+    if key.soft_deleted {
+        return Err(TransitError::new(
+            Fault::KeyLost,
+            format!(
+                "key `{name}` is soft-deleted: restore it (write to <mount>/keys/{name}/soft-delete-restore)"
+            ),
+        ));
+    }
+    let refuse = |why: &str| {
+        Err(TransitError::new(
+            Fault::Denied,
+            format!(
+                "key `{name}` {why}: create a key of type aes256-gcm96 and name it first in vault.keynames"
+            ),
+        ))
+    };
+    if key.derived {
+        return refuse("is derived and would need a context with every call");
+    }
+    if !matches!(
+        key.kind.as_str(),
+        "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305"
+    ) {
+        return refuse("is not of an authenticated symmetric type");
+    }
+    if key.min_decryption > key.latest.number() {
+        return Err(TransitError::new(
+            Fault::TooOld,
+            format!("key `{name}` has min_decryption_version above its latest version: lower it"),
+        ));
+    }
+    Ok(())
+}
+
+async fn read_entries(
+    transit: &dyn Transit,
+    primary: &KeyDescription,
+    call: Call<'_>,
+) -> Result<Vec<KeyEntry>, TransitError> {
+    let mut entries = Vec::new();
+    for (index, name) in transit.keys().iter().enumerate() {
+        let scope = transit.scope(name);
+        if index == 0 {
+            entries.push(KeyEntry::described(name.clone(), scope, primary));
+            continue;
+        }
+        match transit.read_key(name, call).await {
+            Ok(description) => entries.push(KeyEntry::described(name.clone(), scope, &description)),
+            Err(error) if matches!(error.fault, Fault::Denied | Fault::KeyLost) => {
+                // An old key that is gone must not keep the current one from working.
+                debug!(key = %name, %error, "an additional key cannot be read; decrypts are tried all the same");
+                entries.push(KeyEntry::unread(name.clone(), scope));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(entries)
+}
+
+fn check_same_keys(before: Before<'_>, entries: &[KeyEntry]) -> Result<(), TransitError> {
+    for entry in entries {
+        if before.keyring.entry(entry.scope).is_some_and(|old| old.contradicts(entry)) {
+            return Err(another_key(&entry.name));
+        }
+    }
+    Ok(())
+}
+
+/// What the old session wrapped, the new one must unwrap, if it has that key at all.
+async fn check_witness(
+    transit: &dyn Transit,
+    keyring: &Keyring,
+    witness: &Witness,
+    call: Call<'_>,
+) -> Result<(), TransitError> {
+    let Some(old) = keyring.entries().first() else { return Ok(()) };
+    let Some(name) = transit.keys().iter().find(|name| transit.scope(name) == old.scope) else {
+        warn!(
+            key = %old.name,
+            "the key that encrypted so far is no longer configured: what it encrypted cannot be read \
+             until it is in vault.keynames again"
+        );
+        return Ok(());
+    };
+    match transit.decrypt(name, &witness.ciphertext, call).await {
+        Ok(opened) if *opened.plaintext == *witness.plaintext => Ok(()),
+        Ok(_) => Err(another_key(name)),
+        Err(error) if error.fault == Fault::BadCiphertext => Err(another_key(name)),
+        Err(error) => Err(error),
+    }
+}
+
+fn another_key(name: &KeyName) -> TransitError {
+    TransitError::new(
+        Fault::KeyLost,
+        format!(
+            "key `{name}` is not the one that was in use under that name: it was deleted and made anew, or \
+             this is another Vault; restore the key, or restart transit-kms to accept the loss of what the \
+             old one encrypted"
+        ),
+    )
+}
+
+async fn round_trip(
+    transit: &dyn Transit,
+    keyring: Keyring,
+    call: Call<'_>,
+) -> Result<(Keyring, Witness), TransitError> {
+    let mut sample = Zeroizing::new(vec![0; 32]);
+    rand::rng().fill_bytes(&mut sample);
+    let current = keyring.current();
+    let sealed = transit.encrypt(&current.name, current.version, &sample, call).await?;
+    let opened = transit.decrypt(&current.name, &sealed.ciphertext, call).await?;
+    if *opened.plaintext != *sample {
+        return Err(TransitError::new(Fault::Nonsense, "Transit did not decrypt to what was encrypted"));
+    }
+    Ok((keyring, Witness { ciphertext: sealed.ciphertext, plaintext: sample }))
+}

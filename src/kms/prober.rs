@@ -1,0 +1,121 @@
+//! The prober: looks, in the background, whether Transit still does what we promise.
+
+use std::{cmp::min, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::{
+    board::{Board, Snapshot},
+    health::Answer,
+    probe::{Before, ProbeFailure, Proof, probe},
+    transit::{Fault, TransitError},
+};
+use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
+
+/// The longest that one probe may take.
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
+/// Between probes, however many are asked for: a storm of calls must not become one of probes.
+const LEAST_PAUSE: Duration = Duration::from_millis(250);
+/// While unhealthy, probes repeat after this, doubling up to [`LONGEST_UNWELL_PAUSE`].
+const FIRST_UNWELL_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_UNWELL_PAUSE: Duration = Duration::from_secs(5);
+/// So many probes in a row must show an older version on the active node before it is believed.
+const PROBES_TO_GO_BACK: u32 = 3;
+
+/// Probes for ever. `heart` beats at least once in every probe and pause.
+pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
+    let mut older = OlderVersions::default();
+    let mut unwell_pause = FIRST_UNWELL_PAUSE;
+    loop {
+        heart.beat();
+        let healthy = match board.snapshot() {
+            Some(snapshot) => {
+                let began = Instant::now();
+                let healthy = probe_once(&board, &snapshot, &mut older).await;
+                metrics.probe_seconds.observe(began.elapsed().as_secs_f64());
+                healthy
+            }
+            // The keeper proves the first session; there is nothing to probe before that.
+            None => false,
+        };
+        board.publish_health();
+
+        let interval = board.settings().probe_interval;
+        let pause = if healthy {
+            unwell_pause = FIRST_UNWELL_PAUSE;
+            interval
+        } else {
+            let pause = min(unwell_pause, interval);
+            unwell_pause = min(unwell_pause * 2, LONGEST_UNWELL_PAUSE);
+            pause
+        };
+        heart.beat();
+        sleep(LEAST_PAUSE).await;
+        tokio::select! {
+            () = sleep(pause.saturating_sub(LEAST_PAUSE)) => {}
+            () = board.probe_requested() => debug!("probing out of turn"),
+        }
+    }
+}
+
+/// Probes the session of `snapshot` and posts the result; true if all is well.
+async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersions) -> bool {
+    let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
+    let deadline = Instant::now() + longest;
+    let before = Before { keyring: &snapshot.keyring, witness: None };
+    let outcome = match timeout_at(
+        deadline,
+        probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline),
+    )
+    .await
+    {
+        Ok(outcome) => outcome,
+        Err(_) => Err(TransitError::new(
+            Fault::Unreachable,
+            format!("Vault did not answer a probe within {} s", longest.as_secs()),
+        )
+        .into()),
+    };
+    older.note(&outcome);
+    match outcome {
+        Ok(proof) => {
+            board.probe_passed(snapshot.generation, proof);
+            true
+        }
+        Err(failure) => {
+            let error = TransitError::from(failure);
+            match board.status().0 {
+                Answer::Well { in_grace: false } => {}
+                _ => debug!(%error, "still not healthy"),
+            }
+            board.probe_failed(snapshot.generation, &error);
+            false
+        }
+    }
+}
+
+/// Counts how often in a row the active node knew only older versions.
+#[derive(Debug, Default)]
+pub struct OlderVersions(u32);
+
+impl OlderVersions {
+    /// Whether the next probe is to believe it.
+    #[must_use]
+    pub fn believed(&self) -> bool {
+        self.0 + 1 >= PROBES_TO_GO_BACK
+    }
+
+    /// Takes notice of what a probe showed.
+    pub fn note(&mut self, outcome: &Result<Proof, ProbeFailure>) {
+        match outcome {
+            Err(ProbeFailure::Older(version)) => {
+                self.0 += 1;
+                warn!(%version, probes = self.0, "Vault's active node reports an older key version than the one in use");
+            }
+            // Silence says nothing about versions.
+            Err(ProbeFailure::Failed(error)) if error.fault == Fault::Unreachable => {}
+            _ => self.0 = 0,
+        }
+    }
+}

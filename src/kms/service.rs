@@ -1,0 +1,360 @@
+//! The KMS v2 gRPC service: from a request to one call of [`Transit`], and back.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Request, Response, Status};
+use tracing::{debug, info, warn};
+
+use super::{
+    board::{Board, Snapshot},
+    ciphertext::Ciphertext,
+    deadline::patience,
+    health::Answer,
+    key_id::key_id_hash,
+    keyring::Route,
+    proto::{
+        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+        key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
+    },
+    transit::{Call, Fault, Opened, Sealed, TransitError},
+};
+use crate::observe::metrics::Metrics;
+
+/// The version of the API, as Status answers it; it must never change while we run.
+const API_VERSION: &str = "v2";
+/// A longer request is not read at all. kube-apiserver's largest is a Decrypt with
+/// 1 KiB of ciphertext, 1 KiB of key_id and 32 KiB of annotations.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// With any type of key this still makes a ciphertext of at most 1024 bytes; a seed has 32.
+const MAX_PLAINTEXT_BYTES: usize = 700;
+/// Source: `keyIDMaxSize` in k8s.io/apiserver
+/// `pkg/storage/value/encrypt/envelope/kmsv2/envelope.go`.
+const MAX_KEY_ID_BYTES: usize = 1024;
+/// Source: `annotationsMaxSize`, in the same file.
+const MAX_ANNOTATIONS_BYTES: usize = 32 * 1024;
+/// kube-apiserver sends a UUID of 36 characters.
+const MAX_UID_BYTES: usize = 256;
+/// A new token usually follows the old one's death within moments, and calls wait for it;
+/// once it has been away for so long they fail at once, with the reason.
+const PATIENCE_WITH_DEAD_TOKEN: Duration = Duration::from_secs(10);
+/// What a retry on a new session needs at least.
+const TIME_FOR_A_RETRY: Duration = Duration::from_millis(100);
+
+/// Answers kube-apiserver.
+#[derive(Clone)]
+pub struct KmsService {
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+}
+
+impl KmsService {
+    /// A service that answers from `board`.
+    #[must_use]
+    pub fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
+        Self { board, metrics }
+    }
+
+    /// The tower service for the socket, with its limits set.
+    #[must_use]
+    pub fn into_server(self) -> KeyManagementServiceServer<Self> {
+        KeyManagementServiceServer::new(self)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_REQUEST_BYTES)
+    }
+
+    /// Runs `work` within the caller's deadline, and records how it ended.
+    async fn answer<T>(
+        &self,
+        method: &'static str,
+        uid: &str,
+        patience: Duration,
+        work: impl Future<Output = Result<(T, Told), Status>>,
+    ) -> Result<Response<T>, Status> {
+        let began = Instant::now();
+        let outcome = match timeout_at(began + patience, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                // Nobody knows why it took so long; the prober is to find out.
+                self.board.probe_soon();
+                Err(Status::deadline_exceeded("Vault did not answer before the caller's deadline"))
+            }
+        };
+        let took = began.elapsed();
+        match outcome {
+            Ok((message, told)) => {
+                self.metrics.call(method, code_name(Code::Ok), took);
+                debug!(
+                    method,
+                    uid = printable(uid),
+                    key_id_hash = told.key_id_hash,
+                    vault_request_id = told.request_id,
+                    ?took,
+                    "answered"
+                );
+                Ok(Response::new(message))
+            }
+            Err(status) => {
+                self.metrics.call(method, code_name(status.code()), took);
+                debug!(
+                    method,
+                    uid = printable(uid),
+                    code = code_name(status.code()),
+                    reason = status.message(),
+                    ?took,
+                    "answered with an error"
+                );
+                Err(status)
+            }
+        }
+    }
+
+    async fn encrypt_within(
+        &self,
+        request: &EncryptRequest,
+        call: Call<'_>,
+    ) -> Result<(EncryptResponse, Told), Status> {
+        at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
+        at_most("plaintext", request.plaintext.len(), MAX_PLAINTEXT_BYTES)?;
+        if request.plaintext.is_empty() {
+            return Err(Status::invalid_argument("the plaintext is empty"));
+        }
+        let (sealed, snapshot) =
+            self.on_a_session(call, Work::Encrypt { plaintext: &request.plaintext }).await?;
+        let Done::Sealed(sealed) = sealed else { return Err(mixed_up()) };
+        let current = snapshot.keyring.current();
+        // What leaves is named after what was asked for; the session has checked the two.
+        let told = Told { key_id_hash: current.key_id_hash.clone(), request_id: sealed.request_id };
+        let response = EncryptResponse {
+            ciphertext: sealed.ciphertext.into_bytes().into(),
+            key_id: current.key_id.clone(),
+            annotations: std::collections::HashMap::new(),
+        };
+        Ok((response, told))
+    }
+
+    async fn decrypt_within(
+        &self,
+        request: &DecryptRequest,
+        call: Call<'_>,
+    ) -> Result<(DecryptResponse, Told), Status> {
+        at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
+        at_most("key_id", request.key_id.len(), MAX_KEY_ID_BYTES)?;
+        let annotations = request.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+        at_most("annotations", annotations, MAX_ANNOTATIONS_BYTES)?;
+        let ciphertext = Ciphertext::parse(&request.ciphertext)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let work = Work::Decrypt { key_id: &request.key_id, ciphertext: &ciphertext };
+        let (opened, _) = self.on_a_session(call, work).await?;
+        let Done::Opened(opened) = opened else { return Err(mixed_up()) };
+        let told = Told { key_id_hash: key_id_hash(&request.key_id), request_id: opened.request_id };
+        // `from_owner` keeps the wiping buffer behind the bytes until they are sent.
+        Ok((DecryptResponse { plaintext: Bytes::from_owner(opened.plaintext) }, told))
+    }
+
+    /// Does `work` on the session in use. If its token turns out dead, waits for the next
+    /// session and does it once more, on that session's snapshot alone.
+    async fn on_a_session(&self, call: Call<'_>, work: Work<'_>) -> Result<(Done, Arc<Snapshot>), Status> {
+        let mut snapshot = match self.board.status() {
+            (_, Some(snapshot)) => snapshot,
+            (answer, None) => return Err(Status::unavailable(answer.reason().unwrap_or_default())),
+        };
+        if let Some(reason) = self.board.key_lost().filter(|_| matches!(work, Work::Encrypt { .. })) {
+            return Err(Status::failed_precondition(&*reason));
+        }
+        if self.board.token_dead_for(snapshot.generation).is_some() {
+            // Asking Vault again would only add to its log: nothing loops on 403.
+            snapshot = self.next_session(&snapshot, call).await?;
+        }
+        match work.on(&snapshot, &self.board, call).await {
+            Err(error) if error.fault == Fault::TokenDead => {
+                snapshot = self.next_session(&snapshot, call).await?;
+                self.metrics.retry("token_dead");
+                let done = work.on(&snapshot, &self.board, call).await;
+                done.map(|done| (done, snapshot)).map_err(into_status)
+            }
+            done => done.map(|done| (done, snapshot)).map_err(into_status),
+        }
+    }
+
+    /// Waits for a session newer than that of `dead`, as long as it makes sense.
+    async fn next_session(&self, dead: &Snapshot, call: Call<'_>) -> Result<Arc<Snapshot>, Status> {
+        let dead_for = self.board.token_dead_for(dead.generation).unwrap_or_default();
+        let until = (call.deadline - TIME_FOR_A_RETRY)
+            .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
+        timeout_at(until, self.board.newer_than(dead.generation)).await.map_err(|_| {
+            let (answer, _) = self.board.status();
+            Status::permission_denied(
+                answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
+            )
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl KeyManagementService for KmsService {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let status = async {
+            let (answer, snapshot) = self.board.status();
+            let told = |snapshot: &Snapshot| Told {
+                key_id_hash: snapshot.keyring.current().key_id_hash.clone(),
+                request_id: String::new(),
+            };
+            match (answer, snapshot) {
+                (Answer::Lost(reason), _) => Err(Status::failed_precondition(reason)),
+                (Answer::Unknown(reason), _) => Err(Status::unavailable(reason)),
+                (answer, Some(snapshot)) => Ok((
+                    StatusResponse {
+                        version: API_VERSION.into(),
+                        healthz: answer.reason().unwrap_or("ok").to_owned(),
+                        key_id: snapshot.keyring.current().key_id.clone(),
+                    },
+                    told(&snapshot),
+                )),
+                (_, None) => Err(Status::unavailable("nothing is known yet")),
+            }
+        };
+        self.answer("status", "", patience(request.metadata()), status).await
+    }
+
+    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
+        let patience = patience(request.metadata());
+        let request = request.into_inner();
+        let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
+        self.answer("decrypt", &request.uid, patience, self.decrypt_within(&request, call)).await
+    }
+
+    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
+        let patience = patience(request.metadata());
+        let request = request.into_inner();
+        let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
+        self.answer("encrypt", &request.uid, patience, self.encrypt_within(&request, call)).await
+    }
+}
+
+/// What to do on a session.
+#[derive(Clone, Copy)]
+enum Work<'a> {
+    Decrypt { key_id: &'a str, ciphertext: &'a Ciphertext },
+    Encrypt { plaintext: &'a [u8] },
+}
+
+enum Done {
+    Opened(Opened),
+    Sealed(Sealed),
+}
+
+impl Work<'_> {
+    /// Everything that the answer consists of comes from `snapshot`.
+    async fn on(self, snapshot: &Snapshot, board: &Board, call: Call<'_>) -> Result<Done, TransitError> {
+        match self {
+            Self::Encrypt { plaintext } => {
+                let current = snapshot.keyring.current();
+                let sealed = snapshot.transit.encrypt(&current.name, current.version, plaintext, call).await;
+                sealed.map(Done::Sealed).inspect_err(|error| board.call_failed(snapshot.generation, error))
+            }
+            Self::Decrypt { key_id, ciphertext } => {
+                decrypt(snapshot, board, key_id, ciphertext, call).await.map(Done::Opened)
+            }
+        }
+    }
+}
+
+async fn decrypt(
+    snapshot: &Snapshot,
+    board: &Board,
+    key_id: &str,
+    ciphertext: &Ciphertext,
+    call: Call<'_>,
+) -> Result<Opened, TransitError> {
+    let entries = match snapshot.keyring.route(key_id, ciphertext)? {
+        Route::InOrder(entries) => entries,
+        Route::Named { entry, unseen } => {
+            if unseen {
+                info!(key = %entry.name, version = %ciphertext.version(), "another node has seen a newer key version");
+                board.probe_soon();
+            }
+            std::slice::from_ref(entry)
+        }
+    };
+    let mut last = None;
+    for entry in entries {
+        match snapshot.transit.decrypt(&entry.name, ciphertext, call).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => {
+                if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
+                    board.call_failed(snapshot.generation, &error);
+                } else if error.fault == Fault::Denied {
+                    warn!(key = %entry.name, %error, "the policy does not let us decrypt with an additional key");
+                }
+                // Only "not with this key" is a reason to try the next one.
+                let next = matches!(
+                    error.fault,
+                    Fault::BadCiphertext | Fault::KeyLost | Fault::Lagging | Fault::TooOld
+                );
+                last = Some(error);
+                if !next {
+                    break;
+                }
+            }
+        }
+    }
+    Err(match last {
+        Some(error) if entries.len() > 1 && error.fault == Fault::BadCiphertext => {
+            TransitError::new(error.fault, "none of the keys in vault.keynames decrypts this ciphertext")
+        }
+        Some(error) => error,
+        None => TransitError::new(Fault::Nonsense, "no key is configured"),
+    })
+}
+
+/// What the log tells of an answered call.
+struct Told {
+    key_id_hash: String,
+    request_id: String,
+}
+
+fn at_most(what: &str, length: usize, most: usize) -> Result<(), Status> {
+    if length > most {
+        return Err(Status::invalid_argument(format!(
+            "the {what} has {length} bytes; at most {most} are taken"
+        )));
+    }
+    Ok(())
+}
+
+fn into_status(error: TransitError) -> Status {
+    let code = match error.fault {
+        Fault::BadCiphertext => Code::InvalidArgument,
+        Fault::DeadlineExceeded => Code::DeadlineExceeded,
+        Fault::Denied | Fault::TokenDead => Code::PermissionDenied,
+        Fault::KeyLost | Fault::TooOld => Code::FailedPrecondition,
+        Fault::Lagging | Fault::Unreachable => Code::Unavailable,
+        Fault::Nonsense => Code::Internal,
+    };
+    Status::new(code, error.message)
+}
+
+fn mixed_up() -> Status {
+    Status::internal("the answer is not of the kind that was asked for")
+}
+
+/// The part of a uid that may stand in a log.
+fn printable(uid: &str) -> String {
+    uid.chars().filter(char::is_ascii_graphic).take(64).collect()
+}
+
+/// The name of a gRPC code as Prometheus labels have it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Internal => "Internal",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::Ok => "OK",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::Unavailable => "Unavailable",
+        _ => "Other",
+    }
+}

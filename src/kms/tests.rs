@@ -1,0 +1,665 @@
+//! The rules, end to end from gRPC request to a Transit engine in memory.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::{
+    task::{JoinHandle, yield_now},
+    time::{Instant, advance},
+};
+use tonic::{Code, Request, Status};
+
+use super::{
+    board::Board,
+    ciphertext::Ciphertext,
+    health::HealthSettings,
+    key_id::KeyId,
+    model::{Model, ModelKey, ModelSession},
+    probe::{Before, ProbeFailure, probe},
+    prober,
+    proto::{
+        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+        key_management_service_server::KeyManagementService,
+    },
+    service::KmsService,
+    transit::{Fault, TransitError},
+};
+use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
+
+const SETTINGS: HealthSettings =
+    HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
+
+/// A service on a model, with or without a running prober.
+struct Bench {
+    board: Arc<Board>,
+    model: Model,
+    prober: Option<JoinHandle<()>>,
+    service: KmsService,
+    session: Arc<ModelSession>,
+}
+
+impl Bench {
+    /// Nothing known yet.
+    fn bare(model: Model) -> Self {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let board = Arc::new(Board::new(SETTINGS, Arc::clone(&metrics)));
+        let service = KmsService::new(Arc::clone(&board), metrics);
+        let session = model.session(&["kms"]);
+        Self { board, model, prober: None, service, session }
+    }
+
+    /// With a session taken.
+    async fn ready(model: Model, keys: &[&str]) -> Self {
+        let mut bench = Self::bare(model);
+        bench.take_session(keys).await.unwrap();
+        bench
+    }
+
+    async fn with_prober(model: Model) -> Self {
+        let mut bench = Self::ready(model, &["kms"]).await;
+        let metrics = Arc::new(Metrics::new().unwrap());
+        bench.prober = Some(tokio::spawn(prober::run(Arc::clone(&bench.board), metrics, Heartbeat::new())));
+        settle().await;
+        bench
+    }
+
+    /// What the keeper does with a candidate.
+    async fn take_session(&mut self, keys: &[&str]) -> Result<(), ProbeFailure> {
+        let session = self.model.session(keys);
+        let before = self.board.snapshot();
+        let against =
+            before.as_ref().map(|before| Before { keyring: &before.keyring, witness: Some(&before.witness) });
+        let proof = probe(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
+        self.board.take_session(Arc::clone(&session) as _, proof).unwrap();
+        self.session = session;
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<StatusResponse, Status> {
+        Ok(self.service.status(Request::new(StatusRequest {})).await?.into_inner())
+    }
+
+    async fn healthz(&self) -> String {
+        self.status().await.unwrap().healthz
+    }
+
+    async fn encrypt(&self, plaintext: &[u8]) -> Result<EncryptResponse, Status> {
+        let request = EncryptRequest { plaintext: Bytes::copy_from_slice(plaintext), uid: "uid".into() };
+        Ok(self.service.encrypt(Request::new(request)).await?.into_inner())
+    }
+
+    async fn decrypt(&self, ciphertext: &[u8], key_id: &str) -> Result<Bytes, Status> {
+        let request = DecryptRequest {
+            ciphertext: Bytes::copy_from_slice(ciphertext),
+            uid: "uid".into(),
+            key_id: key_id.into(),
+            annotations: [("other.provider.example".to_owned(), Bytes::from_static(b"1"))].into(),
+        };
+        Ok(self.service.decrypt(Request::new(request)).await?.into_inner().plaintext)
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(prober) = &self.prober {
+            prober.abort();
+        }
+    }
+}
+
+/// Lets every task that can run do so.
+async fn settle() {
+    for _ in 0..50 {
+        yield_now().await;
+    }
+}
+
+async fn pass(seconds: u64) {
+    // In small steps: a timer may start another one.
+    for _ in 0..seconds * 4 {
+        advance(Duration::from_millis(250)).await;
+        settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_encrypted_is_decrypted_under_the_key_id_of_status() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let status = bench.status().await.unwrap();
+    assert_eq!((status.version.as_str(), status.healthz.as_str()), ("v2", "ok"));
+    assert_eq!(sealed.key_id, status.key_id);
+    assert!(sealed.annotations.is_empty());
+    assert!(sealed.ciphertext.starts_with(b"vault:v1:"));
+    assert_eq!(bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap(), &b"seed"[..]);
+}
+
+// What Status says: one test for each row of the table in `health`.
+
+#[tokio::test(start_paused = true)]
+async fn status_nothing_known_yet_is_unavailable_with_the_reason() {
+    let bench = Bench::bare(Model::new());
+    bench.board.set_trouble(Some("/etc/kms.yaml:3: vault.token is missing".into()));
+    for error in [bench.status().await.unwrap_err(), bench.encrypt(b"x").await.unwrap_err()] {
+        assert_eq!(error.code(), Code::Unavailable);
+        assert!(error.message().contains("vault.token is missing"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_is_ok_while_probes_are_good_and_costs_no_call() {
+    let bench = Bench::with_prober(Model::new()).await;
+    pass(300).await;
+    let calls = bench.model.calls();
+    for _ in 0..1000 {
+        assert_eq!(bench.healthz().await, "ok");
+    }
+    assert_eq!(bench.model.calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_survives_an_outage_for_the_grace_and_then_says_why() {
+    let bench = Bench::with_prober(Model::new()).await;
+    pass(35).await;
+    bench.model.change(|state| {
+        state.fails.insert("read_key", Fault::Unreachable);
+    });
+    pass(30).await;
+    // The outage was noticed by a probe within the last 30 s.
+    assert_eq!(bench.healthz().await, "ok");
+    pass(25).await;
+    assert_eq!(bench.healthz().await, "ok");
+    pass(40).await;
+    let status = bench.status().await.unwrap();
+    assert!(status.healthz.contains("unreachable"), "{}", status.healthz);
+    assert!(!status.key_id.is_empty(), "a reason comes with the key_id");
+
+    bench.model.change(|state| state.fails.clear());
+    pass(6).await;
+    assert_eq!(bench.healthz().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_is_not_ok_if_the_prober_is_stuck() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    pass(90).await;
+    assert_eq!(bench.healthz().await, "ok");
+    pass(1).await;
+    assert!(bench.healthz().await.contains("more than three intervals"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_a_silent_vault_is_an_outage_not_a_stuck_prober() {
+    let bench = Bench::with_prober(Model::new()).await;
+    bench.model.change(|state| state.silent = true);
+    pass(80).await;
+    assert_eq!(bench.healthz().await, "ok");
+    pass(60).await;
+    assert!(bench.healthz().await.contains("did not answer a probe"), "{}", bench.healthz().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_a_refusal_counts_from_the_first_call_that_shows_it() {
+    for (what, fault) in [("encrypt", Fault::Denied), ("decrypt", Fault::Denied)] {
+        let bench = Bench::with_prober(Model::new()).await;
+        let sealed = bench.encrypt(b"seed").await.unwrap();
+        bench.model.change(|state| {
+            state.fails.insert(what, fault);
+        });
+        let error = match what {
+            "encrypt" => bench.encrypt(b"seed").await.unwrap_err(),
+            _ => bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap_err(),
+        };
+        assert_eq!(error.code(), Code::PermissionDenied);
+        assert!(bench.healthz().await.contains("denied"));
+
+        // Probes repeat every 1 to 5 s until all is well.
+        bench.model.change(|state| state.fails.clear());
+        pass(6).await;
+        assert_eq!(bench.healthz().await, "ok");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_a_refusal_is_found_by_the_probe_too() {
+    let bench = Bench::with_prober(Model::new()).await;
+    bench.session.kill_token();
+    pass(31).await;
+    assert!(bench.healthz().await.contains("token is dead"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
+    let restored = ModelKey::new(1, &[100]);
+    for (what, lose) in [
+        ("does not exist", None),
+        ("soft-deleted", Some(ModelKey { soft_deleted: true, ..restored.clone() })),
+        ("made anew", Some(ModelKey::new(2, &[999]))),
+    ] {
+        let bench = Bench::with_prober(Model::new()).await;
+        bench.model.change(|state| {
+            state.keys.remove("kms");
+            if let Some(key) = lose {
+                state.keys.insert("kms".into(), key);
+            }
+        });
+        pass(31).await;
+        for error in [bench.status().await.unwrap_err(), bench.encrypt(b"x").await.unwrap_err()] {
+            assert_eq!(error.code(), Code::FailedPrecondition, "{what}");
+            assert!(error.message().contains(what), "{error}");
+        }
+        bench.model.change(|state| state.keys.insert("kms".into(), restored.clone()));
+        pass(6).await;
+        assert_eq!(bench.healthz().await, "ok", "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
+    let bench = Bench::with_prober(Model::new()).await;
+    bench.session.kill_token();
+    bench.board.set_trouble(Some("line 3: vault.token must not be empty".into()));
+    pass(31).await;
+    let reason = bench.healthz().await;
+    assert!(reason.contains("token is dead") && reason.contains("line 3"), "{reason}");
+}
+
+// Tokens.
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_meets_a_dead_token_waits_for_the_next_session() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.session.kill_token();
+    let service = bench.service.clone();
+    let call = tokio::spawn(async move {
+        let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+        service.encrypt(Request::new(request)).await
+    });
+    settle().await;
+    assert!(!call.is_finished());
+    let mut died = None;
+    bench.board.token_died(&mut died).await;
+    assert_eq!(died, Some(1));
+    bench.take_session(&["kms"]).await.unwrap();
+    assert!(call.await.unwrap().is_ok());
+    assert_eq!(bench.healthz().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_stays_dead_is_not_asked_again_by_calls() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.session.kill_token();
+    let began = Instant::now();
+    let error = bench.encrypt(b"seed").await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied);
+    assert!(began.elapsed() < Duration::from_secs(3), "the caller's deadline holds");
+
+    let calls = bench.model.calls();
+    pass(10).await;
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::PermissionDenied);
+        assert_eq!(began.elapsed(), Duration::ZERO, "by now nobody waits any more");
+    }
+    assert_eq!(bench.model.calls(), calls, "nothing loops on 403");
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_of_an_old_session_says_nothing_about_the_new_one() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.take_session(&["kms"]).await.unwrap();
+    let dead = TransitError::new(Fault::TokenDead, "the old token is dead");
+    bench.board.call_failed(1, &dead);
+    bench.board.probe_failed(1, &dead);
+    assert_eq!(bench.healthz().await, "ok");
+    bench.board.call_failed(2, &dead);
+    assert_ne!(bench.healthz().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_vault_is_answered_before_the_caller_gives_up() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.silent = true);
+    let began = Instant::now();
+    let mut request =
+        Request::new(EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() });
+    request.set_timeout(Duration::from_secs(1));
+    let error = bench.service.encrypt(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+// Candidates.
+
+#[tokio::test(start_paused = true)]
+async fn a_session_with_another_key_of_the_same_name_is_refused() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let ours = bench.model.clone();
+    // Made at the same second, so that only what was encrypted before tells them apart.
+    for versions in [&[100][..], &[200][..]] {
+        bench.model = Model::new();
+        bench.model.change(|state| state.keys.insert("kms".into(), ModelKey::new(2, versions)));
+        let Err(ProbeFailure::Failed(error)) = bench.take_session(&["kms"]).await else { panic!("taken") };
+        assert_eq!(error.fault, Fault::KeyLost);
+        assert!(error.message.contains("not the one that was in use"), "{error}");
+    }
+    assert_eq!(bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap(), &b"seed"[..]);
+    bench.model = ours;
+    bench.take_session(&["kms"]).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    bench.model.change(|state| state.keys.insert("new".into(), ModelKey::new(7, &[500])));
+    bench.take_session(&["new", "kms"]).await.unwrap();
+    assert_eq!(bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap(), &b"seed"[..]);
+    let moved = bench.encrypt(b"seed").await.unwrap();
+    assert_ne!(moved.key_id, sealed.key_id);
+
+    bench.model.change(|state| state.keys.insert("new".into(), ModelKey::new(8, &[500])));
+    assert!(bench.take_session(&["kms", "new"]).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_cannot_do_the_work_are_refused_with_the_remedy() {
+    let good = ModelKey::new(1, &[100]);
+    for (key, words) in [
+        (ModelKey { derived: true, ..good.clone() }, "derived"),
+        (ModelKey { kind: "rsa-4096", ..good.clone() }, "authenticated symmetric"),
+        (ModelKey { soft_deleted: true, ..good.clone() }, "soft-delete-restore"),
+    ] {
+        let mut bench = Bench::bare(Model::new());
+        bench.model.change(|state| state.keys.insert("kms".into(), key));
+        let error = bench.take_session(&["kms"]).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_additional_key_that_is_gone_does_not_stop_the_first() {
+    let bench = Bench::ready(Model::new(), &["kms", "long-gone"]).await;
+    assert!(bench.encrypt(b"seed").await.is_ok());
+}
+
+// Decrypt.
+
+#[tokio::test(start_paused = true)]
+async fn what_another_provider_wrote_is_read_with_any_of_the_keys() {
+    let model = Model::new();
+    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    let old = Bench::ready(model.clone(), &["old"]).await;
+    let theirs = old.encrypt(b"seed").await.unwrap().ciphertext;
+    let bench = Bench::ready(model, &["kms", "old"]).await;
+    for key_id in ["1", "1719830400", "kleidi-kms-plugin_1_1719830400"] {
+        assert_eq!(bench.decrypt(&theirs, key_id).await.unwrap(), &b"seed"[..]);
+    }
+    let nobodys = b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA";
+    let error = bench.decrypt(nobodys, "1").await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("none of the keys"), "{error}");
+    assert_eq!(bench.healthz().await, "ok", "one bad ciphertext is nobody else's business");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_ours_is_refused_without_asking_vault() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let id: KeyId = sealed.key_id.parse().unwrap();
+    let calls = bench.model.calls();
+    let foreign = format!("tk1.{}.1.{}", "0".repeat(32), "0".repeat(16));
+    let reborn = KeyId::new(id.scope, id.version, 101).to_string();
+    let v2 =
+        sealed.ciphertext.to_vec().iter().map(|b| if *b == b'1' { b'2' } else { *b }).collect::<Vec<_>>();
+    for (ciphertext, key_id, code) in [
+        (&sealed.ciphertext[..], foreign.as_str(), Code::FailedPrecondition),
+        (&sealed.ciphertext, &reborn, Code::InvalidArgument),
+        (&v2, &sealed.key_id, Code::InvalidArgument),
+        (b"somebody else's", "1", Code::InvalidArgument),
+        (b"", &sealed.key_id, Code::InvalidArgument),
+        (&[b'A'; 1025], "1", Code::InvalidArgument),
+        (&sealed.ciphertext, &"k".repeat(1025), Code::InvalidArgument),
+    ] {
+        let error = bench.decrypt(ciphertext, key_id).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+    for plaintext in [&b""[..], &[0; 701]] {
+        assert_eq!(bench.encrypt(plaintext).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert_eq!(bench.model.calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_additional_key_does_not_make_the_first_look_unwell() {
+    let model = Model::new();
+    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    let old = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
+    let bench = Bench::ready(model, &["kms", "old"]).await;
+    bench.model.change(|state| {
+        state.fails.insert("decrypt", Fault::Denied);
+    });
+    assert_eq!(bench.decrypt(&old.ciphertext, &old.key_id).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(bench.healthz().await, "ok");
+}
+
+// Rotation.
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_moves_status_and_encrypt_together() {
+    let bench = Bench::with_prober(Model::new()).await;
+    let first = bench.encrypt(b"seed").await.unwrap();
+    bench.model.rotate("kms");
+    assert_eq!(bench.encrypt(b"seed").await.unwrap().key_id, first.key_id, "not before it is proven");
+    pass(31).await;
+    let second = bench.encrypt(b"seed").await.unwrap();
+    assert_ne!(second.key_id, first.key_id);
+    assert_eq!(bench.status().await.unwrap().key_id, second.key_id);
+    assert!(second.ciphertext.starts_with(b"vault:v2:"));
+    assert_eq!(bench.decrypt(&first.ciphertext, &first.key_id).await.unwrap(), &b"seed"[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_version_that_cannot_be_used_yet_is_not_published() {
+    let bench = Bench::with_prober(Model::new()).await;
+    let first = bench.status().await.unwrap().key_id;
+    bench.model.rotate("kms");
+    bench.model.change(|state| {
+        state.fails.insert("encrypt", Fault::Lagging);
+    });
+    pass(40).await;
+    assert_eq!(bench.status().await.unwrap().key_id, first);
+    bench.model.change(|state| state.fails.clear());
+    pass(31).await;
+    assert_ne!(bench.status().await.unwrap().key_id, first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_version_that_another_node_saw_first_is_decrypted_and_then_published() {
+    let bench = Bench::with_prober(Model::new()).await;
+    pass(1).await;
+    bench.model.rotate("kms");
+    let other = Bench::ready(bench.model.clone(), &["kms"]).await;
+    let newer = other.encrypt(b"seed").await.unwrap();
+    assert_eq!(bench.decrypt(&newer.ciphertext, &newer.key_id).await.unwrap(), &b"seed"[..]);
+    pass(1).await;
+    assert_eq!(bench.status().await.unwrap().key_id, newer.key_id, "probed at once, not after an interval");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raised_min_encryption_version_fails_one_call_and_is_refreshed_at_once() {
+    let bench = Bench::with_prober(Model::new()).await;
+    pass(1).await;
+    bench.model.rotate("kms");
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_encryption = 2);
+    assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::FailedPrecondition);
+    pass(1).await;
+    assert!(bench.encrypt(b"seed").await.unwrap().ciphertext.starts_with(b"vault:v2:"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lagging_standby_never_moves_the_key_id_back() {
+    let model = Model::new();
+    model.rotate("kms");
+    let bench = Bench::with_prober(model).await;
+    let newest = bench.status().await.unwrap();
+    bench.model.change(|state| state.lag = 1);
+    for _ in 0..50 {
+        pass(1).await;
+        let status = bench.status().await.unwrap();
+        assert_eq!((status.key_id, status.healthz), (newest.key_id.clone(), "ok".into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_version_is_published_after_three_probes_of_the_active_node() {
+    let model = Model::new();
+    let first = Bench::ready(model.clone(), &["kms"]).await.status().await.unwrap().key_id;
+    model.rotate("kms");
+    let bench = Bench::with_prober(model).await;
+    let second = bench.status().await.unwrap().key_id;
+    assert_ne!(first, second);
+    // A backup was restored.
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
+    pass(31).await;
+    assert_eq!(bench.status().await.unwrap().key_id, second, "one probe is not enough");
+    pass(10).await;
+    let status = bench.status().await.unwrap();
+    assert_eq!((status.key_id, status.healthz.as_str()), (first, "ok"));
+    assert_eq!(
+        bench.encrypt(b"seed").await.map(|sealed| sealed.ciphertext.starts_with(b"vault:v1:")).ok(),
+        Some(true)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_calls_is_not_a_storm_of_probes() {
+    let bench = Bench::with_prober(Model::new()).await;
+    let before = bench.model.calls();
+    for _ in 0..1000 {
+        bench.board.probe_soon();
+        settle().await;
+    }
+    assert!(bench.model.calls() - before <= 3, "one probe has three calls");
+}
+
+/// One step of an interleaving.
+#[derive(Clone, Debug)]
+enum Step {
+    Encrypt,
+    Lag(u32),
+    MinEncryption,
+    Probe,
+    Rotate,
+    Session,
+    Turn,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => Just(Step::Encrypt),
+        1 => (0..3_u32).prop_map(Step::Lag),
+        1 => Just(Step::MinEncryption),
+        4 => Just(Step::Probe),
+        2 => Just(Step::Rotate),
+        2 => Just(Step::Session),
+        8 => Just(Step::Turn),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// On every interleaving of rotations, probes, new sessions, lagging nodes and calls:
+    /// no Encrypt leaves whose ciphertext and key_id disagree or whose key_id was not
+    /// published while it ran, and the published version never goes back.
+    #[test]
+    fn no_interleaving_parts_ciphertext_and_key_id(
+        steps in steps(),
+        delays in proptest::collection::vec(0..6_u8, 0..200),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(interleave(steps, delays))?;
+    }
+}
+
+async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseError> {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.delays = delays.into());
+    // Every key_id that was ever published, in order.
+    let mut published = vec![bench.status().await.unwrap().key_id];
+    let mut calls: Vec<(usize, JoinHandle<Result<EncryptResponse, Status>>)> = Vec::new();
+    let mut others: Vec<JoinHandle<()>> = Vec::new();
+    let mut done = Vec::new();
+    for step in steps.into_iter().chain(std::iter::repeat_n(Step::Turn, 100)) {
+        match step {
+            Step::Encrypt => {
+                let service = bench.service.clone();
+                let from = published.len() - 1;
+                let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+                let call = async move { Ok(service.encrypt(Request::new(request)).await?.into_inner()) };
+                calls.push((from, tokio::spawn(call)));
+            }
+            Step::Lag(versions) => bench.model.change(|state| state.lag = versions),
+            Step::MinEncryption => bench.model.change(|state| {
+                let key = state.keys.get_mut("kms").unwrap();
+                key.min_encryption = u32::try_from(key.versions.len()).unwrap();
+            }),
+            Step::Probe => {
+                let board = Arc::clone(&bench.board);
+                others.push(tokio::spawn(async move {
+                    let snapshot = board.snapshot().unwrap();
+                    let before = Before { keyring: &snapshot.keyring, witness: None };
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    match probe(snapshot.transit.as_ref(), Some(before), false, deadline).await {
+                        Ok(proof) => board.probe_passed(snapshot.generation, proof),
+                        Err(failure) => board.probe_failed(snapshot.generation, &failure.into()),
+                    }
+                }));
+            }
+            Step::Rotate => bench.model.rotate("kms"),
+            Step::Session => {
+                let (board, session) = (Arc::clone(&bench.board), bench.model.session(&["kms"]));
+                others.push(tokio::spawn(async move {
+                    let before = board.snapshot().unwrap();
+                    let against = Before { keyring: &before.keyring, witness: Some(&before.witness) };
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    if let Ok(proof) = probe(session.as_ref(), Some(against), false, deadline).await {
+                        drop(board.take_session(session, proof));
+                    }
+                }));
+            }
+            Step::Turn => {}
+        }
+        yield_now().await;
+        let now = bench.board.snapshot().unwrap().keyring.current().key_id.clone();
+        if published.last() != Some(&now) {
+            published.push(now);
+        }
+        for (from, call) in std::mem::take(&mut calls) {
+            if call.is_finished() {
+                done.push((from, published.len(), call.await.unwrap()));
+            } else {
+                calls.push((from, call));
+            }
+        }
+    }
+    let versions: Vec<u32> =
+        published.iter().map(|id| id.parse::<KeyId>().unwrap().version.number()).collect();
+    prop_assert!(versions.is_sorted(), "went back: {versions:?}");
+    for (from, to, response) in done {
+        let Ok(sealed) = response else { continue };
+        let id: KeyId = sealed.key_id.parse().unwrap();
+        prop_assert_eq!(Ciphertext::parse(&sealed.ciphertext).unwrap().version(), id.version);
+        prop_assert!(
+            published[from..to].contains(&sealed.key_id),
+            "published meanwhile: {:?}",
+            &published[from..to]
+        );
+    }
+    bench.session.kill_token();
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! What the KMS rules need of a Transit engine, and how it can fail them.
+
+use std::{collections::BTreeMap, fmt};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::{
+    ciphertext::Ciphertext,
+    key_id::{KeyVersion, Scope},
+};
+use crate::config::{KeyName, KeyNames};
+
+/// One call's identity and the time by which its answer must be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Everything below gives up at this moment.
+    pub deadline: Instant,
+    /// Names the call in our log and in Vault's audit log.
+    pub uid: &'a str,
+}
+
+/// What Transit tells of a key.
+///
+/// Source: <https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeyDescription {
+    /// Derived keys need a context with every call.
+    pub derived: bool,
+    /// The newest version.
+    pub latest: KeyVersion,
+    /// Versions below this one are refused by Decrypt.
+    pub min_decryption: u32,
+    /// Versions below this one are refused by Encrypt; 0 refuses none.
+    pub min_encryption: u32,
+    /// Marked as deleted, and refusing work, but restorable.
+    pub soft_deleted: bool,
+    /// Such as `aes256-gcm96`.
+    pub kind: String,
+    /// Unix time in seconds at which each version was made, from `min_decryption` up.
+    pub versions: BTreeMap<KeyVersion, i64>,
+}
+
+/// Bytes that Transit has wrapped.
+#[derive(Debug)]
+pub struct Sealed {
+    /// Its version is the one that was asked for.
+    pub ciphertext: Ciphertext,
+    /// The `request.id` of the entry in Vault's audit log.
+    pub request_id: String,
+}
+
+/// Bytes that Transit has unwrapped.
+pub struct Opened {
+    /// Wiped when dropped.
+    pub plaintext: Zeroizing<Vec<u8>>,
+    /// The `request.id` of the entry in Vault's audit log.
+    pub request_id: String,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("plaintext_bytes", &self.plaintext.len())
+            .field("request_id", &self.request_id)
+            .finish()
+    }
+}
+
+/// A session with a Transit engine: one token, one mount.
+#[async_trait]
+pub trait Transit: Send + Sync + 'static {
+    /// Unwraps with whichever version the ciphertext names.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    async fn decrypt(
+        &self,
+        key: &KeyName,
+        ciphertext: &Ciphertext,
+        call: Call<'_>,
+    ) -> Result<Opened, TransitError>;
+
+    /// Wraps with exactly `version`, and has checked that the answer did.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    async fn encrypt(
+        &self,
+        key: &KeyName,
+        version: KeyVersion,
+        plaintext: &[u8],
+        call: Call<'_>,
+    ) -> Result<Sealed, TransitError>;
+
+    /// Whether the node that answers is the active one of its cluster.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError>;
+
+    /// The keys that this session was configured with: the first encrypts, all decrypt.
+    fn keys(&self) -> &KeyNames;
+
+    /// Describes a key.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    async fn read_key(&self, key: &KeyName, call: Call<'_>) -> Result<KeyDescription, TransitError>;
+
+    /// Where `key` is, in a form that may be shown.
+    fn scope(&self, key: &KeyName) -> Scope;
+}
+
+/// Why Transit did not do it. What follows from it is decided by who asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// The ciphertext is damaged, or was made with another key.
+    BadCiphertext,
+    /// The caller's time is up.
+    DeadlineExceeded,
+    /// The token lives, but its policy does not allow this.
+    Denied,
+    /// The mount, namespace or key is not there, or the key is soft-deleted.
+    KeyLost,
+    /// The node does not know the version yet, or no longer (a restored backup).
+    Lagging,
+    /// An answer that makes no sense: a bug, here or there.
+    Nonsense,
+    /// The token is expired, revoked, used up or unknown.
+    TokenDead,
+    /// The version is below `min_encryption_version` or `min_decryption_version`.
+    TooOld,
+    /// Refused connection, timeout, sealed, standby without a leader, 5xx, 429.
+    Unreachable,
+}
+
+impl Fault {
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BadCiphertext => "bad_ciphertext",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Denied => "denied",
+            Self::KeyLost => "key_lost",
+            Self::Lagging => "lagging",
+            Self::Nonsense => "nonsense",
+            Self::TokenDead => "token_dead",
+            Self::TooOld => "too_old",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+/// A [`Fault`] and what an operator needs to know about it; never a secret.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct TransitError {
+    /// What kind of failure it is.
+    pub fault: Fault,
+    /// Cause and next step.
+    pub message: String,
+}
+
+impl TransitError {
+    /// An error with its words.
+    #[must_use]
+    pub fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into() }
+    }
+}
