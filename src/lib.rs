@@ -9,10 +9,15 @@
 //! vault    session -> pool -> one HTTP call
 //! ```
 //!
-//! `app` composes the parts and is the only module that knows all of them;
+//! [`app`] composes the parts and is the only module that knows all of them;
 //! [`config`] and [`observe`] lie below everything. `ARCHITECTURE.md` has the
 //! picture, the invariants and the test that guards each of them.
 
+pub mod app;
+pub mod cli;
 pub mod config;
+mod hardening;
 pub mod kms;
 pub mod observe;
+pub mod server;
+pub mod vault;

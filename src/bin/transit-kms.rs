@@ -1,3 +1,7 @@
 //! The daemon that stands between kube-apiserver and a Transit key.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    transit_kms::cli::main()
+}

@@ -587,7 +587,7 @@ proptest! {
 }
 
 async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseError> {
-    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.model.change(|state| state.delays = delays.into());
     // Every key_id that was ever published, in order.
     let mut published = vec![bench.status().await.unwrap().key_id];

@@ -1,1 +1,8 @@
-//! Tests against real servers; `support` starts and stops them.
+//! Tests against real servers and the real binary; `support` starts and stops them.
+//!
+//! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
+
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod support;

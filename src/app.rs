@@ -1,0 +1,232 @@
+//! Composes the daemon; the only place that knows all parts.
+//!
+//! The order is the first invariant: the socket is bound before anything that could
+//! need a network, a file or a token, so that kube-apiserver always finds somebody who
+//! answers, if only with a reason.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{task::JoinSet, time::interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    config::{self, ParseOptions, WatchOptions},
+    kms::{
+        Board,
+        health::{Answer, HealthSettings},
+        key_id::key_id_hash,
+        prober,
+        service::KmsService,
+    },
+    observe::{heartbeat::Heartbeat, metrics::Metrics},
+    server::{
+        accept::{self, CutOff, Limits},
+        address::{ListenAddress, UnixAddress},
+        admin::{self, AdminHandle, BoundAdmin, Inspect},
+        peer::AllowedPeers,
+        socket::{self, BindError, BoundSocket, SocketOptions},
+    },
+    vault::Keeper,
+};
+
+/// How often the data plane's runtime shows that it turns.
+const RUNTIME_BEAT: Duration = Duration::from_secs(1);
+/// A runtime that has not turned for so long is stuck.
+const RUNTIME_STUCK: Duration = Duration::from_secs(10);
+/// Longer than the longest probe and the keeper's patience with it.
+const PROBER_MARGIN: Duration = Duration::from_secs(30);
+
+/// Everything that needs a restart to change.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where probes and scrapes are answered.
+    pub admin_listen: Vec<ListenAddress>,
+    /// Whether Vault may be spoken to without TLS.
+    pub allow_http: bool,
+    /// Who may call.
+    pub allowed_peers: AllowedPeers,
+    /// The rendered file.
+    pub config: PathBuf,
+    /// How health is judged.
+    pub health: HealthSettings,
+    /// Where kube-apiserver calls.
+    pub listen: UnixAddress,
+    /// How long calls in flight may take at the end.
+    pub shutdown_grace: Duration,
+    /// Mode and group of the socket.
+    pub socket: SocketOptions,
+}
+
+/// The daemon, bound but not yet running.
+pub struct App {
+    admin: Vec<BoundAdmin>,
+    kms: BoundSocket,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+}
+
+/// Binds everything; nothing is served before [`App::run`].
+///
+/// # Errors
+/// If an address is taken or cannot be made.
+pub fn build(settings: Settings) -> Result<App, BindError> {
+    let kms = socket::bind(&settings.listen, settings.socket)?;
+    let admin = settings.admin_listen.iter().map(admin::bind).collect::<Result<_, _>>();
+    let admin = match admin {
+        Ok(admin) => admin,
+        Err(error) => {
+            // Else kube-apiserver would find a socket that nobody serves.
+            drop(kms.remove_if_ours());
+            return Err(error);
+        }
+    };
+    #[expect(clippy::expect_used, reason = "fails only if two metrics share a name, which a test rules out")]
+    let metrics = Arc::new(Metrics::new().expect("the names of metrics are distinct"));
+    Ok(App { admin, kms, metrics, settings })
+}
+
+impl App {
+    /// Where it listens for KMS calls.
+    #[must_use]
+    pub fn kms_address(&self) -> &UnixAddress {
+        self.kms.address()
+    }
+
+    /// Where it listens for probes and scrapes, with the ports that the kernel chose.
+    pub fn admin_addresses(&self) -> impl Iterator<Item = &ListenAddress> {
+        self.admin.iter().map(BoundAdmin::address)
+    }
+
+    /// Serves until `shutdown`, then drains; `reread` is called for a look at the config.
+    ///
+    /// # Errors
+    /// If the runtime cannot be set up; never because of Vault or the config.
+    pub async fn run(self, shutdown: CancellationToken, reread: impl AsyncReread) -> anyhow::Result<CutOff> {
+        let Self { admin, kms, metrics, settings } = self;
+        let board = Arc::new(Board::new(settings.health, Arc::clone(&metrics)));
+        let inspector = Inspector {
+            board: Arc::clone(&board),
+            metrics: Arc::clone(&metrics),
+            prober: Heartbeat::new(),
+            runtime: Heartbeat::new(),
+        };
+
+        // Dropped at the end of this function, whatever ends it; sessions and keys go with them.
+        let mut background = JoinSet::new();
+        background.spawn(beat(inspector.runtime.clone()));
+        background.spawn(prober::run(Arc::clone(&board), Arc::clone(&metrics), inspector.prober.clone()));
+        let watcher = config::watch(
+            settings.config.clone(),
+            WatchOptions {
+                parse: ParseOptions { allow_http: settings.allow_http },
+                ..WatchOptions::default()
+            },
+        );
+        let rereader = watcher.rereader();
+        background.spawn(async move {
+            while reread.wanted().await {
+                rereader.reread().await;
+            }
+            std::future::pending::<()>().await;
+        });
+        background.spawn(Keeper::new(watcher, Arc::clone(&board), Arc::clone(&metrics)).run());
+
+        let admin: AdminHandle =
+            admin::spawn(admin, Arc::new(inspector)).context("cannot start the admin thread")?;
+        let (listener, file) = kms.into_listener().context("cannot serve the KMS socket")?;
+        info!(socket = %file.address(), "listening");
+
+        let service = KmsService::new(board, Arc::clone(&metrics)).into_server();
+        let serving = accept::Settings {
+            grace: settings.shutdown_grace,
+            limits: Limits::default(),
+            metrics,
+            peers: settings.allowed_peers,
+        };
+        let cut_off = accept::serve(listener, service, serving, shutdown).await;
+        match file.remove_if_ours() {
+            Ok(true) => {}
+            Ok(false) => info!("the socket is no longer ours, or has no file: nothing to remove"),
+            Err(error) => warn!(%error, "the socket could not be removed; the next start replaces it"),
+        }
+        admin.stop().await;
+        background.shutdown().await;
+        info!(
+            calls = cut_off.calls,
+            connections = cut_off.connections,
+            "stopped; calls and connections cut off"
+        );
+        Ok(cut_off)
+    }
+}
+
+/// Tells when somebody wants the config read at once, as SIGHUP does.
+pub trait AsyncReread: Send + 'static {
+    /// Resolves with true each time, with false if that can never be again.
+    fn wanted(&self) -> impl Future<Output = bool> + Send;
+}
+
+async fn beat(heart: Heartbeat) {
+    let mut ticks = interval(RUNTIME_BEAT);
+    loop {
+        ticks.tick().await;
+        heart.beat();
+    }
+}
+
+/// What the admin listeners are told; asked on their thread, not on ours.
+struct Inspector {
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+    prober: Heartbeat,
+    runtime: Heartbeat,
+}
+
+impl Inspect for Inspector {
+    fn live(&self) -> Result<(), String> {
+        let stuck = |what: &str, age: Duration| Err(format!("{what} has been stuck for {} s", age.as_secs()));
+        let runtime = self.runtime.age();
+        if runtime > RUNTIME_STUCK {
+            return stuck("the runtime", runtime);
+        }
+        let prober = self.prober.age();
+        if prober > self.board.settings().probe_interval + PROBER_MARGIN {
+            return stuck("the prober", prober);
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<String, String> {
+        self.board.publish_health();
+        self.metrics.render().map_err(|error| error.to_string())
+    }
+
+    fn ready(&self) -> Result<String, String> {
+        let (answer, snapshot) = self.board.status();
+        match (answer.reason(), snapshot) {
+            (Some(reason), _) => Err(reason.to_owned()),
+            (None, None) => Err("nothing is known yet".into()),
+            (None, Some(snapshot)) => {
+                let current = snapshot.keyring.current();
+                let mut text = format!(
+                    "ok: session {}, key {} version {}, key_id {} ({})",
+                    snapshot.generation,
+                    current.name,
+                    current.version,
+                    current.key_id,
+                    key_id_hash(&current.key_id)
+                );
+                if answer == (Answer::Well { in_grace: true }) {
+                    text.push_str("; Vault does not answer right now, within the outage grace");
+                }
+                if let Some(trouble) = self.board.trouble() {
+                    text.push_str("; the newest config is not in use: ");
+                    text.push_str(&trouble);
+                }
+                Ok(text)
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Clients of a running daemon: of its KMS socket, as kube-apiserver is one,
+//! and of its admin listener.
+
+use std::{error::Error, io};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::{
+    kms::proto::key_management_service_client::KeyManagementServiceClient,
+    server::address::{ListenAddress, UnixAddress},
+};
+
+/// A reason is a line; whatever sends more than this is not ours.
+const MOST_ANSWER: usize = 64 * 1024;
+
+/// Connects to a KMS socket.
+///
+/// # Errors
+/// Says what failed, in words.
+pub(super) async fn kms(address: &UnixAddress) -> Result<KeyManagementServiceClient<Channel>, String> {
+    // kube-apiserver sends this authority since 1.32; h2 takes no socket path there.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let target = address.clone();
+    let connector = service_fn(move |_| {
+        let target = target.clone();
+        async move { unix(&target).await.map(TokioIo::new) }
+    });
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map(KeyManagementServiceClient::new)
+        .map_err(|error| root_cause(&error))
+}
+
+/// Asks an admin listener for `path`.
+///
+/// # Errors
+/// Says what failed, in words.
+pub(super) async fn admin(address: &ListenAddress, path: &str) -> Result<(StatusCode, String), String> {
+    match address {
+        ListenAddress::Tcp(address) => {
+            ask(TcpStream::connect(address).await.map_err(|error| error.to_string())?, path).await
+        }
+        ListenAddress::Unix(address) => {
+            ask(unix(address).await.map_err(|error| error.to_string())?, path).await
+        }
+    }
+}
+
+async fn ask<S>(stream: S, path: &str) -> Result<(StatusCode, String), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| root_cause(&error))?;
+    let exchange = async move {
+        let request = Request::get(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONNECTION, "close")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(|error| root_cause(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MOST_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| root_cause(error.as_ref()))?
+            .to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    // The connection only moves while it is polled; its own end says nothing that the exchange
+    // does not say better.
+    let mut connection = std::pin::pin!(connection);
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        biased;
+        answer = exchange.as_mut() => return answer,
+        _ended = connection.as_mut() => {}
+    }
+    exchange.await
+}
+
+async fn unix(address: &UnixAddress) -> io::Result<UnixStream> {
+    match address {
+        UnixAddress::Abstract(name) => UnixStream::connect(format!("\0{name}")).await,
+        UnixAddress::Path(path) => UnixStream::connect(path).await,
+    }
+}
+
+/// The last error of the chain: what the operating system said, not who passed it on.
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,209 @@
+//! `transit-kms serve`: the daemon.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Mutex,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    app::{self, App, AsyncReread, Settings},
+    hardening,
+    kms::health::HealthSettings,
+    observe::telemetry::{self, LogFormat, LogLevel},
+    server::{
+        address::{ListenAddress, UnixAddress},
+        peer::AllowedPeers,
+        socket::{Group, SocketOptions},
+    },
+};
+
+/// A socket or port cannot be had; `EX_CANTCREAT` of sysexits.h.
+const EXIT_CANNOT_BIND: u8 = 73;
+/// Something else of the operating system is missing; `EX_OSERR` of sysexits.h.
+pub(super) const EXIT_SYSTEM: u8 = 71;
+
+/// Serves the KMS v2 API on a unix socket.
+///
+/// The socket is there at once, whatever the state of Vault or of the config file; both may come later and
+/// change at any time. Everything in the config file is reloaded while running, flags need a restart.
+/// SIGTERM and SIGINT drain and end it, SIGHUP has the config file read at once.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes: 0 after SIGTERM or SIGINT, 64 a flag cannot be used, 71 the system refuses something, 73 the socket \
+or port is taken.\n\n\
+Example:\n  transit-kms serve --config /etc/transit-kms/config.yaml\n  transit-kms probe roundtrip")]
+pub struct ServeArgs {
+    /// Where kube-apiserver calls: unix:///path, or unix:///@name for an abstract socket.
+    #[arg(
+        long,
+        env = "TRANSIT_KMS_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "unix:///run/transit-kms/kms.sock"
+    )]
+    listen: UnixAddress,
+
+    /// The YAML file with Vault's addresses, the key and the token, as an agent renders it.
+    ///
+    /// Mount its directory, not the file alone: a file mounted alone never changes.
+    #[arg(long, env = "TRANSIT_KMS_CONFIG", value_name = "PATH")]
+    config: PathBuf,
+
+    /// Where /livez, /readyz and /metrics are answered: IP:PORT or unix:///path; may be repeated.
+    #[arg(
+        long,
+        env = "TRANSIT_KMS_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:9797"
+    )]
+    admin_listen: Vec<ListenAddress>,
+
+    /// How log lines look.
+    #[arg(long, env = "TRANSIT_KMS_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// How much is logged; `debug` has a line for each call.
+    #[arg(long, env = "TRANSIT_KMS_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    log_level: LogLevel,
+
+    /// The socket's permission bits, octal.
+    #[arg(long, env = "TRANSIT_KMS_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = octal)]
+    socket_mode: u32,
+
+    /// The socket's group, by name or number [default: our own].
+    #[arg(long, env = "TRANSIT_KMS_SOCKET_GROUP", value_name = "GROUP")]
+    socket_group: Option<Group>,
+
+    /// A uid that may call; may be repeated [default: 0 and our own].
+    #[arg(long, env = "TRANSIT_KMS_ALLOW_UID", value_name = "UID", value_delimiter = ',')]
+    allow_uid: Vec<u32>,
+
+    /// How long calls in flight may take once SIGTERM has come.
+    #[arg(long, env = "TRANSIT_KMS_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    shutdown_grace: Duration,
+
+    /// How long Status stays `ok` while Vault merely does not answer.
+    #[arg(long, env = "TRANSIT_KMS_OUTAGE_GRACE", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+    outage_grace: Duration,
+
+    /// The time between probes of token, key, Encrypt and Decrypt, 1s to 10m.
+    #[arg(long, env = "TRANSIT_KMS_PROBE_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = probe_interval)]
+    probe_interval: Duration,
+
+    /// Speak to Vault without TLS if the address says so: token and seeds then cross the network in the open.
+    #[arg(
+        long, env = "TRANSIT_KMS_ALLOW_HTTP", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", hide_default_value = true, hide_possible_values = true
+    )]
+    allow_http: bool,
+}
+
+/// Runs the daemon until a signal ends it.
+#[must_use]
+pub fn main(args: ServeArgs) -> ExitCode {
+    telemetry::start(args.log_format, args.log_level);
+    hardening::harden();
+    warn_of_ignored_environment();
+
+    let app = match app::build(args.into_settings()) {
+        Ok(app) => app,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::from(EXIT_CANNOT_BIND);
+        }
+    };
+    // One thread serves all calls: seeds are few, and a single thread has the better tail.
+    let outcome =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
+            let outcome = runtime.block_on(run(app));
+            // A file system that hangs must not keep us from ending.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            outcome
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "cannot run");
+            ExitCode::from(EXIT_SYSTEM)
+        }
+    }
+}
+
+async fn run(app: App) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let hangup = Hangup(Mutex::new(signal(SignalKind::hangup())?));
+    for address in app.admin_addresses() {
+        info!(%address, "answering /livez, /readyz and /metrics");
+    }
+
+    let shutdown = CancellationToken::new();
+    let running = app.run(shutdown.clone(), hangup);
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => return ended.map(drop),
+        _ = interrupt.recv() => info!("SIGINT: shutting down"),
+        _ = terminate.recv() => info!("SIGTERM: shutting down"),
+    }
+    shutdown.cancel();
+    running.await.map(drop)
+}
+
+struct Hangup(Mutex<Signal>);
+
+impl AsyncReread for Hangup {
+    async fn wanted(&self) -> bool {
+        let received = self.0.lock().await.recv().await;
+        info!("SIGHUP: reading the config");
+        received.is_some()
+    }
+}
+
+impl ServeArgs {
+    fn into_settings(self) -> Settings {
+        Settings {
+            admin_listen: self.admin_listen,
+            allow_http: self.allow_http,
+            allowed_peers: AllowedPeers::new(self.allow_uid),
+            config: self.config,
+            health: HealthSettings { outage_grace: self.outage_grace, probe_interval: self.probe_interval },
+            listen: self.listen,
+            shutdown_grace: self.shutdown_grace,
+            socket: SocketOptions { group: self.socket_group, mode: self.socket_mode },
+        }
+    }
+}
+
+/// The config file is the only source of what it holds; a variable that Vault's own tools
+/// heed would otherwise seem to work, and not reload.
+fn warn_of_ignored_environment() {
+    for (name, _) in std::env::vars_os() {
+        if let Some(name) =
+            name.to_str().filter(|name| name.starts_with("VAULT_") || name.starts_with("BAO_"))
+        {
+            warn!(variable = name, "ignored: put it into the config file");
+        }
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("write permission bits in octal, 0000 to 0777".into()),
+    }
+}
+
+fn probe_interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("it must be between 1s and 10m".into())
+    }
+}

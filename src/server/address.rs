@@ -1,0 +1,221 @@
+//! Where to listen, and where to ask.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+/// What `sockaddr_un` has room for, without the NUL that ends a path or
+/// begins an abstract name.
+const MOST_BYTES: usize = 107;
+
+/// A unix socket: `unix:///absolute/path`, or `unix:///@name` (also
+/// `unix://@name`) for a name in the abstract namespace.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum UnixAddress {
+    /// A name without the `@`; it lives in the network namespace, has no file
+    /// and therefore no mode: only the check of the peer's uid guards it.
+    Abstract(String),
+    /// An absolute path.
+    Path(PathBuf),
+}
+
+/// A [`UnixAddress`] or a TCP one: `127.0.0.1:9797`, `[::1]:9797`,
+/// `localhost:9797`.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum ListenAddress {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(UnixAddress),
+}
+
+/// Why a text is not an address; the message says what to write instead.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AddressError {
+    /// `unix://` and nothing usable after it.
+    #[error("\"{0}\" names no socket: write unix:///path/to/kms.sock, or unix:///@name")]
+    Empty(String),
+    /// A NUL byte.
+    #[error("the address holds a NUL byte")]
+    Nul,
+    /// TCP where only a unix socket will do, or no scheme.
+    #[error("\"{0}\" is not a unix socket: write unix:///path/to/kms.sock, or unix:///@name")]
+    NotUnix(String),
+    /// Not an IP address and a port.
+    #[error(
+        "\"{0}\" is neither an IP address with a port (127.0.0.1:9797, 0.0.0.0:9797, [::1]:9797) \
+         nor a unix socket (unix:///path)"
+    )]
+    NotTcp(String),
+    /// A path that does not begin with `/`.
+    #[error("\"{given}\" is a relative path: write unix:///{path} with three slashes and the whole path")]
+    Relative {
+        /// All that was given.
+        given: String,
+        /// The part after `unix://`.
+        path: String,
+    },
+    /// Longer than the kernel takes.
+    #[error(
+        "\"{given}\" is {bytes} bytes long, but a unix socket's name has at most {MOST_BYTES}: shorten it"
+    )]
+    TooLong {
+        /// All that was given.
+        given: String,
+        /// Its length without the scheme.
+        bytes: usize,
+    },
+}
+
+impl UnixAddress {
+    /// The path, if there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Abstract(_) => None,
+            Self::Path(path) => Some(path),
+        }
+    }
+}
+
+impl FromStr for UnixAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let rest = text.strip_prefix("unix://").ok_or_else(|| AddressError::NotUnix(text.into()))?;
+        if rest.contains('\0') {
+            return Err(AddressError::Nul);
+        }
+        let fits = |name: &str| {
+            if name.len() > MOST_BYTES {
+                Err(AddressError::TooLong { given: text.into(), bytes: name.len() })
+            } else {
+                Ok(())
+            }
+        };
+        // kube-apiserver reads `unix:///@name` as an abstract name; the form with two slashes
+        // is what people guess.
+        if let Some(name) = rest.strip_prefix("/@").or_else(|| rest.strip_prefix('@')) {
+            if name.is_empty() {
+                return Err(AddressError::Empty(text.into()));
+            }
+            fits(name)?;
+            return Ok(Self::Abstract(name.into()));
+        }
+        if rest.is_empty() || rest.ends_with('/') {
+            return Err(AddressError::Empty(text.into()));
+        }
+        if !rest.starts_with('/') {
+            return Err(AddressError::Relative { given: text.into(), path: rest.into() });
+        }
+        fits(rest)?;
+        Ok(Self::Path(rest.into()))
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if text.starts_with("unix:") {
+            return text.parse().map(Self::Unix);
+        }
+        let tcp = text.strip_prefix("tcp://").unwrap_or(text);
+        if let Some(port) = tcp.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+            return Ok(Self::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
+        }
+        tcp.parse().map(Self::Tcp).map_err(|_| AddressError::NotTcp(text.into()))
+    }
+}
+
+impl fmt::Display for UnixAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Abstract(name) => write!(f, "unix:///@{name}"),
+            Self::Path(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(address) => address.fmt(f),
+        }
+    }
+}
+
+impl From<UnixAddress> for ListenAddress {
+    fn from(address: UnixAddress) -> Self {
+        Self::Unix(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unix(text: &str) -> Result<UnixAddress, AddressError> {
+        text.parse()
+    }
+
+    #[test]
+    fn the_forms_that_are_read() {
+        assert_eq!(unix("unix:///run/a/kms.sock"), Ok(UnixAddress::Path("/run/a/kms.sock".into())));
+        assert_eq!(unix("unix:///@kms.sock"), Ok(UnixAddress::Abstract("kms.sock".into())));
+        assert_eq!(unix("unix://@kms.sock"), unix("unix:///@kms.sock"));
+        for (text, tcp) in [
+            ("127.0.0.1:9797", "127.0.0.1:9797"),
+            ("tcp://127.0.0.1:9797", "127.0.0.1:9797"),
+            ("localhost:1", "127.0.0.1:1"),
+            ("[::1]:0", "[::1]:0"),
+        ] {
+            assert_eq!(text.parse(), Ok(ListenAddress::Tcp(tcp.parse().unwrap())), "{text}");
+        }
+        assert_eq!("unix:///a".parse(), Ok(ListenAddress::Unix(UnixAddress::Path("/a".into()))));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        for text in ["unix:///run/kms.sock", "unix:///@kms", "127.0.0.1:9797", "[::1]:80"] {
+            let address: ListenAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (text, says) in [
+            ("unix://run/kms.sock", "three slashes"),
+            ("unix://", "names no socket"),
+            ("unix:///", "names no socket"),
+            ("unix:///run/", "names no socket"),
+            ("unix:///@", "names no socket"),
+            ("unix:/run/kms.sock", "is not a unix socket"),
+            ("/run/kms.sock", "is not a unix socket"),
+            ("127.0.0.1:9797", "is not a unix socket"),
+            ("unix:///a\0b", "NUL"),
+        ] {
+            let error = unix(text).unwrap_err().to_string();
+            assert!(error.contains(says), "{text:?}: {error}");
+        }
+        for text in [":9797", "127.0.0.1", "example.org:80", "http://127.0.0.1:9797"] {
+            let error = text.parse::<ListenAddress>().unwrap_err().to_string();
+            assert!(error.contains("127.0.0.1:9797"), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_and_one_more_does_not() {
+        for prefix in ["unix:///", "unix:///@"] {
+            let most = if prefix.ends_with('@') { MOST_BYTES } else { MOST_BYTES - 1 };
+            assert!(unix(&format!("{prefix}{}", "a".repeat(most))).is_ok());
+            let error = unix(&format!("{prefix}{}", "a".repeat(most + 1))).unwrap_err();
+            assert!(error.to_string().contains("108 bytes"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Sockets and connections: everything between the kernel and a service.
+//!
+//! [`socket`] binds, [`accept`] serves a `tower` service over HTTP/2 to the
+//! peers that [`peer`] allows and drains at shutdown, [`admin`] answers
+//! probes and scrapes on a thread of its own. Nothing here knows what a call
+//! means.
+
+pub mod accept;
+pub mod address;
+pub mod admin;
+mod backoff;
+mod connection;
+pub mod peer;
+mod roster;
+pub mod socket;
+
+#[cfg(test)]
+mod tests;

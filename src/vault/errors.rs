@@ -1,0 +1,205 @@
+//! What Vault's answers mean: from status and words to a [`Fault`].
+//!
+//! Vault tells cases apart in its words only. They were observed on OpenBao 2.7.2 and
+//! stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
+//! `vault/request_handling.go`).
+
+use serde::Deserialize;
+
+use crate::kms::{Fault, TransitError};
+
+/// What was asked of Vault, as metrics name it and as messages speak of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Operation {
+    Decrypt,
+    Encrypt,
+    Health,
+    LookupSelf,
+    ReadKey,
+    RenewSelf,
+}
+
+impl Operation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Decrypt => "decrypt",
+            Self::Encrypt => "encrypt",
+            Self::Health => "health",
+            Self::LookupSelf => "lookup_self",
+            Self::ReadKey => "read_key",
+            Self::RenewSelf => "renew_self",
+        }
+    }
+
+    /// The capability that a policy must grant on the path.
+    fn capability(self) -> &'static str {
+        match self {
+            Self::Decrypt | Self::Encrypt | Self::RenewSelf => "update",
+            Self::Health | Self::LookupSelf | Self::ReadKey => "read",
+        }
+    }
+}
+
+/// Vault's error body; unknown fields and a missing list are nothing to stumble over.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    errors: Vec<String>,
+}
+
+/// The meaning of an answer that is not a success. `path` is without `/v1/`.
+pub(super) fn meaning(operation: Operation, path: &str, status: u16, body: &[u8]) -> TransitError {
+    let errors = serde_json::from_slice::<ErrorBody>(body).unwrap_or_default().errors;
+    let said = quotable(&errors);
+    let has = |words: &str| said.contains(words);
+    let error = |fault, message: String| TransitError::new(fault, message);
+    match status {
+        400 if has("version is too new") || has("higher than the latest key version") => {
+            error(Fault::Lagging, format!("this Vault node does not know the key version: {said}"))
+        }
+        400 if has("minimum encryption key version") => error(
+            Fault::TooOld,
+            "min_encryption_version of the key was raised above the version in use: reading the key anew, \
+             the next Encrypt uses the newer version"
+                .into(),
+        ),
+        400 if has("too old") => error(
+            Fault::TooOld,
+            "the ciphertext's key version is below min_decryption_version of the key: lower it to read this \
+             value again"
+                .into(),
+        ),
+        400 if has("soft-deleted") => {
+            error(Fault::KeyLost, format!("the key is soft-deleted, restore it: {said} ({path})"))
+        }
+        400 if has("encryption key not found") => error(
+            Fault::KeyLost,
+            format!("the key does not exist ({path}): restore it, or correct vault.keynames"),
+        ),
+        400 if has("message authentication failed") || has("invalid ciphertext") => error(
+            Fault::BadCiphertext,
+            format!("the ciphertext is damaged or was made with another key: {said} ({path})"),
+        ),
+        400 if has("missing 'context'") => {
+            error(Fault::Denied, format!("the key is derived: use one that is not ({path})"))
+        }
+        400 if has("missing client token") => error(Fault::TokenDead, said),
+        403 if is_about_the_token(&errors) => error(
+            Fault::TokenDead,
+            "Vault does not accept the token any more (expired, revoked, or from another Vault): the agent \
+             has to render a new one"
+                .into(),
+        ),
+        403 => error(
+            Fault::Denied,
+            format!(
+                "the token's policy does not allow {}: grant `{}` on {path}{}",
+                operation.name(),
+                operation.capability(),
+                if operation == Operation::Encrypt { ", and see that the key exists" } else { "" }
+            ),
+        ),
+        404 => error(
+            Fault::KeyLost,
+            format!(
+                "not found: {path}{}; check vault.keynames, vault.transitpath and vault.namespace",
+                if said.is_empty() { String::new() } else { format!(" ({said})") }
+            ),
+        ),
+        301..=308 => error(
+            Fault::Unreachable,
+            format!("Vault answered with a redirect ({status}), which is not followed"),
+        ),
+        412 | 429 | 472..=474 | 500..=599 => error(
+            Fault::Unreachable,
+            format!(
+                "Vault answered {status}{}",
+                if said.is_empty() { String::new() } else { format!(": {said}") }
+            ),
+        ),
+        _ => error(Fault::Nonsense, format!("Vault answered {status} to {}: {said}", operation.name())),
+    }
+}
+
+/// A dead token is refused before any policy is looked at, in bare words; a policy's
+/// refusal comes as a multierror (`1 error occurred:`).
+fn is_about_the_token(errors: &[String]) -> bool {
+    errors.iter().any(|error| {
+        let error = error.trim();
+        error == "permission denied" || error.contains("invalid token") || error.contains("bad token")
+    })
+}
+
+/// Vault's own words, on one line and not too many: they go into logs and to callers.
+fn quotable(errors: &[String]) -> String {
+    let text = errors.join("; ");
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(operation: Operation, status: u16, error: &str) -> Fault {
+        let body = serde_json::json!({ "errors": [error] }).to_string();
+        meaning(operation, "transit/encrypt/kms", status, body.as_bytes()).fault
+    }
+
+    /// Words as OpenBao 2.7.2 says them; `tests/it/transit.rs` holds them to the real server.
+    #[test]
+    fn words_and_their_meaning() {
+        use Operation::{Decrypt, Encrypt, ReadKey};
+        for (operation, status, words, meant) in [
+            (Decrypt, 400, "cipher: message authentication failed", Fault::BadCiphertext),
+            (Decrypt, 400, "invalid ciphertext length", Fault::BadCiphertext),
+            (Decrypt, 400, "invalid ciphertext: could not decode base64", Fault::BadCiphertext),
+            (Decrypt, 400, "invalid ciphertext: version is too new", Fault::Lagging),
+            (
+                Decrypt,
+                400,
+                "ciphertext or signature version is disallowed by policy (too old)",
+                Fault::TooOld,
+            ),
+            (Decrypt, 400, "encryption key not found", Fault::KeyLost),
+            (
+                Encrypt,
+                400,
+                "requested version for encryption is higher than the latest key version",
+                Fault::Lagging,
+            ),
+            (
+                Encrypt,
+                400,
+                "requested version for encryption is less than the minimum encryption key version",
+                Fault::TooOld,
+            ),
+            (Encrypt, 400, "refusing to use soft-deleted key", Fault::KeyLost),
+            (Encrypt, 403, "permission denied", Fault::TokenDead),
+            (Encrypt, 403, "invalid token", Fault::TokenDead),
+            (Encrypt, 403, "1 error occurred:\n\t* permission denied\n\n", Fault::Denied),
+            (ReadKey, 404, "no handler for route \"t/keys/kms\". route entry not found.", Fault::KeyLost),
+            (Encrypt, 429, "request path \"x\": rate limit quota exceeded", Fault::Unreachable),
+            (Encrypt, 500, "internal error", Fault::Unreachable),
+            (Encrypt, 503, "Vault is sealed", Fault::Unreachable),
+            (Encrypt, 418, "teapot", Fault::Nonsense),
+        ] {
+            assert_eq!(fault(operation, status, words), meant, "{status} {words}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_vaults_is_no_trouble() {
+        for body in [&b""[..], b"<html>Bad Gateway</html>", b"{\"errors\":null}", b"[]"] {
+            assert_eq!(meaning(Operation::Encrypt, "p", 502, body).fault, Fault::Unreachable);
+        }
+    }
+
+    #[test]
+    fn words_stay_on_one_short_line() {
+        let body =
+            serde_json::json!({ "errors": [format!("a\n\tb\u{1b}[31m {}", "x".repeat(5000))] }).to_string();
+        let message = meaning(Operation::Encrypt, "p", 500, body.as_bytes()).message;
+        assert!(message.len() < 400 && !message.contains(char::is_control), "{message}");
+    }
+}

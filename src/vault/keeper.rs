@@ -1,0 +1,376 @@
+//! The keeper: turns configs into sessions, and looks after the token of the one in use.
+//!
+//! One task, one loop. A new config is a *candidate*: it is tried against Vault while
+//! the session in use goes on working, and replaces it only when proven. While Vault is
+//! away, or says no, it stays pending and is tried again, ever more slowly, until a newer
+//! config supersedes it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rand::RngExt;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::{
+    pool::Pool,
+    session::Session,
+    token::{self, TokenInfo},
+};
+use crate::{
+    config::{Credentials, Fingerprint, Observation, Reading, Watcher},
+    kms::{
+        Board, Fault, Snapshot, TransitError,
+        probe::{Before, Proof, probe},
+        prober::OlderVersions,
+    },
+    observe::metrics::Metrics,
+};
+
+/// The longest that one try of a candidate, or one call about the token, may take.
+const LONGEST_TRY: Duration = Duration::from_secs(10);
+/// A token just issued may not have reached every node: the first tries follow fast.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// An outage ends at any moment, and somebody waits for it.
+const LONGEST_PAUSE_AWAY: Duration = Duration::from_secs(5);
+/// A refusal is healed by hand, and every try leaves a line in Vault's audit log.
+const LONGEST_PAUSE_REFUSED: Duration = Duration::from_secs(30);
+/// How often the token is looked up.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Nothing is gained by renewing what ends that soon.
+const TOO_SHORT_TO_RENEW: Duration = Duration::from_secs(5);
+
+/// Owns the sessions of the daemon.
+pub struct Keeper {
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+    watcher: Watcher,
+}
+
+/// The session in use, as far as its token is concerned.
+struct InUse {
+    fingerprint: Fingerprint,
+    generation: u64,
+    /// Whether Vault lets the token look at itself; asked once.
+    lookup_denied: bool,
+    next_lookup: Instant,
+    next_renewal: Option<Instant>,
+    pool: Arc<Pool>,
+    pool_fingerprint: Fingerprint,
+    session: Arc<Session>,
+}
+
+/// A config that is not in use yet.
+struct Candidate {
+    next_try: Instant,
+    older: OlderVersions,
+    pause: Duration,
+    reading: Reading,
+    tried: bool,
+}
+
+/// A candidate that stood the test.
+struct Proven {
+    info: Option<TokenInfo>,
+    pool: Arc<Pool>,
+    proof: Proof,
+    session: Arc<Session>,
+}
+
+impl Keeper {
+    /// A keeper of what `watcher` finds, who publishes on `board`.
+    #[must_use]
+    pub fn new(watcher: Watcher, board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
+        Self { board, metrics, watcher }
+    }
+
+    /// Keeps for ever.
+    pub async fn run(mut self) {
+        let mut candidate: Option<Candidate> = None;
+        let mut in_use: Option<InUse> = None;
+        let mut last_death = None;
+        loop {
+            let next_try = candidate.as_ref().map(|candidate| candidate.next_try);
+            let next_care = in_use.as_ref().map(InUse::next_care);
+            tokio::select! {
+                observation = self.watcher.changed() => {
+                    candidate = self.observe(observation, in_use.as_ref()).await;
+                }
+                () = at(next_try) => {
+                    if let Some(waiting) = candidate.take() {
+                        candidate = self.try_candidate(waiting, &mut in_use).await;
+                    }
+                }
+                () = at(next_care) => {
+                    if let Some(in_use) = in_use.as_mut() {
+                        self.care_for_token(in_use).await;
+                    }
+                }
+                () = self.board.token_died(&mut last_death) => {
+                    // The agent may just have written the next one: look, and hurry.
+                    info!("the token is dead: reading the config anew");
+                    if let Some(candidate) = candidate.as_mut() {
+                        candidate.hurry();
+                    }
+                    let rereader = self.watcher.rereader();
+                    tokio::spawn(async move { rereader.reread().await });
+                }
+            }
+        }
+    }
+
+    /// What is on disk now: a candidate, nothing new, or nothing usable.
+    async fn observe(
+        &self,
+        observation: Option<Arc<Observation>>,
+        in_use: Option<&InUse>,
+    ) -> Option<Candidate> {
+        let Some(observation) = observation else {
+            warn!("the config is no longer watched; the session in use goes on");
+            return std::future::pending().await;
+        };
+        match observation.as_ref() {
+            Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
+                debug!("the config on disk is the one in use");
+                self.board.set_trouble(None);
+                None
+            }
+            Ok(reading) => {
+                for warning in &reading.config.warnings {
+                    warn!(%warning, "config");
+                }
+                Some(Candidate::new(reading.clone()))
+            }
+            Err(error) => {
+                // The watcher has logged it; what works stays.
+                self.metrics.reload("unparsable");
+                self.board.set_trouble(Some(error.to_string()));
+                None
+            }
+        }
+    }
+
+    /// Tries a candidate; what it returns is to be tried next: the same one later, or a newer one.
+    async fn try_candidate(
+        &mut self,
+        mut candidate: Candidate,
+        in_use: &mut Option<InUse>,
+    ) -> Option<Candidate> {
+        let deadline = Instant::now() + LONGEST_TRY;
+        let before = self.board.snapshot();
+        let proving = prove(&self.metrics, &mut candidate, in_use.as_ref(), before.as_deref(), deadline);
+        let outcome = tokio::select! {
+            biased;
+            // Nothing has been published yet, so a newer config may simply take over.
+            observation = self.watcher.changed() => return self.observe(observation, in_use.as_ref()).await,
+            outcome = timeout_at(deadline, proving) => outcome.unwrap_or_else(|_| {
+                let message = format!("Vault did not answer within {} s", LONGEST_TRY.as_secs());
+                Err(TransitError::new(Fault::Unreachable, message))
+            }),
+        };
+        match outcome.and_then(|proven| self.take(&candidate, proven)) {
+            Ok(taken) => {
+                *in_use = Some(taken);
+                None
+            }
+            Err(error) => {
+                self.put_off(&mut candidate, &error, before.is_some());
+                Some(candidate)
+            }
+        }
+    }
+
+    /// Publishes what was proven.
+    fn take(&self, candidate: &Candidate, proven: Proven) -> Result<InUse, TransitError> {
+        let Proven { info, pool, proof, session } = proven;
+        let snapshot = self
+            .board
+            .take_session(Arc::clone(&session) as _, proof)
+            .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
+        self.metrics.reload("taken");
+        let now = Instant::now();
+        let mut in_use = InUse {
+            fingerprint: candidate.reading.fingerprint,
+            generation: snapshot.generation,
+            lookup_denied: info.is_none(),
+            next_lookup: now + LOOKUP_INTERVAL,
+            next_renewal: None,
+            pool,
+            pool_fingerprint: candidate.reading.connection_fingerprint,
+            session,
+        };
+        let ttl = info.as_ref().map(|info| info.ttl).unwrap_or_default();
+        info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
+        if let Some(info) = info {
+            info.warn();
+            self.metrics.token(info.ttl, SystemTime::now());
+            if info.renewable {
+                in_use.renew_before_end(info.ttl);
+            }
+        }
+        Ok(in_use)
+    }
+
+    /// Says why a candidate is not in use, and when it is tried again.
+    fn put_off(&self, candidate: &mut Candidate, error: &TransitError, something_works: bool) {
+        let away = matches!(
+            error.fault,
+            Fault::DeadlineExceeded | Fault::Lagging | Fault::Nonsense | Fault::Unreachable
+        );
+        if !candidate.tried {
+            candidate.tried = true;
+            self.metrics.reload(if away { "pending" } else { "refused" });
+            warn!(
+                %error, fault = error.fault.name(), keeping_the_old = something_works,
+                "the new config is not taken yet; trying again"
+            );
+        } else {
+            debug!(%error, "the new config is still not taken");
+        }
+        self.board.set_trouble(Some(error.to_string()));
+        candidate.next_try = Instant::now() + jittered(candidate.pause);
+        let longest = if away || !something_works { LONGEST_PAUSE_AWAY } else { LONGEST_PAUSE_REFUSED };
+        candidate.pause = (candidate.pause * 2).min(longest);
+    }
+
+    /// Looks the token up, or renews it, whichever is due.
+    async fn care_for_token(&self, in_use: &mut InUse) {
+        let now = Instant::now();
+        let deadline = now + LONGEST_TRY;
+        if in_use.next_renewal.is_some_and(|due| due <= now) {
+            in_use.next_renewal = None;
+            match token::renew(&in_use.session, deadline).await {
+                Ok(renewal) => {
+                    self.metrics.token(renewal.ttl, SystemTime::now());
+                    self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
+                    if renewal.capped {
+                        warn!(
+                            ttl_seconds = renewal.ttl.as_secs(),
+                            "the token has reached its maximum TTL: the agent must render a new one before it ends"
+                        );
+                    } else {
+                        info!(ttl_seconds = renewal.ttl.as_secs(), "token renewed");
+                    }
+                    in_use.renew_before_end(renewal.ttl);
+                }
+                Err(error) => {
+                    self.metrics.token_renewal("failed");
+                    warn!(%error, "the token could not be renewed");
+                    if error.fault == Fault::Denied {
+                        // That the policy lacks renew-self does not keep the token from working:
+                        // the next lookup tells how long there is to live.
+                        return;
+                    }
+                    self.board.call_failed(in_use.generation, &error);
+                    if error.fault != Fault::TokenDead {
+                        in_use.next_renewal = Some(now + jittered(LONGEST_PAUSE_AWAY));
+                    }
+                }
+            }
+        }
+        if in_use.next_lookup <= now {
+            in_use.next_lookup = now + jittered(LOOKUP_INTERVAL);
+            match token::lookup(&in_use.session, deadline).await {
+                Ok(info) => {
+                    self.metrics.token(info.ttl, SystemTime::now());
+                    debug!(ttl_seconds = info.ttl.as_secs(), "token looked up");
+                    if info.renewable && in_use.next_renewal.is_none() {
+                        in_use.renew_before_end(info.ttl);
+                    }
+                }
+                Err(error) if error.fault == Fault::Denied => in_use.lookup_denied = true,
+                Err(error) => {
+                    warn!(%error, "the token could not be looked up");
+                    self.board.call_failed(in_use.generation, &error);
+                }
+            }
+        }
+    }
+}
+
+/// Everything that a candidate must show before it replaces what works.
+async fn prove(
+    metrics: &Arc<Metrics>,
+    candidate: &mut Candidate,
+    in_use: Option<&InUse>,
+    before: Option<&Snapshot>,
+    deadline: Instant,
+) -> Result<Proven, TransitError> {
+    let reading = &candidate.reading;
+    let token = match &reading.config.credentials {
+        Credentials::Token(token) => token,
+        Credentials::Unsupported { method } => {
+            return Err(TransitError::new(
+                Fault::Denied,
+                format!(
+                    "login method `{method}` is not supported yet: let an agent log in and render \
+                     vault.token instead"
+                ),
+            ));
+        }
+    };
+    let pool = match in_use {
+        Some(in_use) if in_use.pool_fingerprint == reading.connection_fingerprint => Arc::clone(&in_use.pool),
+        _ => Arc::new(Pool::new(reading)?),
+    };
+    let session = Session::new(reading, token, Arc::clone(&pool), Arc::clone(metrics))?;
+    let info = match token::lookup(&session, deadline).await {
+        Ok(info) => {
+            info.check()?;
+            Some(info)
+        }
+        Err(error) if error.fault == Fault::Denied => {
+            warn!(%error, "the token may not look itself up, so its end cannot be foreseen");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let against = before.map(|before| Before { keyring: &before.keyring, witness: Some(&before.witness) });
+    let outcome = probe(&session, against, candidate.older.believed(), deadline).await;
+    candidate.older.note(&outcome);
+    Ok(Proven { info, pool, proof: outcome?, session: Arc::new(session) })
+}
+
+impl InUse {
+    /// When the token next wants something.
+    fn next_care(&self) -> Instant {
+        let lookup = (!self.lookup_denied).then_some(self.next_lookup);
+        lookup.into_iter().chain(self.next_renewal).min().unwrap_or_else(|| Instant::now() + LOOKUP_INTERVAL)
+    }
+
+    /// Renews at two thirds of `ttl`, a little earlier on some nodes than on others.
+    fn renew_before_end(&mut self, ttl: Duration) {
+        self.next_renewal = (ttl > TOO_SHORT_TO_RENEW).then(|| Instant::now() + jittered(ttl * 2 / 3));
+    }
+}
+
+impl Candidate {
+    fn new(reading: Reading) -> Self {
+        Self {
+            next_try: Instant::now(),
+            older: OlderVersions::default(),
+            pause: FIRST_PAUSE,
+            reading,
+            tried: false,
+        }
+    }
+
+    fn hurry(&mut self) {
+        self.next_try = Instant::now();
+        self.pause = FIRST_PAUSE;
+    }
+}
+
+/// 90 to 100 % of `pause`: nodes that were started together do not stay in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.9..=1.0))
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

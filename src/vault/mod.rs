@@ -1,0 +1,15 @@
+//! Vault and OpenBao: connections, sessions, tokens, and the Transit engine.
+//!
+//! Top to bottom: the [`keeper`] turns configs into sessions, a [`session`] is one
+//! token on a [`pool`] of connections, [`transit`] speaks the engine's API over it,
+//! [`failover`] decides which node is asked, and [`errors`] what an answer means.
+
+mod errors;
+mod failover;
+pub mod keeper;
+mod pool;
+mod session;
+mod token;
+mod transit;
+
+pub use keeper::Keeper;

@@ -1,0 +1,91 @@
+//! A session: one token, one mount, on a pool of connections.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use zeroize::Zeroizing;
+
+use super::{
+    errors::Operation,
+    failover,
+    pool::{Incoming, Outgoing, Pool},
+};
+use crate::{
+    config::{KeyNames, MountPath, Namespace, Reading, Token},
+    kms::{Fault, TransitError, transit::Call},
+    observe::metrics::Metrics,
+};
+
+const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+/// Vault >= 1.17 puts it into its audit log by itself; see `docs/audit.md`.
+const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");
+
+/// An authenticated way to one mount; not proven to work.
+pub(super) struct Session {
+    /// Sent with every request: token (marked sensitive, wiped on drop), namespace.
+    headers: HeaderMap,
+    pub(super) keys: KeyNames,
+    metrics: Arc<Metrics>,
+    pub(super) mount: MountPath,
+    pub(super) namespace: Namespace,
+    pool: Arc<Pool>,
+}
+
+impl Session {
+    /// # Errors
+    /// If token or namespace cannot be sent in a header.
+    pub(super) fn new(
+        reading: &Reading,
+        token: &Token,
+        pool: Arc<Pool>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, TransitError> {
+        let config = &reading.config;
+        let unsendable = |what: &str| {
+            TransitError::new(Fault::Denied, format!("vault.{what} holds characters that cannot be sent"))
+        };
+        let mut headers = HeaderMap::new();
+        // The header shares the wiping buffer instead of copying the token.
+        let bytes = Bytes::from_owner(Zeroizing::new(token.expose().as_bytes().to_vec()));
+        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| unsendable("token"))?;
+        value.set_sensitive(true);
+        headers.insert(X_VAULT_TOKEN, value);
+        headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if !config.namespace.is_root() {
+            let value =
+                HeaderValue::from_str(config.namespace.as_str()).map_err(|_| unsendable("namespace"))?;
+            headers.insert(X_VAULT_NAMESPACE, value);
+        }
+        Ok(Self {
+            headers,
+            keys: config.keys.clone(),
+            metrics,
+            mount: config.mount.clone(),
+            namespace: config.namespace.clone(),
+            pool,
+        })
+    }
+
+    /// Asks Vault; `path` is without `/v1/`, `body` is wiped afterwards.
+    pub(super) async fn ask(
+        &self,
+        operation: Operation,
+        method: Method,
+        path: String,
+        body: Zeroizing<Vec<u8>>,
+        call: Call<'_>,
+    ) -> Result<Incoming, TransitError> {
+        let mut headers = self.headers.clone();
+        if let Ok(uid) = HeaderValue::from_str(call.uid) {
+            headers.insert(X_CORRELATION_ID, uid.clone());
+            headers.insert(X_KMS_UID, uid);
+        }
+        let outgoing = Outgoing { method, path, headers, body: Bytes::from_owner(body) };
+        failover::ask(&self.pool, &self.metrics, operation, &outgoing, call.deadline).await
+    }
+}

@@ -1,0 +1,282 @@
+//! The harness itself, proven without the daemon.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tonic::{Request, Response, Status};
+use transit_kms::kms::proto::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+    key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
+};
+
+use crate::support::{
+    Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,
+    eventually, rendered,
+};
+
+#[tokio::test]
+async fn a_server_encrypts_and_keeps_its_data_over_seal_crash_and_restart() {
+    let mut bao = Bao::start().await;
+    let ciphertext = bao.encrypt(KEY, b"seed").await;
+    assert!(ciphertext.starts_with("vault:v1:"), "{ciphertext}");
+
+    bao.seal().await;
+    let (status, answer) = bao.api_as(bao.root_token(), "GET", "transit/keys/kms", Value::Null).await;
+    assert_eq!(status, 503, "{answer}");
+    bao.unseal().await;
+    assert_eq!(bao.decrypt(KEY, &ciphertext).await, b"seed");
+
+    let address = bao.address();
+    bao.stop();
+    bao.start_again().await;
+    assert_eq!(bao.address(), address);
+    assert_eq!(bao.decrypt(KEY, &ciphertext).await, b"seed");
+    assert_eq!(bao.rotate_key(KEY).await, 2);
+    assert!(bao.encrypt(KEY, b"seed").await.starts_with("vault:v2:"));
+}
+
+#[tokio::test]
+async fn two_servers_have_nothing_in_common() {
+    let (one, other) = (Bao::start().await, Bao::start().await);
+    let (status, answer) = other.api_as(one.root_token(), "GET", "transit/keys/kms", Value::Null).await;
+    assert_eq!(status, 403, "{answer}");
+    let ciphertext = one.encrypt(KEY, b"seed").await;
+    let (status, answer) = other
+        .api_as(other.root_token(), "POST", "transit/decrypt/kms", json!({"ciphertext": ciphertext}))
+        .await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer.to_string().contains("message authentication failed"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_token_has_the_least_rights_until_it_is_revoked() {
+    let bao = Bao::start().await;
+    let token = bao.token().await;
+    let (status, answer) = bao.api_as(&token, "GET", "auth/token/lookup-self", Value::Null).await;
+    assert_eq!((status, &answer["data"]["policies"]), (200, &json!([POLICY])));
+    let (status, _) = bao.api_as(&token, "POST", "transit/encrypt/kms", json!({"plaintext": ""})).await;
+    assert_eq!(status, 200);
+    let (status, _) = bao.api_as(&token, "POST", "transit/keys/kms/rotate", json!({})).await;
+    assert_eq!(status, 403);
+    bao.revoke(&token).await;
+    let (status, _) = bao.api_as(&token, "GET", "auth/token/lookup-self", Value::Null).await;
+    assert_eq!(status, 403);
+
+    let limited = bao.create_token(json!({"num_uses": 1, "ttl": "1m"})).await;
+    let (status, answer) = bao.api_as(&limited, "GET", "auth/token/lookup-self", Value::Null).await;
+    assert_eq!((status, &answer["data"]["num_uses"]), (200, &json!(-1)), "{answer}");
+
+    let operations: Vec<_> = bao.audit_log().iter().map(|entry| entry["request"]["path"].clone()).collect();
+    assert!(operations.contains(&json!("transit/encrypt/kms")), "{operations:?}");
+}
+
+#[tokio::test]
+async fn a_server_can_ask_for_client_certificates() {
+    let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
+    let bao = Bao::start_with(options).await;
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(bao.ca_file()).unwrap()).unwrap();
+    let client = || reqwest::Client::builder().tls_certs_only([ca.clone()]).no_proxy();
+    let address = format!("{}/v1/sys/health", bao.address());
+    let stranger = client().build().unwrap();
+    assert!(stranger.get(&address).send().await.is_err());
+
+    let (chain, key) = bao.client_certificate("daemon");
+    let identity = [std::fs::read(key).unwrap(), std::fs::read(chain).unwrap()].concat();
+    let known = client().identity(reqwest::Identity::from_pem(&identity).unwrap()).build().unwrap();
+    assert_eq!(known.get(&address).send().await.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn a_frozen_server_answers_nobody_and_a_closed_address_refuses() {
+    let mut bao = Bao::start().await;
+    let hasty = reqwest::Client::builder()
+        .tls_danger_accept_invalid_certs(true)
+        .timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let ask = async |address: String| hasty.get(format!("{address}/v1/sys/health")).send().await;
+    assert!(ask(bao.address()).await.is_ok());
+    bao.freeze();
+    assert!(ask(bao.address()).await.unwrap_err().is_timeout());
+    bao.thaw();
+    assert!(ask(bao.address()).await.is_ok());
+    assert!(ask(closed_address()).await.unwrap_err().is_connect());
+}
+
+#[tokio::test]
+async fn an_agent_logs_in_again_at_once_when_told_and_its_old_token_still_works() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let mut agent = Agent::start(&bao, &config, AgentOptions::default()).await;
+    let mode = std::fs::metadata(&config).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert_eq!(text, Rendered::of(&bao, &agent.token()).yaml());
+    for _ in 0..3 {
+        let old = agent.token();
+        let new = agent.log_in_again().await;
+        for token in [old, new] {
+            let (status, answer) =
+                bao.api_as(&token, "POST", "transit/encrypt/kms", json!({"plaintext": ""})).await;
+            assert_eq!(status, 200, "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_renders_again_after_its_token_was_revoked() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let options = AgentOptions { login: Login::AppRole, role: json!({"token_period": "2s"}) };
+    let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), options).await;
+    let old = agent.token();
+    bao.revoke(&old).await;
+    let new = agent.wait_for_another_token(&old, Duration::from_secs(20)).await;
+    let (status, answer) = bao.api_as(&new, "GET", "auth/token/lookup-self", Value::Null).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test]
+async fn a_rendered_file_changes_in_every_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.yaml");
+    let read = || std::fs::read_to_string(&path).unwrap();
+    rendered::by_rename(&path, "one");
+    assert_eq!(read(), "one");
+    rendered::in_place(&path, "two");
+    assert_eq!(read(), "two");
+    let half = rendered::in_place_half(&path, "three!");
+    assert_eq!(read(), "thr");
+    half.finish();
+    assert_eq!(read(), "three!");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    let volume = rendered::DataVolume::new(&dir.path().join("volume"), "config.yaml", "one");
+    assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "one");
+    volume.swap("two");
+    assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "two");
+    // The link of the file, `..data`, and one folder that it names.
+    assert_eq!(std::fs::read_dir(dir.path().join("volume")).unwrap().count(), 3);
+}
+
+#[tokio::test]
+#[should_panic(expected = "not within 50ms: pigs fly (no wings)")]
+async fn what_never_holds_says_so_in_its_own_words() {
+    eventually("pigs fly", Duration::from_millis(50), async || Err::<(), _>("no wings")).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "not within 50ms: an answer (no answer)")]
+async fn what_never_answers_says_so_too() {
+    eventually("an answer", Duration::from_millis(50), std::future::pending::<bool>).await;
+}
+
+#[tokio::test]
+async fn load_notices_every_kind_of_failure() {
+    let report = load_on_a_provider_that_is(Fault::None).await;
+    report.assert_nothing_failed();
+    assert!(report.longest > Duration::ZERO);
+    for (fault, words) in [
+        (Fault::Error, "Encrypt: Unavailable: it was told to fail"),
+        (Fault::KeyId, "Encrypt: key_id two, Status one and then one"),
+        (Fault::Plaintext, "Decrypt: another plaintext"),
+        (Fault::Reason, "Status: tired"),
+    ] {
+        let report = load_on_a_provider_that_is(fault).await;
+        // Told to once; a fault must not be lost among what went well.
+        assert_eq!(report.failed, 1, "{fault:?}: {report:?}");
+        assert!(report.failures.iter().any(|failure| failure.ends_with(words)), "{fault:?}: {report:?}");
+    }
+}
+
+/// What an in-process provider does wrong, once, after some calls that it does right.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    Error,
+    KeyId,
+    None,
+    Plaintext,
+    Reason,
+}
+
+async fn load_on_a_provider_that_is(fault: Fault) -> LoadReport {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, at) = (dir.path().join("kms.sock"), Arc::new(Mutex::new(Fault::None)));
+    let serving = tokio::spawn(serve(socket.clone(), Provider { fault: at.clone() }));
+    eventually("the provider listens", Duration::from_secs(5), async || socket.exists()).await;
+    let load = Load::start_on(&socket, 3, Duration::ZERO).await;
+    eventually("load", Duration::from_secs(5), async || load.calls() > 100).await;
+    *at.lock().unwrap() = fault;
+    eventually("the fault", Duration::from_secs(5), async || *at.lock().unwrap() == Fault::None).await;
+    let report = load.stop().await;
+    serving.abort();
+    report
+}
+
+async fn serve(socket: PathBuf, provider: Provider) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let service = KeyManagementServiceServer::new(provider);
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = TowerToHyperService::new(service.clone());
+        let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+/// It "encrypts" by doing nothing.
+struct Provider {
+    fault: Arc<Mutex<Fault>>,
+}
+
+impl Provider {
+    /// Whether this is the time to do this wrong.
+    fn now(&self, fault: Fault) -> bool {
+        let mut set = self.fault.lock().unwrap();
+        let now = *set == fault;
+        if now {
+            *set = Fault::None;
+        }
+        now
+    }
+}
+
+#[tonic::async_trait]
+impl KeyManagementService for Provider {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let healthz = if self.now(Fault::Reason) { "tired" } else { "ok" };
+        Ok(Response::new(StatusResponse {
+            version: "v2".into(),
+            healthz: healthz.into(),
+            key_id: "one".into(),
+        }))
+    }
+
+    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
+        if self.now(Fault::Error) {
+            return Err(Status::unavailable("it was told to fail"));
+        }
+        Ok(Response::new(EncryptResponse {
+            ciphertext: request.into_inner().plaintext,
+            key_id: if self.now(Fault::KeyId) { "two".into() } else { "one".into() },
+            annotations: [].into(),
+        }))
+    }
+
+    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
+        let wrong = self.now(Fault::Plaintext);
+        let plaintext = if wrong { vec![0; 32].into() } else { request.into_inner().ciphertext };
+        Ok(Response::new(DecryptResponse { plaintext }))
+    }
+}

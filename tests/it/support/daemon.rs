@@ -1,0 +1,257 @@
+//! The real daemon.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    os::linux::net::SocketAddrExt,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use transit_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
+
+use super::{process::Process, wait::eventually};
+
+/// A client as kube-apiserver has one.
+pub(crate) type Kms = KeyManagementServiceClient<Channel>;
+
+/// How long the daemon may take for what needs nobody else.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a daemon is to be.
+#[derive(Default)]
+pub(crate) struct DaemonOptions {
+    /// Arguments after those that the harness gives (`serve`, where it listens, the config, the
+    /// log level); a flag that is named here replaces one of those.
+    pub(crate) arguments: Vec<String>,
+    /// Variables of its environment, besides those of the test without ours, Vault's and
+    /// OpenBao's.
+    pub(crate) environment: BTreeMap<String, String>,
+    /// Where it listens, if not in a folder of its own: a path, or `@name`.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl DaemonOptions {
+    /// With these arguments.
+    pub(crate) fn arguments<const N: usize>(arguments: [&str; N]) -> Self {
+        Self { arguments: arguments.map(str::to_owned).into(), ..Self::default() }
+    }
+}
+
+/// A running `transit-kms serve` with a socket and an admin socket of its own. Everything that it
+/// prints is kept, at log level trace unless told otherwise. It is killed with this value.
+pub(crate) struct Daemon {
+    process: Process,
+    dir: TempDir,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    /// Serves what `config` says, and waits until it listens.
+    pub(crate) async fn start(config: &Path) -> Self {
+        Self::start_with(config, DaemonOptions::default()).await
+    }
+
+    /// As [`Daemon::start`], with choices.
+    pub(crate) async fn start_with(config: &Path, options: DaemonOptions) -> Self {
+        let mut daemon = Self::spawn(config, options);
+        daemon.wait_listening().await;
+        daemon
+    }
+
+    /// As [`Daemon::start_with`], without waiting for anything.
+    pub(crate) fn spawn(config: &Path, options: DaemonOptions) -> Self {
+        let dir = tempfile::Builder::new().prefix("kms-").tempdir().unwrap();
+        let socket = options.socket.unwrap_or_else(|| dir.path().join("kms.sock"));
+        let mut arguments: Vec<OsString> = vec!["serve".into()];
+        for (flag, value) in [
+            ("--listen", unix_url(&socket)),
+            ("--config", config.as_os_str().to_owned()),
+            ("--admin-listen", unix_url(&admin_socket(&dir))),
+            ("--log-level", "trace".into()),
+        ] {
+            let named = |given: &String| given == flag || given.starts_with(&format!("{flag}="));
+            if !options.arguments.iter().any(named) {
+                arguments.extend([flag.into(), value]);
+            }
+        }
+        arguments.extend(options.arguments.iter().map(OsString::from));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_transit-kms"));
+        command.args(arguments).envs(&options.environment);
+        Self { process: Process::spawn("transit-kms", &mut command), dir, socket }
+    }
+
+    /// The path of the KMS socket, or `@name`.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// All that it has printed so far, standard output and standard error.
+    pub(crate) fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Waits until both sockets take connections.
+    ///
+    /// # Panics
+    /// If they do not, or if the process has ended.
+    pub(crate) async fn wait_listening(&mut self) {
+        let admin = admin_socket(&self.dir);
+        eventually("transit-kms listens", PATIENCE, async || {
+            if let Some(status) = self.process.exited() {
+                panic!("transit-kms ended: {status}");
+            }
+            connect(&self.socket).await.and(connect(&admin).await)
+        })
+        .await;
+    }
+
+    /// Waits until `/readyz` says yes.
+    pub(crate) async fn wait_ready(&self) {
+        self.wait_ready_within(PATIENCE).await;
+    }
+
+    /// As [`Daemon::wait_ready`], with a time of your own.
+    pub(crate) async fn wait_ready_within(&self, within: Duration) {
+        eventually("transit-kms is ready", within, async || match self.admin("/readyz").await {
+            (200, _) => Ok(()),
+            (status, why) => Err(format!("{status} {}", why.trim())),
+        })
+        .await;
+    }
+
+    /// A client on a connection of its own.
+    pub(crate) async fn kms(&self) -> Kms {
+        kms_client(&self.socket).await
+    }
+
+    /// Asks the admin socket: status and body.
+    pub(crate) async fn admin(&self, path: &str) -> (u16, String) {
+        let stream = connect(&admin_socket(&self.dir)).await.expect("the admin socket");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = http::Request::get(path).header("host", "localhost");
+        let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        connection.abort();
+        (status, String::from_utf8(body.into()).unwrap())
+    }
+
+    /// The sum of the samples of `name` that carry at least these labels; 0 if there is none.
+    pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let (status, text) = self.admin("/metrics").await;
+        assert_eq!(status, 200, "{text}");
+        samples(&text, name, labels).iter().sum()
+    }
+
+    /// Sends a signal; nothing happens if it has ended.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that: how it ended.
+    pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait_ended(PATIENCE * 2).await
+    }
+
+    /// Waits until it has ended and all its output is read.
+    pub(crate) async fn wait_ended(&mut self, within: Duration) -> ExitStatus {
+        self.process.ended(within).await
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
+    /// # Panics
+    /// If it has printed one of these.
+    pub(crate) fn assert_never_printed(&self, secrets: &[&str]) {
+        let log = self.log();
+        for (which, secret) in secrets.iter().enumerate() {
+            assert!(!secret.is_empty(), "secret {which} is empty");
+            let line = log.lines().find(|line| line.contains(secret));
+            assert!(line.is_none(), "secret {which} is in the log: {line:?}");
+        }
+    }
+}
+
+/// A client on a connection of its own to this socket: a path, or `@name`.
+pub(crate) async fn kms_client(socket: &Path) -> Kms {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { connect(&socket).await.map(TokioIo::new) }
+    });
+    // The authority that kube-apiserver sends.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connector).await.expect("the KMS socket");
+    KeyManagementServiceClient::new(channel)
+}
+
+/// Connects to a socket that is a path, or `@name` for an abstract one.
+pub(crate) async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+    match socket.to_str().and_then(|text| text.strip_prefix('@')) {
+        None => UnixStream::connect(socket).await,
+        Some(name) => {
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        }
+    }
+}
+
+fn admin_socket(dir: &TempDir) -> PathBuf {
+    dir.path().join("admin.sock")
+}
+
+fn unix_url(socket: &Path) -> OsString {
+    let mut url = OsString::from(if socket.is_absolute() { "unix://" } else { "unix:///" });
+    url.push(socket);
+    url
+}
+
+/// The values of the samples of `name` that carry at least these labels.
+fn samples(text: &str, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
+    let of_line = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (found, carried) = series.split_once('{').unwrap_or((series, ""));
+        let carries = |(label, value): &(&str, &str)| {
+            let pair = format!("{label}=\"{value}\"");
+            carried.trim_end_matches('}').split(',').any(|one| one == pair)
+        };
+        (found == name && labels.iter().all(carries)).then(|| value.parse().unwrap())
+    };
+    text.lines().filter(|line| !line.starts_with('#')).filter_map(of_line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::samples;
+
+    #[test]
+    fn samples_are_found_by_name_and_labels() {
+        let text = "# TYPE a counter\na{x=\"1\",y=\"2\"} 3\na{x=\"1\",y=\"3\"} 4\na_b{x=\"1\"} 5\nb 0.5\n";
+        assert_eq!(samples(text, "a", &[("x", "1")]), [3.0, 4.0]);
+        assert_eq!(samples(text, "a", &[("y", "3"), ("x", "1")]), [4.0]);
+        assert_eq!(samples(text, "b", &[]), [0.5]);
+        assert!(samples(text, "a", &[("x", "2")]).is_empty());
+    }
+}

@@ -1,0 +1,30 @@
+//! What the tests stand on: real servers, real agents and the real daemon, one set a test.
+//!
+//! Everything here ends with the test that made it, by process id, and says what it printed if
+//! that test failed. Nothing sleeps and hopes: tests wait with [`eventually`].
+
+#![allow(dead_code, unused_imports, reason = "a face for all tests; each uses a part of it")]
+
+mod agent;
+mod authority;
+mod daemon;
+mod load;
+mod port;
+mod process;
+pub(crate) mod rendered;
+mod seed;
+mod server;
+mod wait;
+
+pub(crate) use agent::{Agent, AgentOptions, Login};
+pub(crate) use daemon::{Daemon, DaemonOptions, Kms};
+pub(crate) use load::{Load, LoadReport};
+pub(crate) use port::closed_address;
+pub(crate) use rendered::Rendered;
+pub(crate) use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy};
+pub(crate) use wait::{Verdict, eventually};
+
+/// Whether the long versions of tests are asked for (`scripts/test --full`).
+pub(crate) fn full() -> bool {
+    std::env::var_os("TRANSIT_KMS_TEST_FULL").is_some_and(|asked| !asked.is_empty() && asked != "0")
+}
