@@ -230,3 +230,36 @@ impl Inspect for Inspector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inspector(runtime: Duration, prober: Duration) -> Inspector {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let health =
+            HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
+        Inspector {
+            board: Arc::new(Board::new(health, Arc::clone(&metrics))),
+            metrics,
+            prober: Heartbeat::aged(prober),
+            runtime: Heartbeat::aged(runtime),
+        }
+    }
+
+    #[test]
+    fn livez_fails_only_if_something_of_ours_is_stuck() {
+        let seconds = Duration::from_secs;
+        // Nothing is known of Vault at all, and yet:
+        assert_eq!(inspector(seconds(5), seconds(55)).live(), Ok(()));
+        assert!(inspector(seconds(12), seconds(0)).live().unwrap_err().contains("runtime"));
+        assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("prober"));
+    }
+
+    #[test]
+    fn readyz_says_why_not() {
+        let inspector = inspector(Duration::ZERO, Duration::ZERO);
+        inspector.board.set_trouble(Some("config.yaml:3: vault.token: must not be empty".into()));
+        assert!(inspector.ready().unwrap_err().contains("must not be empty"));
+    }
+}

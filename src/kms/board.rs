@@ -296,6 +296,18 @@ impl Board {
                 ),
             }
         }
+        for entry in now.keyring.entries() {
+            let known = before.and_then(|before| before.keyring.entry(entry.scope));
+            if entry.min_decryption > 1
+                && known.is_none_or(|known| known.min_decryption < entry.min_decryption)
+            {
+                warn!(
+                    key = %entry.name, min_decryption_version = entry.min_decryption,
+                    "older versions of the key are excluded from decryption: what is still encrypted with them \
+                     cannot be read; lower min_decryption_version until everything is migrated"
+                );
+            }
+        }
         self.metrics.key_published(current.name.as_str(), current.version.number(), &current.key_id_hash);
         self.metrics.session_generation.set(i64::try_from(now.generation).unwrap_or(i64::MAX));
     }

@@ -16,6 +16,8 @@ pub struct KeyEntry {
     pub name: KeyName,
     /// Which key it is.
     pub scope: Scope,
+    /// Transit refuses to decrypt older versions than this one.
+    pub min_decryption: u32,
     /// When each version was made, as far as Transit tells; empty if it could not be read.
     versions: BTreeMap<KeyVersion, i64>,
 }
@@ -24,13 +26,18 @@ impl KeyEntry {
     /// A key that Transit has described.
     #[must_use]
     pub fn described(name: KeyName, scope: Scope, description: &KeyDescription) -> Self {
-        Self { name, scope, versions: description.versions.clone() }
+        Self {
+            name,
+            scope,
+            min_decryption: description.min_decryption,
+            versions: description.versions.clone(),
+        }
     }
 
     /// A key that could not be read; it may still decrypt.
     #[must_use]
     pub fn unread(name: KeyName, scope: Scope) -> Self {
-        Self { name, scope, versions: BTreeMap::new() }
+        Self { name, scope, min_decryption: 0, versions: BTreeMap::new() }
     }
 
     fn key_id(&self, version: KeyVersion) -> Option<KeyId> {
@@ -177,7 +184,7 @@ mod tests {
         let mount = MountPath::new("transit").unwrap();
         let scope = Scope::of(&Namespace::new("").unwrap(), &mount, &name);
         let versions = versions.iter().map(|(version, created)| (v(*version), *created)).collect();
-        KeyEntry { name, scope, versions }
+        KeyEntry { name, scope, min_decryption: 1, versions }
     }
 
     fn v(number: u32) -> KeyVersion {

@@ -234,7 +234,6 @@ impl Transit for ModelSession {
                 derived: key.derived,
                 latest: KeyVersion::new(latest).unwrap(),
                 min_decryption: key.min_decryption,
-                min_encryption: key.min_encryption,
                 soft_deleted: key.soft_deleted,
                 kind: key.kind.into(),
                 versions: versions

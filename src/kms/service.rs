@@ -181,7 +181,10 @@ impl KmsService {
     /// Waits for a session newer than that of `dead`, as long as it makes sense.
     async fn next_session(&self, dead: &Snapshot, call: Call<'_>) -> Result<Arc<Snapshot>, Status> {
         let dead_for = self.board.token_dead_for(dead.generation).unwrap_or_default();
-        let until = (call.deadline - TIME_FOR_A_RETRY)
+        let until = call
+            .deadline
+            .checked_sub(TIME_FOR_A_RETRY)
+            .unwrap_or(call.deadline)
             .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
         timeout_at(until, self.board.newer_than(dead.generation)).await.map_err(|_| {
             let (answer, _) = self.board.status();

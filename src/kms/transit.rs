@@ -32,8 +32,6 @@ pub struct KeyDescription {
     pub latest: KeyVersion,
     /// Versions below this one are refused by Decrypt.
     pub min_decryption: u32,
-    /// Versions below this one are refused by Encrypt; 0 refuses none.
-    pub min_encryption: u32,
     /// Marked as deleted, and refusing work, but restorable.
     pub soft_deleted: bool,
     /// Such as `aes256-gcm96`.

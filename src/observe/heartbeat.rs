@@ -25,6 +25,12 @@ impl Heartbeat {
         Self { started: Instant::now(), last_millis: Arc::new(AtomicU64::new(0)) }
     }
 
+    /// A heart that beat last so long ago.
+    #[cfg(test)]
+    pub(crate) fn aged(age: Duration) -> Self {
+        Self { started: Instant::now().checked_sub(age).unwrap(), ..Self::new() }
+    }
+
     /// Called by the loop that is to be seen alive.
     pub fn beat(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

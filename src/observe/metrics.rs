@@ -168,6 +168,12 @@ impl Metrics {
         for result in ["pending", "refused", "taken", "unparsable"] {
             metrics.reloads.with_label_values(&[result]);
         }
+        for result in ["capped", "failed", "renewed"] {
+            metrics.token_renewals.with_label_values(&[result]);
+        }
+        for reason in ["broken", "connect", "lagging", "round", "token_dead"] {
+            metrics.retries.with_label_values(&[reason]);
+        }
         Ok(metrics)
     }
 

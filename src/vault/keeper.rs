@@ -203,9 +203,9 @@ impl Keeper {
         };
         let ttl = info.as_ref().map(|info| info.ttl).unwrap_or_default();
         info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
+        self.metrics.token(ttl, SystemTime::now());
         if let Some(info) = info {
             info.warn();
-            self.metrics.token(info.ttl, SystemTime::now());
             if info.renewable {
                 in_use.renew_before_end(info.ttl);
             }

@@ -53,8 +53,6 @@ struct KeyData {
     #[serde(default)]
     min_decryption_version: u32,
     #[serde(default)]
-    min_encryption_version: u32,
-    #[serde(default)]
     soft_deleted: bool,
     #[serde(rename = "type")]
     kind: String,
@@ -130,7 +128,6 @@ impl Transit for Session {
             derived: data.derived,
             latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
             min_decryption: data.min_decryption_version,
-            min_encryption: data.min_encryption_version,
             soft_deleted: data.soft_deleted,
             kind: data.kind,
             versions,

@@ -106,7 +106,7 @@ async fn a_frozen_server_answers_nobody_and_a_closed_address_refuses() {
         .unwrap();
     let ask = async |address: String| hasty.get(format!("{address}/v1/sys/health")).send().await;
     assert!(ask(bao.address()).await.is_ok());
-    bao.freeze();
+    bao.freeze().await;
     assert!(ask(bao.address()).await.unwrap_err().is_timeout());
     bao.thaw();
     assert!(ask(bao.address()).await.is_ok());

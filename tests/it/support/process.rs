@@ -59,6 +59,12 @@ impl Process {
         }
     }
 
+    /// Whether all its threads are stopped by a signal.
+    pub(super) fn is_frozen(&self) -> bool {
+        let process = procfs::process::Process::new(i32::try_from(self.child.id()).unwrap()).unwrap();
+        process.tasks().unwrap().flatten().all(|task| task.stat().is_ok_and(|stat| stat.state == 'T'))
+    }
+
     /// How it ended, if it has.
     pub(super) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()

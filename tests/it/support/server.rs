@@ -265,8 +265,11 @@ impl Bao {
     }
 
     /// Stops it from running: connections are accepted by the kernel, and nobody answers.
-    pub(crate) fn freeze(&mut self) {
-        self.process.as_mut().expect("it is stopped").signal(Signal::STOP);
+    pub(crate) async fn freeze(&mut self) {
+        let process = self.process.as_mut().expect("it is stopped");
+        process.signal(Signal::STOP);
+        // The signal is on its way when `kill` returns; another core may still be answering.
+        eventually("the server is frozen", PATIENCE, async || process.is_frozen()).await;
     }
 
     /// Lets it run on.
