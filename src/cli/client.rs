@@ -1,7 +1,7 @@
 //! Clients of a running daemon: of its KMS socket, as kube-apiserver is one,
 //! and of its admin listener.
 
-use std::{error::Error, io};
+use std::io;
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -17,6 +17,7 @@ use tower::service_fn;
 
 use crate::{
     kms::proto::key_management_service_client::KeyManagementServiceClient,
+    observe::root_cause,
     server::address::{ListenAddress, UnixAddress},
 };
 
@@ -95,13 +96,4 @@ async fn unix(address: &UnixAddress) -> io::Result<UnixStream> {
         UnixAddress::Abstract(name) => UnixStream::connect(format!("\0{name}")).await,
         UnixAddress::Path(path) => UnixStream::connect(path).await,
     }
-}
-
-/// The last error of the chain: what the operating system said, not who passed it on.
-pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -25,24 +25,28 @@ use tokio::time::timeout;
 use tonic::{Request, transport::Channel};
 use zeroize::Zeroizing;
 
-use super::client;
+use super::{EXIT_USAGE, client};
 use crate::{
     kms::proto::{
         DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
         key_management_service_client::KeyManagementServiceClient,
     },
+    observe::root_cause,
     server::address::{ListenAddress, UnixAddress},
 };
 
-/// Exit code for a bad flag or value, as `sysexits.h` has it.
-const USAGE: u8 = 64;
 /// Seeds have 32 bytes and ciphertexts at most 1 KiB; this is for base64 and for tests of limits.
 const MOST_INPUT: u64 = 1024 * 1024;
 /// What kube-apiserver sends.
 const SAMPLE_BYTES: usize = 32;
 
-/// The flags of `probe`.
+/// Asks a running daemon, as kube-apiserver or an exec probe would.
+///
+/// `status`, `encrypt`, `decrypt` and `roundtrip` speak KMS v2 to --socket; `ready` and `live` ask --admin.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Exit codes: 0 all is well, 1 the answer says that it is not, 2 there was no answer, 64 bad input.\n\n\
+Examples:\n  transit-kms probe roundtrip\n  transit-kms probe ready --admin unix:///run/transit-kms/admin.sock -o json")]
 pub struct ProbeArgs {
     #[command(subcommand)]
     ask: Ask,
@@ -165,7 +169,7 @@ impl Verdict {
             Self::Good => 0,
             Self::Bad(_) => 1,
             Self::Silence(_) => 2,
-            Self::Input(_) => USAGE,
+            Self::Input(_) => EXIT_USAGE,
         }
     }
 
@@ -511,7 +515,7 @@ fn fault(args: &ProbeArgs, status: &tonic::Status) -> Verdict {
         Some(error) => Verdict::Silence(format!(
             "{} closed the connection ({}); does it allow uid {} (--allow-uid)?",
             args.socket,
-            client::root_cause(error),
+            root_cause(error),
             rustix::process::geteuid().as_raw()
         )),
     }
@@ -833,11 +837,11 @@ mod tests {
             ("decrypt --key-id k --ciphertext !", ""),
         ] {
             let (report, verdict) = ask(&format!("{line} --socket unix:///nowhere/kms.sock"), input).await;
-            assert_eq!(verdict.exit_code(), USAGE, "{line}");
+            assert_eq!(verdict.exit_code(), EXIT_USAGE, "{line}");
             assert!(report["reason"].as_str().unwrap().contains("not base64"), "{report:?}");
         }
         let (_, verdict) = ask("encrypt --plaintext -", &"A".repeat(1024 * 1024 + 1)).await;
-        assert_eq!(verdict.exit_code(), USAGE);
+        assert_eq!(verdict.exit_code(), EXIT_USAGE);
     }
 
     /// Answers one request with what it is given; what it was asked.

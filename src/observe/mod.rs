@@ -1,6 +1,9 @@
 //! What the daemon tells about itself: metrics and logs.
 
+mod cause;
 pub mod heartbeat;
 pub mod metrics;
 pub mod process;
 pub mod telemetry;
+
+pub use cause::root_cause;

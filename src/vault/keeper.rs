@@ -10,12 +10,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rand::RngExt;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
     pool::Pool,
+    schedule::{Schedule, jittered},
     session::Session,
     token::{self, TokenInfo},
 };
@@ -37,10 +37,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE_AWAY: Duration = Duration::from_secs(5);
 /// A refusal is healed by hand, and every try leaves a line in Vault's audit log.
 const LONGEST_PAUSE_REFUSED: Duration = Duration::from_secs(30);
-/// How often the token is looked up.
-const LOOKUP_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// Nothing is gained by renewing what ends that soon.
-const TOO_SHORT_TO_RENEW: Duration = Duration::from_secs(5);
 
 /// Owns the sessions of the daemon.
 pub struct Keeper {
@@ -53,12 +49,9 @@ pub struct Keeper {
 struct InUse {
     fingerprint: Fingerprint,
     generation: u64,
-    /// Whether Vault lets the token look at itself; asked once.
-    lookup_denied: bool,
-    next_lookup: Instant,
-    next_renewal: Option<Instant>,
     pool: Arc<Pool>,
     pool_fingerprint: Fingerprint,
+    schedule: Schedule,
     session: Arc<Session>,
 }
 
@@ -93,7 +86,7 @@ impl Keeper {
         let mut last_death = None;
         loop {
             let next_try = candidate.as_ref().map(|candidate| candidate.next_try);
-            let next_care = in_use.as_ref().map(InUse::next_care);
+            let next_care = in_use.as_ref().and_then(|in_use| in_use.schedule.next());
             tokio::select! {
                 observation = self.watcher.changed() => {
                     candidate = self.observe(observation, in_use.as_ref()).await;
@@ -190,15 +183,12 @@ impl Keeper {
             .take_session(Arc::clone(&session) as _, proof)
             .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
         self.metrics.reload("taken");
-        let now = Instant::now();
         let mut in_use = InUse {
             fingerprint: candidate.reading.fingerprint,
             generation: snapshot.generation,
-            lookup_denied: info.is_none(),
-            next_lookup: now + LOOKUP_INTERVAL,
-            next_renewal: None,
             pool,
             pool_fingerprint: candidate.reading.connection_fingerprint,
+            schedule: Schedule::new(info.is_some()),
             session,
         };
         let ttl = info.as_ref().map(|info| info.ttl).unwrap_or_default();
@@ -207,7 +197,7 @@ impl Keeper {
         if let Some(info) = info {
             info.warn();
             if info.renewable {
-                in_use.renew_before_end(info.ttl);
+                in_use.schedule.renew_before_end(info.ttl);
             }
         }
         Ok(in_use)
@@ -239,8 +229,7 @@ impl Keeper {
     async fn care_for_token(&self, in_use: &mut InUse) {
         let now = Instant::now();
         let deadline = now + LONGEST_TRY;
-        if in_use.next_renewal.is_some_and(|due| due <= now) {
-            in_use.next_renewal = None;
+        if in_use.schedule.take_renewal() {
             match token::renew(&in_use.session, deadline).await {
                 Ok(renewal) => {
                     self.metrics.token(renewal.ttl, SystemTime::now());
@@ -253,7 +242,7 @@ impl Keeper {
                     } else {
                         info!(ttl_seconds = renewal.ttl.as_secs(), "token renewed");
                     }
-                    in_use.renew_before_end(renewal.ttl);
+                    in_use.schedule.renew_before_end(renewal.ttl);
                 }
                 Err(error) => {
                     self.metrics.token_renewal("failed");
@@ -265,22 +254,22 @@ impl Keeper {
                     }
                     self.board.call_failed(in_use.generation, &error);
                     if error.fault != Fault::TokenDead {
-                        in_use.next_renewal = Some(now + jittered(LONGEST_PAUSE_AWAY));
+                        in_use.schedule.renew_again_in(LONGEST_PAUSE_AWAY);
                     }
                 }
             }
         }
-        if in_use.next_lookup <= now {
-            in_use.next_lookup = now + jittered(LOOKUP_INTERVAL);
+        if in_use.schedule.lookup_due() {
+            in_use.schedule.looked_up();
             match token::lookup(&in_use.session, deadline).await {
                 Ok(info) => {
                     self.metrics.token(info.ttl, SystemTime::now());
                     debug!(ttl_seconds = info.ttl.as_secs(), "token looked up");
-                    if info.renewable && in_use.next_renewal.is_none() {
-                        in_use.renew_before_end(info.ttl);
+                    if info.renewable && !in_use.schedule.will_renew() {
+                        in_use.schedule.renew_before_end(info.ttl);
                     }
                 }
-                Err(error) if error.fault == Fault::Denied => in_use.lookup_denied = true,
+                Err(error) if error.fault == Fault::Denied => in_use.schedule.may_not_look_up(),
                 Err(error) => {
                     warn!(%error, "the token could not be looked up");
                     self.board.call_failed(in_use.generation, &error);
@@ -333,19 +322,6 @@ async fn prove(
     Ok(Proven { info, pool, proof: outcome?, session: Arc::new(session) })
 }
 
-impl InUse {
-    /// When the token next wants something.
-    fn next_care(&self) -> Instant {
-        let lookup = (!self.lookup_denied).then_some(self.next_lookup);
-        lookup.into_iter().chain(self.next_renewal).min().unwrap_or_else(|| Instant::now() + LOOKUP_INTERVAL)
-    }
-
-    /// Renews at two thirds of `ttl`, a little earlier on some nodes than on others.
-    fn renew_before_end(&mut self, ttl: Duration) {
-        self.next_renewal = (ttl > TOO_SHORT_TO_RENEW).then(|| Instant::now() + jittered(ttl * 2 / 3));
-    }
-}
-
 impl Candidate {
     fn new(reading: Reading) -> Self {
         Self {
@@ -361,11 +337,6 @@ impl Candidate {
         self.next_try = Instant::now();
         self.pause = FIRST_PAUSE;
     }
-}
-
-/// 90 to 100 % of `pause`: nodes that were started together do not stay in step.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.9..=1.0))
 }
 
 async fn at(when: Option<Instant>) {

@@ -8,8 +8,12 @@ mod errors;
 mod failover;
 pub mod keeper;
 mod pool;
+mod schedule;
 mod session;
 mod token;
 mod transit;
 
 pub use keeper::Keeper;
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 //! A pool lives as long as addresses and TLS settings stay the same; sessions come and
 //! go on it, so a new token costs no handshake.
 
-use std::{error::Error, net::SocketAddr, sync::atomic::AtomicUsize, time::Duration};
+use std::{net::SocketAddr, sync::atomic::AtomicUsize, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use crate::{
     config::{Address, Reading},
     kms::{Fault, TransitError},
+    observe::root_cause,
 };
 
 /// A node that does not answer a SYN or a hello by then is taken for dead.
@@ -232,13 +233,4 @@ impl Resolve for Elsewhere {
 
 fn unusable(message: impl Into<String>) -> TransitError {
     TransitError::new(Fault::Denied, message)
-}
-
-/// The innermost error, which says what happened; the outer ones say where, with URLs.
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }
