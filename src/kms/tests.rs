@@ -365,6 +365,17 @@ async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_raised_min_decryption_version_does_not_lock_new_sessions_out() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.rotate("kms");
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = 2);
+    // The old session is dead, so nobody makes a newer witness.
+    bench.session.kill_token();
+    bench.take_session(&["kms"]).await.unwrap();
+    assert!(bench.encrypt(b"seed").await.unwrap().ciphertext.starts_with(b"vault:v2:"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn keys_that_cannot_do_the_work_are_refused_with_the_remedy() {
     let good = ModelKey::new(1, &[100]);
     for (key, words) in [
