@@ -368,13 +368,14 @@ async fn admin(args: &ProbeArgs, path: &str, report: &mut Report) -> Result<(), 
 }
 
 async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Result<(), Verdict> {
+    let deadline = Instant::now() + args.timeout;
     let client = client::kms(&args.socket).await.map_err(|error| {
         Verdict::Silence(format!(
             "cannot ask {}: {error}; is `transit-kms serve` running, with this --listen?",
             args.socket
         ))
     })?;
-    let mut asking = Asking { args, client, deadline: Instant::now() + args.timeout, uid: uid() };
+    let mut asking = Asking { args, client, deadline, uid: uid() };
     match call {
         Call::Decrypt { ciphertext, key_id, show_plaintext } => {
             let start = Instant::now();

@@ -23,7 +23,7 @@ use super::{
 use crate::observe::metrics::Metrics;
 
 /// A task that has been told to stop needs no longer than this, unless it blocks its thread.
-const KILLED_WITHIN: Duration = Duration::from_secs(1);
+const KILLED_WITHIN: Duration = Duration::from_secs(4);
 
 /// Bounds on what clients may do.
 #[derive(Clone, Copy, Debug)]

@@ -85,12 +85,9 @@ pub(super) struct Shared {
 pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place: Place, shared: Shared) {
     let peer = place.connection.peer;
     let (uid, pid) = (peer.uid, peer.pid);
-    // Calls end with their connection: there is nobody left to answer.
-    let calls = shared.kill.child_token();
-    let _calls_end = calls.clone().drop_guard();
     let (stream, preface) = Counted::new(stream);
     let service = Calls { connection: Arc::clone(&place.connection), service };
-    let connection = http2::Builder::new(CallExecutor { calls, tasks: shared.tasks.clone() })
+    let connection = http2::Builder::new(CallExecutor(shared.tasks.clone()))
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -131,19 +128,17 @@ pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place:
     }
 }
 
-/// Spawns calls so that they can be waited for, and ended.
+/// Spawns calls so that they can be waited for. A call ends with its
+/// connection: its stream is reset, and hyper drops it.
 #[derive(Clone, Debug)]
-struct CallExecutor {
-    calls: CancellationToken,
-    tasks: TaskTracker,
-}
+struct CallExecutor(TaskTracker);
 
 impl<F> Executor<F> for CallExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, call: F) {
-        self.tasks.spawn(self.calls.clone().run_until_cancelled_owned(call));
+        self.0.spawn(call);
     }
 }
 

@@ -472,9 +472,11 @@ async fn the_grace_ends_what_does_not_end_by_itself() {
     let mut client = running.client().await;
     let call = tokio::spawn(async move { client.encrypt(seed(7)).await });
     until("the call is in flight", || kms.entered() == 1).await;
+    let start = Instant::now();
     assert_eq!(running.stop().await, CutOff { calls: 1, connections: 1 });
-    // When serve returns, the call is over, not merely unheard.
+    // When serve returns, the call is over, not merely unheard or given up on.
     assert_eq!(kms.left(), 1);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     soon("the client notices", call).await.unwrap().unwrap_err();
 }
 
@@ -609,6 +611,7 @@ async fn when_descriptors_run_out_an_idle_connection_gives_its_own() {
     let mut bytes = Vec::new();
     idle.read_to_end(&mut bytes).await.unwrap();
     assert_eq!(metrics.connections_open.get(), 0);
+    assert_eq!(metrics.handshake_timeouts.get(), 0);
     server.abort();
 }
 
