@@ -1,7 +1,7 @@
 //! What Vault's answers mean: from status and words to a [`Fault`].
 //!
-//! Vault tells cases apart in its words only. They were observed on OpenBao 2.7.2 and
-//! stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
+//! Vault tells cases apart in its words only. They are in `tests/golden/vault_words.tsv`,
+//! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
 //! `vault/request_handling.go`).
 
 use serde::Deserialize;
@@ -141,51 +141,29 @@ fn quotable(errors: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn fault(operation: Operation, status: u16, error: &str) -> Fault {
-        let body = serde_json::json!({ "errors": [error] }).to_string();
-        meaning(operation, "transit/encrypt/kms", status, body.as_bytes()).fault
-    }
-
-    /// Words as OpenBao 2.7.2 says them; `tests/it/transit.rs` holds them to the real server.
+    /// The table is shared with `tests/it/words.rs`, which holds it to a real server.
     #[test]
     fn words_and_their_meaning() {
-        use Operation::{Decrypt, Encrypt, ReadKey};
-        for (operation, status, words, meant) in [
-            (Decrypt, 400, "cipher: message authentication failed", Fault::BadCiphertext),
-            (Decrypt, 400, "invalid ciphertext length", Fault::BadCiphertext),
-            (Decrypt, 400, "invalid ciphertext: could not decode base64", Fault::BadCiphertext),
-            (Decrypt, 400, "invalid ciphertext: version is too new", Fault::Lagging),
-            (
-                Decrypt,
-                400,
-                "ciphertext or signature version is disallowed by policy (too old)",
-                Fault::TooOld,
-            ),
-            (Decrypt, 400, "encryption key not found", Fault::KeyLost),
-            (
-                Encrypt,
-                400,
-                "requested version for encryption is higher than the latest key version",
-                Fault::Lagging,
-            ),
-            (
-                Encrypt,
-                400,
-                "requested version for encryption is less than the minimum encryption key version",
-                Fault::TooOld,
-            ),
-            (Encrypt, 400, "refusing to use soft-deleted key", Fault::KeyLost),
-            (Encrypt, 403, "permission denied", Fault::TokenDead),
-            (Encrypt, 403, "invalid token", Fault::TokenDead),
-            (Encrypt, 403, "1 error occurred:\n\t* permission denied\n\n", Fault::Denied),
-            (ReadKey, 404, "no handler for route \"t/keys/kms\". route entry not found.", Fault::KeyLost),
-            (Encrypt, 429, "request path \"x\": rate limit quota exceeded", Fault::Unreachable),
-            (Encrypt, 500, "internal error", Fault::Unreachable),
-            (Encrypt, 503, "Vault is sealed", Fault::Unreachable),
-            (Encrypt, 418, "teapot", Fault::Nonsense),
-        ] {
-            assert_eq!(fault(operation, status, words), meant, "{status} {words}");
+        let table = include_str!("../../tests/golden/vault_words.tsv");
+        let mut rows = 0;
+        for row in table.lines().filter(|row| !row.starts_with('#')) {
+            let fields: Vec<&str> = row.split('\t').collect();
+            let [_, operation, status, words, meant] = fields[..] else { panic!("five fields: {row}") };
+            let operation = match operation {
+                "decrypt" => Operation::Decrypt,
+                "encrypt" => Operation::Encrypt,
+                "read_key" => Operation::ReadKey,
+                other => panic!("{other}"),
+            };
+            // A policy's refusal is a multierror, over several lines.
+            let words = words.replace(": * ", ":\n\t* ");
+            let body = serde_json::json!({ "errors": [words] }).to_string();
+            let error = meaning(operation, "transit/encrypt/kms", status.parse().unwrap(), body.as_bytes());
+            assert_eq!(format!("{:?}", error.fault), meant, "{row}");
+            rows += 1;
         }
+        assert!(rows > 15);
+        assert_eq!(meaning(Operation::Encrypt, "p", 418, b"").fault, Fault::Nonsense);
     }
 
     #[test]

@@ -6,3 +6,5 @@
 mod harness;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod words;
