@@ -246,7 +246,11 @@ impl Task {
         } else {
             let now = Instant::now();
             let waited = self.doubt.is_some_and(|since| now - since >= self.options.quiet);
-            if observation.is_err() && self.told.is_some() && !waited {
+            if let Err(error) = &observation
+                && self.told.is_some()
+                && !waited
+            {
+                debug!(%error, "config cannot be read right now; looking once more");
                 self.doubt.get_or_insert(now);
                 return;
             }

@@ -199,7 +199,9 @@ impl Node {
     }
 
     fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
-        let message = format!("Vault at {} cannot be reached: {}", self.address, root_cause(error));
+        let cause = root_cause(error);
+        let remedy = remedy(&cause);
+        let message = format!("Vault at {} cannot be reached: {cause}{remedy}", self.address);
         let error_of_ours = TransitError::new(Fault::Unreachable, message);
         if error.is_connect() {
             NoAnswer::Connect(error_of_ours)
@@ -233,4 +235,18 @@ impl Resolve for Elsewhere {
 
 fn unusable(message: impl Into<String>) -> TransitError {
     TransitError::new(Fault::Denied, message)
+}
+
+/// What to do about a cause in the words of rustls, if it is one of those that a config brings
+/// about. They are only words: `io::Error` hides the type from those who look along the chain.
+fn remedy(cause: &str) -> &'static str {
+    if cause.contains("UnknownIssuer") {
+        ": vault.tls.ca_file must hold the authority of Vault's certificate"
+    } else if cause.contains("not valid for name") {
+        ": set vault.tls.server_name to a name in Vault's certificate"
+    } else if cause.contains("CertificateRequired") {
+        ": Vault asks for vault.tls.client_cert_file and client_key_file"
+    } else {
+        ""
+    }
 }

@@ -3,7 +3,13 @@
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
 #[cfg(test)]
+mod candidates;
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod path;
+#[cfg(test)]
+mod reload;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -23,6 +23,8 @@ use super::{process::Process, wait::eventually};
 /// A client as kube-apiserver has one.
 pub(crate) type Kms = KeyManagementServiceClient<Channel>;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_transit-kms");
+
 /// How long the daemon may take for what needs nobody else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,8 @@ pub(crate) struct DaemonOptions {
     pub(crate) environment: BTreeMap<String, String>,
     /// Where it listens, if not in a folder of its own: a path, or `@name`.
     pub(crate) socket: Option<PathBuf>,
+    /// A command that ends in `exec "$@"` or the like, for a daemon in other circumstances.
+    pub(crate) wrapper: Vec<String>,
 }
 
 impl DaemonOptions {
@@ -84,8 +88,9 @@ impl Daemon {
             }
         }
         arguments.extend(options.arguments.iter().map(OsString::from));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_transit-kms"));
-        command.args(arguments).envs(&options.environment);
+        let mut words = options.wrapper.iter().map(OsString::from).chain([PROGRAM.into()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(arguments).envs(&options.environment);
         Self { process: Process::spawn("transit-kms", &mut command), dir, socket }
     }
 
@@ -157,6 +162,25 @@ impl Daemon {
         let (status, text) = self.admin("/metrics").await;
         assert_eq!(status, 200, "{text}");
         samples(&text, name, labels).iter().sum()
+    }
+
+    /// Counts the sessions with Vault; 0 before the first.
+    pub(crate) async fn generation(&self) -> u64 {
+        self.metric("transit_kms_session_generation", &[]).await as u64
+    }
+
+    /// How many configs ended so: `pending`, `refused`, `taken`, `unparsable`.
+    pub(crate) async fn reloads(&self, result: &str) -> u64 {
+        self.metric("transit_kms_reloads_total", &[("result", result)]).await as u64
+    }
+
+    /// Waits until the session of this generation is in use, which nothing may have overtaken.
+    pub(crate) async fn wait_generation(&self, wanted: u64) {
+        eventually(&format!("session {wanted}"), PATIENCE, async || match self.generation().await {
+            found if found == wanted => Ok(()),
+            found => Err(format!("{found}; {}", self.admin("/readyz").await.1.trim())),
+        })
+        .await;
     }
 
     /// Sends a signal; nothing happens if it has ended.

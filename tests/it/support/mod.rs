@@ -7,7 +7,9 @@
 
 mod agent;
 mod authority;
+pub(crate) mod calls;
 mod daemon;
+pub(crate) mod http;
 mod load;
 mod port;
 mod process;

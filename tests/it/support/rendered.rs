@@ -22,6 +22,8 @@ pub(crate) struct Rendered {
     pub(crate) keys: Vec<String>,
     pub(crate) mount: String,
     pub(crate) namespace: Option<String>,
+    /// The name that the server's certificate must carry, if not the address's.
+    pub(crate) server_name: Option<String>,
     pub(crate) token: String,
 }
 
@@ -35,6 +37,7 @@ impl Rendered {
             keys: vec![KEY.into()],
             mount: MOUNT.into(),
             namespace: None,
+            server_name: None,
             token: token.into(),
         }
     }
@@ -60,6 +63,9 @@ impl Rendered {
         yaml += &format!("  tls:\n    ca_file: {}\n", json!(self.ca_file));
         if let Some((chain, key)) = &self.client_certificate {
             yaml += &format!("    client_cert_file: {}\n    client_key_file: {}\n", json!(chain), json!(key));
+        }
+        if let Some(server_name) = &self.server_name {
+            yaml += &format!("    server_name: {}\n", json!(server_name));
         }
         // In single quotes: an agent's template may stand here, and it has double ones.
         yaml + &format!("  token: '{}'\n", self.token)

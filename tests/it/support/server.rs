@@ -140,9 +140,19 @@ impl Bao {
         unseal_key.clone_into(&mut self.unseal_key);
     }
 
+    /// Whether this is Vault and not OpenBao.
+    pub(crate) fn is_vault() -> bool {
+        Program::found().is_vault
+    }
+
     /// `https://127.0.0.1:port`.
     pub(crate) fn address(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// A client that trusts this server.
+    pub(super) fn http(&self) -> &Client {
+        &self.http
     }
 
     /// The certificate that the server's is signed by.
@@ -203,6 +213,18 @@ impl Bao {
     /// Writes a policy.
     pub(crate) async fn policy(&self, name: &str, rules: &str) {
         self.api("PUT", &format!("sys/policies/acl/{name}"), json!({"policy": rules})).await;
+    }
+
+    /// The entries of the audit log for requests with this KMS uid; none unless the header is
+    /// switched on (`docs/audit.md`).
+    pub(crate) fn audited(&self, uid: &str) -> Vec<Value> {
+        let of_uid = |entry: &Value| entry["request"]["headers"]["x-kms-uid"] == json!([uid]);
+        self.audit_log().into_iter().filter(of_uid).collect()
+    }
+
+    /// Switches on that the audit log holds the KMS uid, as `docs/audit.md` says.
+    pub(crate) async fn audit_uids(&self) {
+        self.api("POST", "sys/config/auditing/request-headers/x-kms-uid", json!({"hmac": false})).await;
     }
 
     /// Makes a new version of this key and answers its number.

@@ -1,0 +1,286 @@
+//! Configs that do not work: none displaces what does, and each says why it is not in use.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+
+use serde_json::json;
+use tonic::Code;
+
+use crate::support::{
+    Bao, Daemon, Load, Rendered,
+    calls::{round_trip, status},
+    closed_address, eventually, policy, rendered,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A config that does not work.
+struct Bad {
+    name: &'static str,
+    /// What is said of it.
+    reason: Vec<String>,
+    /// How it is counted.
+    result: &'static str,
+    text: String,
+}
+
+/// Two Vaults, and configs that do not work with the first.
+struct Bench {
+    bao: Bao,
+    dir: tempfile::TempDir,
+    other: Bao,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let (bao, other) = (Bao::start().await, Bao::start().await);
+        Self { bao, dir: tempfile::tempdir().unwrap(), other }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("config.yaml")
+    }
+
+    /// Every config that works nowhere.
+    async fn bad(&self) -> Vec<Bad> {
+        let bao = &self.bao;
+        let good = Rendered::with_new_token(bao).await;
+        let with_key = async |key: &str| {
+            bao.policy(key, &policy("transit", key)).await;
+            let token = bao.create_token(json!({"policies": [key], "ttl": "1h"})).await;
+            Rendered { keys: vec![key.into()], ..Rendered::of(bao, &token) }.yaml()
+        };
+        bao.api("POST", "transit/keys/derived", json!({"derived": true})).await;
+        bao.api("POST", "transit/keys/rsa", json!({"type": "rsa-2048"})).await;
+        bao.api("POST", "transit/keys/forbidden", json!({})).await;
+        let counted = bao.create_token(json!({"num_uses": 100, "ttl": "1h"})).await;
+        let revoked = bao.token().await;
+        bao.revoke(&revoked).await;
+        let away = closed_address();
+        let without_token = |instead: &str| {
+            let text = good.with_token("TOKEN").yaml();
+            text.replace("  token: 'TOKEN'\n", instead)
+        };
+        let unusable_token = ["does not accept the token", "the agent has to render a new one"];
+        let file = format!("{}:", self.config().display());
+        vec![
+            bad("bogus token", "refused", unusable_token, good.with_token("hvs.bogus").yaml()),
+            bad("revoked token", "refused", unusable_token, good.with_token(&revoked).yaml()),
+            bad(
+                "token of another Vault",
+                "refused",
+                unusable_token,
+                good.with_token(&self.other.token().await).yaml(),
+            ),
+            bad("counted token", "refused", ["num_uses=0"], good.with_token(&counted).yaml()),
+            bad(
+                "unreachable Vault",
+                "pending",
+                [away.as_str(), "cannot be reached", "refused"],
+                Rendered { addresses: vec![away.clone()], ..good.clone() }.yaml(),
+            ),
+            bad(
+                "no key of that name",
+                "refused",
+                ["transit/keys/absent", "vault.keynames"],
+                with_key("absent").await,
+            ),
+            bad(
+                "a key that the policy does not allow",
+                "refused",
+                ["grant `read` on transit/keys/forbidden"],
+                Rendered { keys: vec!["forbidden".into()], ..good.clone() }.yaml(),
+            ),
+            bad(
+                "derived key",
+                "refused",
+                ["derived", "create a key of type aes256-gcm96"],
+                with_key("derived").await,
+            ),
+            bad(
+                "rsa key",
+                "refused",
+                ["not of an authenticated symmetric type", "aes256-gcm96"],
+                with_key("rsa").await,
+            ),
+            bad(
+                "login by AppRole",
+                "refused",
+                ["`approle` is not supported yet", "vault.token"],
+                without_token("  roleid: 'role'\n  secretid: 'hidden'\n"),
+            ),
+            bad(
+                "login by certificate",
+                "refused",
+                ["`cert` is not supported yet", "vault.token"],
+                without_token("  clientcert: '/c.pem'\n  clientkey: '/k.pem'\n"),
+            ),
+            bad(
+                "broken YAML",
+                "unparsable",
+                [format!("{file}8:").as_str(), "quote that is not closed"],
+                good.yaml().trim_end().trim_end_matches('\'').to_owned(),
+            ),
+            bad("no token", "unparsable", [file.as_str(), "vault.token"], without_token("")),
+            bad(
+                "http",
+                "unparsable",
+                [file.as_str(), "--allow-http"],
+                good.yaml().replace("https://", "http://"),
+            ),
+        ]
+    }
+}
+
+fn bad<const N: usize>(name: &'static str, result: &'static str, reason: [&str; N], text: String) -> Bad {
+    Bad { name, reason: reason.map(str::to_owned).into(), result, text }
+}
+
+/// Waits until `/readyz` answers `code` and names this reason.
+async fn wait_reason(daemon: &Daemon, code: u16, bad: &Bad) -> String {
+    eventually(bad.name, PATIENCE, async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        let named = bad.reason.iter().all(|words| text.contains(words));
+        if status == code && named { Ok(text) } else { Err(format!("{status} {text}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
+    let bench = Bench::start().await;
+    let (bao, config) = (&bench.bao, bench.config());
+    let first = Rendered::with_new_token(bao).await;
+    rendered::by_rename(&config, &first.yaml());
+    let mut daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    let pid = daemon.pid();
+    let load = Load::start(&daemon, 2, Duration::from_millis(10)).await;
+
+    let mut all = bench.bad().await;
+    let theirs = Rendered::with_new_token(&bench.other).await;
+    all.push(bad(
+        "another Vault with a key of the same name",
+        "refused",
+        ["key `kms` is not the one that was in use under that name", "another Vault"],
+        theirs.yaml(),
+    ));
+    for bad in &all {
+        let before = daemon.reloads(bad.result).await;
+        rendered::by_rename(&config, &bad.text);
+        // Counted first, because the one before may have had the same reason.
+        eventually(bad.name, PATIENCE, async || daemon.reloads(bad.result).await > before).await;
+        let text = wait_reason(&daemon, 200, bad).await;
+        assert!(text.contains("; the newest config is not in use: "), "{}: {text}", bad.name);
+        assert_eq!(daemon.reloads(bad.result).await, before + 1, "{}", bad.name);
+        assert_eq!(daemon.generation().await, 1, "{}", bad.name);
+        let calls = load.calls();
+        eventually("load goes on", PATIENCE, async || load.calls() > calls + 8).await;
+    }
+    fs::remove_file(&config).unwrap();
+    wait_reason(&daemon, 200, &bad("no file", "unparsable", [config.to_str().unwrap()], String::new())).await;
+
+    let last = Rendered::with_new_token(bao).await;
+    rendered::by_rename(&config, &last.yaml());
+    // At once, not at the next turn of a candidate that waits.
+    eventually("the good one is in use", Duration::from_secs(3), async || daemon.generation().await == 2)
+        .await;
+    let (ready, text) = daemon.admin("/readyz").await;
+    assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
+    bao.revoke(&first.token).await;
+    let calls = load.calls();
+    eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
+    load.stop().await.assert_nothing_failed();
+    assert_eq!(daemon.reloads("taken").await, 2);
+    assert_eq!((daemon.exited(), daemon.pid()), (None, pid));
+    daemon.assert_never_printed(&[&first.token, &theirs.token, &last.token, "hvs.bogus", "hidden"]);
+}
+
+#[tokio::test]
+async fn at_start_status_says_why_and_the_first_good_one_is_taken() {
+    let bench = Bench::start().await;
+    let config = bench.config();
+    let mut said = BTreeSet::new();
+    for bad in &bench.bad().await {
+        rendered::by_rename(&config, &bad.text);
+        let daemon = Daemon::start(&config).await;
+        wait_reason(&daemon, 503, bad).await;
+        let kms = daemon.kms().await;
+        let refused = status(&kms).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{}: {refused:?}", bad.name);
+        let named = bad.reason.iter().all(|words| refused.message().contains(words));
+        assert!(named, "{}: {refused:?}", bad.name);
+        assert_eq!(daemon.admin("/livez").await.0, 200, "{}", bad.name);
+        assert_eq!((daemon.generation().await, daemon.reloads(bad.result).await), (0, 1), "{}", bad.name);
+        said.insert(refused.message().to_owned());
+
+        let good = Rendered::with_new_token(&bench.bao).await;
+        rendered::by_rename(&config, &good.yaml());
+        daemon.wait_generation(1).await;
+        round_trip(&kms, "healed").await;
+    }
+    assert!(said.len() >= 10, "{said:?}");
+}
+
+#[tokio::test]
+async fn at_start_with_vault_down_it_is_taken_when_vault_comes_up() {
+    let mut bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+    bao.stop();
+    let daemon = Daemon::start(&config).await;
+    let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
+    wait_reason(&daemon, 503, &away).await;
+    bao.start_again_sealed().await;
+    wait_reason(&daemon, 503, &bad("sealed", "pending", ["503", "sealed"], String::new())).await;
+    bao.unseal().await;
+    daemon.wait_generation(1).await;
+    round_trip(&daemon.kms().await, "up").await;
+    // One config, one count, however often it was tried.
+    assert_eq!((daemon.reloads("pending").await, daemon.reloads("taken").await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_candidate_that_came_while_vault_was_down_is_taken_when_it_comes_up() {
+    let mut bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let first = Rendered::with_new_token(&bao).await;
+    let next = Rendered::with_new_token(&bao).await;
+    rendered::by_rename(&config, &first.yaml());
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    bao.stop();
+    rendered::by_rename(&config, &next.yaml());
+    let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
+    wait_reason(&daemon, 200, &away).await;
+    assert_eq!((daemon.generation().await, daemon.reloads("pending").await), (1, 1));
+    bao.start_again().await;
+    daemon.wait_generation(2).await;
+    bao.revoke(&first.token).await;
+    round_trip(&daemon.kms().await, "up").await;
+    let (ready, text) = daemon.admin("/readyz").await;
+    assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
+}
+
+#[tokio::test]
+async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let good = Rendered::with_new_token(&bao).await;
+    rendered::by_rename(&config, &good.yaml());
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    let away = closed_address();
+    let nobody = Rendered { addresses: vec![away.clone()], ..good.clone() };
+    rendered::by_rename(&config, &nobody.yaml());
+    wait_reason(&daemon, 200, &bad("away", "pending", [&away], String::new())).await;
+    rendered::by_rename(&config, &good.yaml());
+    eventually("no trouble any more", PATIENCE, async || {
+        let (ready, text) = daemon.admin("/readyz").await;
+        if ready == 200 && !text.contains("not in use") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
+}

@@ -1,0 +1,316 @@
+//! The whole path: real server, real agent, real daemon, real calls.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use crate::support::{
+    Agent, AgentOptions, Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, POLICY, Rendered,
+    calls::{decrypt, encrypt, round_trip, status},
+    eventually,
+    http::{Forwarder, HttpServer, Proxy, answer},
+    policy, rendered,
+};
+
+const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A daemon on a rendered file of its own.
+struct Bench {
+    daemon: Daemon,
+    dir: tempfile::TempDir,
+    kms: Kms,
+}
+
+impl Bench {
+    async fn start(content: &Rendered) -> Self {
+        Self::start_with(content, DaemonOptions::default()).await
+    }
+
+    async fn start_with(content: &Rendered, options: DaemonOptions) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.yaml");
+        rendered::by_rename(&config, &content.yaml());
+        let daemon = Daemon::start_with(&config, options).await;
+        let kms = daemon.kms().await;
+        Self { daemon, dir, kms }
+    }
+
+    async fn ready(content: &Rendered, options: DaemonOptions) -> Self {
+        let bench = Self::start_with(content, options).await;
+        bench.daemon.wait_ready().await;
+        bench
+    }
+
+    /// Waits until Status is an error with all of these words.
+    async fn wait_unavailable(&self, words: &[&str]) {
+        eventually("Status says why not", PATIENCE, async || match status(&self.kms).await {
+            Ok(known) => Err(format!("{known:?}")),
+            Err(e) if e.code() != Code::Unavailable => Err(e.to_string()),
+            Err(e) if words.iter().all(|word| e.message().contains(word)) => Ok(()),
+            Err(e) => Err(e.message().to_owned()),
+        })
+        .await;
+    }
+}
+
+fn allow_http() -> DaemonOptions {
+    DaemonOptions::arguments(["--allow-http"])
+}
+
+#[tokio::test]
+async fn from_the_agent_to_transit_and_back() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
+    let first_token = agent.token();
+    let mut daemon = Daemon::start(agent.config()).await;
+    daemon.wait_ready().await;
+    let kms = daemon.kms().await;
+
+    let known = status(&kms).await.unwrap();
+    assert_eq!((known.version.as_str(), known.healthz.as_str()), ("v2", "ok"));
+    assert!(known.key_id.starts_with("tk1.") && known.key_id.contains(".1."), "{}", known.key_id);
+
+    let sealed = encrypt(&kms, SEED, "uid-1").await.unwrap();
+    assert_eq!(sealed.key_id, known.key_id);
+    assert!(sealed.annotations.is_empty());
+    assert!(sealed.ciphertext.len() <= 1024);
+    // Leaving is as easy as coming: what we wrap, Vault alone unwraps.
+    let text = String::from_utf8(sealed.ciphertext.to_vec()).unwrap();
+    assert!(text.starts_with("vault:v1:"), "{text}");
+    assert_eq!(bao.decrypt(KEY, &text).await, SEED);
+    assert_eq!(decrypt(&kms, sealed.ciphertext.clone(), &sealed.key_id, "uid-2").await.unwrap(), SEED);
+
+    let second_token = agent.log_in_again().await;
+    daemon.wait_generation(2).await;
+    bao.revoke(&first_token).await;
+    assert_eq!(status(&kms).await.unwrap(), known);
+    assert_eq!(decrypt(&kms, sealed.ciphertext, &sealed.key_id, "uid-3").await.unwrap(), SEED);
+    round_trip(&kms, "uid-4").await;
+
+    assert!(daemon.terminate().await.success());
+    let encoded = BASE64.encode(SEED);
+    daemon.assert_never_printed(&[&first_token, &second_token, "0123456789abcdef", &encoded]);
+}
+
+#[tokio::test]
+async fn ciphertexts_of_other_providers_are_read_and_foreign_key_ids_refused() {
+    let bao = Bao::start().await;
+    bao.audit_uids().await;
+    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
+    let kms = &bench.kms;
+
+    // Made around us, as by Trousseau and others that leave it bare.
+    let theirs = bao.encrypt(KEY, SEED).await;
+    assert_eq!(decrypt(kms, theirs.clone(), "1", "moving-in").await.unwrap(), SEED);
+    assert!(!bao.audited("moving-in").is_empty());
+
+    let ours = encrypt(kms, SEED, "ours").await.unwrap();
+    let scope = ours.key_id.split('.').nth(1).unwrap();
+    let other: String = scope.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
+    let foreign = ours.key_id.replacen(scope, &other, 1);
+    let refused = decrypt(kms, ours.ciphertext.clone(), &foreign, "foreign").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    assert!(refused.message().contains("vault.keynames"), "{refused:?}");
+
+    let newer = ours.key_id.replacen(".1.", ".2.", 1);
+    let refused = decrypt(kms, ours.ciphertext.clone(), &newer, "mismatch").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+
+    let mut damaged = ours.ciphertext.to_vec();
+    damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };
+    let refused = decrypt(kms, damaged, &ours.key_id, "damaged").await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+
+    // The last one did reach Vault, so the audit log is up to date: the refused ones did not.
+    assert!(!bao.audited("damaged").is_empty());
+    for uid in ["foreign", "mismatch"] {
+        assert!(bao.audited(uid).is_empty(), "{uid} was sent to Vault");
+    }
+}
+
+#[tokio::test]
+async fn several_clients_at_once_get_each_their_own() {
+    let bao = Bao::start().await;
+    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..8 {
+        let kms = bench.daemon.kms().await;
+        clients.spawn(async move {
+            for call in 0..10 {
+                round_trip(&kms, &format!("client-{client}-{call}")).await;
+            }
+            // Its connection stays until all are done.
+            kms
+        });
+    }
+    let open = clients.join_all().await;
+    let counted = bench.daemon.metric("transit_kms_connections_open", &[]).await as usize;
+    assert_eq!(counted, open.len() + 1);
+}
+
+#[tokio::test]
+async fn the_audit_log_names_the_api_request() {
+    let bao = Bao::start().await;
+    let options = DaemonOptions::arguments(["--log-format", "json", "--log-level", "debug"]);
+    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, options).await;
+
+    encrypt(&bench.kms, SEED, "before").await.unwrap();
+    assert!(bao.audited("before").is_empty());
+    bao.audit_uids().await;
+    let sealed = encrypt(&bench.kms, SEED, "uid-of-encrypt").await.unwrap();
+    decrypt(&bench.kms, sealed.ciphertext, &sealed.key_id, "uid-of-decrypt").await.unwrap();
+
+    for (uid, method) in [("uid-of-encrypt", "encrypt"), ("uid-of-decrypt", "decrypt")] {
+        let line = eventually("a line of the call", PATIENCE, async || {
+            let log = bench.daemon.log();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.into_iter().find(|line| line["uid"] == json!(uid))
+        })
+        .await;
+        assert_eq!((&line["level"], &line["method"]), (&json!("DEBUG"), &json!(method)), "{line}");
+        assert!(line["key_id_hash"].as_str().unwrap().starts_with("sha256:"), "{line}");
+        let entries = bao.audited(uid);
+        assert!(!entries.is_empty(), "{uid}");
+        for entry in entries {
+            assert_eq!(entry["request"]["id"], line["vault_request_id"], "{entry}");
+            let path = format!("transit/{method}/{KEY}");
+            assert_eq!(entry["request"]["path"], json!(path), "{entry}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_path_prefix_in_the_address_is_kept() {
+    let bao = Bao::start().await;
+    let proxy = Proxy::start(&bao, "/behind/a-proxy").await;
+    let content = Rendered::with_new_token(&bao).await;
+    let content = Rendered { addresses: vec![proxy.address()], ..content };
+    let bench = Bench::ready(&content, allow_http()).await;
+    round_trip(&bench.kms, "prefixed").await;
+    let paths: Vec<_> = proxy.seen().into_iter().map(|seen| seen.path).collect();
+    assert!(paths.contains(&"/behind/a-proxy/v1/transit/encrypt/kms".to_owned()), "{paths:?}");
+    assert!(paths.contains(&"/behind/a-proxy/v1/auth/token/lookup-self".to_owned()), "{paths:?}");
+    assert!(paths.iter().all(|path| path.starts_with("/behind/a-proxy/v1/")), "{paths:?}");
+}
+
+#[tokio::test]
+async fn a_namespace_is_used_and_part_of_the_key_id() {
+    let bao = Bao::start().await;
+    if Bao::is_vault() {
+        eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
+        return;
+    }
+    bao.api("POST", "sys/namespaces/team-a", json!({})).await;
+    bao.api("POST", "team-a/sys/mounts/transit", json!({"type": "transit"})).await;
+    bao.api("POST", &format!("team-a/transit/keys/{KEY}"), json!({})).await;
+    let rules = policy("transit", KEY);
+    bao.api("PUT", &format!("team-a/sys/policies/acl/{POLICY}"), json!({"policy": rules})).await;
+    let request = json!({"policies": [POLICY], "no_default_policy": true, "ttl": "1h"});
+    let answer = bao.api("POST", "team-a/auth/token/create", request).await;
+    let token = answer["auth"]["client_token"].as_str().unwrap();
+
+    let content = Rendered::of(&bao, token);
+    let here = Bench::ready(
+        &Rendered { namespace: Some("team-a/".into()), ..content.clone() },
+        DaemonOptions::default(),
+    )
+    .await;
+    let sealed = encrypt(&here.kms, SEED, "here").await.unwrap();
+    let text = String::from_utf8(sealed.ciphertext.to_vec()).unwrap();
+    let answer = bao.api("POST", "team-a/transit/decrypt/kms", json!({"ciphertext": text})).await;
+    assert_eq!(answer["data"]["plaintext"], json!(BASE64.encode(SEED)));
+
+    let root = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
+    assert_ne!(status(&root.kms).await.unwrap().key_id, sealed.key_id);
+
+    let nowhere = Rendered { namespace: Some("team-b".into()), ..content };
+    let nowhere = Bench::start(&nowhere).await;
+    nowhere.wait_unavailable(&["namespace"]).await;
+}
+
+#[tokio::test]
+async fn a_server_name_stands_in_for_an_address_that_the_certificate_does_not_name() {
+    let bao = Bao::start().await;
+    let forwarder = Forwarder::start(&bao).await;
+    let content = Rendered::with_new_token(&bao).await;
+    let content = Rendered { addresses: vec![forwarder.address()], ..content };
+    let bench = Bench::start(&content).await;
+    bench
+        .wait_unavailable(&[&forwarder.address(), "certificate", "127.0.0.2", "vault.tls.server_name"])
+        .await;
+
+    let content = Rendered { server_name: Some("localhost".into()), ..content };
+    rendered::by_rename(&bench.dir.path().join("config.yaml"), &content.yaml());
+    bench.daemon.wait_ready().await;
+    round_trip(&bench.kms, "named").await;
+
+    // Names are still checked.
+    let content = Rendered { server_name: Some("elsewhere.test".into()), ..content };
+    let wrong = Bench::start(&content).await;
+    wrong.wait_unavailable(&["certificate", "elsewhere.test", "vault.tls.server_name"]).await;
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_server_that_asks() {
+    let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
+    let bao = Bao::start_with(options).await;
+    let content = Rendered::with_new_token(&bao).await;
+    let bench = Bench::start(&content).await;
+    bench.wait_unavailable(&["CertificateRequired", "vault.tls.client_cert_file"]).await;
+
+    let content = Rendered { client_certificate: Some(bao.client_certificate("daemon")), ..content };
+    rendered::by_rename(&bench.dir.path().join("config.yaml"), &content.yaml());
+    bench.daemon.wait_ready().await;
+    round_trip(&bench.kms, "certified").await;
+}
+
+#[tokio::test]
+async fn a_wrong_authority_is_named_and_can_be_corrected() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("ca.pem");
+    let stranger = rcgen::generate_simple_self_signed(["stranger".to_owned()]).unwrap();
+    std::fs::write(&ca_file, stranger.cert.pem()).unwrap();
+    let content = Rendered::with_new_token(&bao).await;
+    let content = Rendered { ca_file: ca_file.clone(), ..content };
+    let bench = Bench::start(&content).await;
+    bench.wait_unavailable(&[&bao.address(), "UnknownIssuer", "vault.tls.ca_file"]).await;
+
+    // The file that the config names is a part of it.
+    rendered::by_rename(&ca_file, &std::fs::read_to_string(bao.ca_file()).unwrap());
+    bench.daemon.wait_ready().await;
+    round_trip(&bench.kms, "trusted").await;
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_with_the_token() {
+    let bao = Bao::start().await;
+    let other = HttpServer::start(async |_| answer(StatusCode::OK, "{}")).await;
+    let to = other.address();
+    // A standby that cannot forward answers so; no single real server can be made to.
+    let redirecting = HttpServer::start(move |request| {
+        let location = format!("{to}{}", request.uri().path());
+        async move {
+            let mut redirect = answer(StatusCode::TEMPORARY_REDIRECT, "");
+            redirect.headers_mut().insert(header::LOCATION, location.parse().unwrap());
+            redirect
+        }
+    })
+    .await;
+    let content = Rendered::with_new_token(&bao).await;
+    let bench =
+        Bench::start_with(&Rendered { addresses: vec![redirecting.address()], ..content }, allow_http())
+            .await;
+    bench.wait_unavailable(&["redirect", "307"]).await;
+    let seen = eventually("it is asked again", PATIENCE, async || {
+        let seen = redirecting.seen();
+        (seen.len() >= 2).then_some(seen)
+    })
+    .await;
+    // It had a token to lose.
+    assert!(seen.iter().all(|seen| seen.headers.contains_key("x-vault-token")), "{seen:?}");
+    assert!(other.seen().is_empty(), "{:?}", other.seen());
+}

@@ -1,0 +1,62 @@
+//! Single KMS calls, as kube-apiserver makes them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::{Request, Status};
+use transit_kms::kms::proto::{
+    DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+};
+
+use super::daemon::Kms;
+
+/// kube-apiserver's timeout for each call.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Status.
+pub(crate) async fn status(kms: &Kms) -> Result<StatusResponse, Status> {
+    Ok(kms.clone().status(timed(StatusRequest {})).await?.into_inner())
+}
+
+/// Encrypt.
+pub(crate) async fn encrypt(kms: &Kms, plaintext: &[u8], uid: &str) -> Result<EncryptResponse, Status> {
+    let request = EncryptRequest { plaintext: Bytes::copy_from_slice(plaintext), uid: uid.into() };
+    Ok(kms.clone().encrypt(timed(request)).await?.into_inner())
+}
+
+/// Decrypt, of a value without annotations.
+pub(crate) async fn decrypt(
+    kms: &Kms,
+    ciphertext: impl Into<Bytes>,
+    key_id: &str,
+    uid: &str,
+) -> Result<Vec<u8>, Status> {
+    let request = DecryptRequest {
+        annotations: [].into(),
+        ciphertext: ciphertext.into(),
+        key_id: key_id.into(),
+        uid: uid.into(),
+    };
+    Ok(kms.clone().decrypt(timed(request)).await?.into_inner().plaintext.to_vec())
+}
+
+/// Status, Encrypt and Decrypt of a new seed.
+///
+/// # Panics
+/// Unless all is well.
+pub(crate) async fn round_trip(kms: &Kms, uid: &str) {
+    let known = status(kms).await.unwrap_or_else(|e| panic!("{uid}: Status: {e}"));
+    assert_eq!(known.healthz, "ok", "{uid}");
+    let seed: [u8; 32] = rand::random();
+    let sealed = encrypt(kms, &seed, uid).await.unwrap_or_else(|e| panic!("{uid}: Encrypt: {e}"));
+    assert_eq!(sealed.key_id, known.key_id, "{uid}");
+    let opened = decrypt(kms, sealed.ciphertext, &sealed.key_id, uid).await;
+    assert_eq!(opened.unwrap_or_else(|e| panic!("{uid}: Decrypt: {e}")), seed, "{uid}");
+}
+
+/// With the timeout that kube-apiserver gives.
+pub(crate) fn timed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(TIMEOUT);
+    request
+}
