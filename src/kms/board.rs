@@ -192,6 +192,11 @@ impl Board {
             else {
                 return false;
             };
+            // With a key that is gone, Vault refuses Encrypt as if the policy did. That must not
+            // turn the error that Status is into a reason, on which writes would go on.
+            if !probed && error.fault == Fault::Denied && matches!(known.verdict, Verdict::Lost { .. }) {
+                return false;
+            }
             let now = Instant::now();
             if matches!(known.verdict, Verdict::Good) {
                 warn!(reason = %error, fault = error.fault.name(), "no longer healthy");

@@ -65,8 +65,13 @@ impl Verdict {
         match fault {
             Fault::KeyLost => Self::Lost { reason },
             Fault::Denied | Fault::TokenDead | Fault::TooOld | Fault::BadCiphertext => {
-                let since = if let Self::Refused { since, .. } = self { *since } else { now };
-                Self::Refused { since, reason, token_dead: fault == Fault::TokenDead }
+                let dead = fault == Fault::TokenDead;
+                // A token that dies after its policy has refused for long is only just dead.
+                let since = match self {
+                    Self::Refused { since, token_dead, .. } if *token_dead == dead => *since,
+                    _ => now,
+                };
+                Self::Refused { since, reason, token_dead: dead }
             }
             Fault::DeadlineExceeded | Fault::Lagging | Fault::Nonsense | Fault::Unreachable => match self {
                 Self::Lost { .. } | Self::Refused { .. } => self.clone(),

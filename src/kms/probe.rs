@@ -47,8 +47,11 @@ pub struct Proof {
 pub struct Before<'a> {
     /// The keys as published.
     pub keyring: &'a Keyring,
-    /// Set if another session made it: then this one must be able to read it.
-    pub witness: Option<&'a Witness>,
+    /// Whether the session that is probed wrapped the witness itself.
+    pub own: bool,
+    /// What was wrapped last, to be unwrapped now: Vault tells only the second in which a key
+    /// was made, so that one made anew at once is known by nothing else.
+    pub witness: &'a Witness,
 }
 
 /// How a probe may fail.
@@ -96,9 +99,7 @@ pub async fn probe(
     let entries = read_entries(transit, &description, call).await?;
     if let Some(before) = before {
         check_same_keys(before, &entries)?;
-        if let Some(witness) = before.witness {
-            check_witness(transit, before.keyring, witness, call).await?;
-        }
+        check_witness(transit, before, call).await?;
     }
 
     // The version published so far binds us only if it is of the same key.
@@ -204,13 +205,13 @@ fn check_same_keys(before: Before<'_>, entries: &[KeyEntry]) -> Result<(), Trans
     Ok(())
 }
 
-/// What the old session wrapped, the new one must unwrap, if it has that key at all.
+/// What was wrapped, must be unwrapped, if the session has that key at all.
 async fn check_witness(
     transit: &dyn Transit,
-    keyring: &Keyring,
-    witness: &Witness,
+    before: Before<'_>,
     call: Call<'_>,
 ) -> Result<(), TransitError> {
+    let Before { keyring, own, witness } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
     let Some(name) = transit.keys().iter().find(|name| transit.scope(name) == old.scope) else {
         warn!(
@@ -224,6 +225,9 @@ async fn check_witness(
         Ok(opened) if *opened.plaintext == *witness.plaintext => Ok(()),
         Ok(_) => Err(another_key(name)),
         Err(error) if error.fault == Fault::BadCiphertext => Err(another_key(name)),
+        // Its version is too old, or gone with a restored backup: the versions themselves tell
+        // what follows from that. A session that is new must do better.
+        Err(error) if own && matches!(error.fault, Fault::Lagging | Fault::TooOld) => Ok(()),
         Err(error) if error.fault == Fault::TooOld => {
             // min_decryption_version was raised above what the old session used last. If that
             // session is dead there will be no newer witness, so insisting would be for ever.

@@ -68,8 +68,11 @@ impl Bench {
     async fn take_session(&mut self, keys: &[&str]) -> Result<(), ProbeFailure> {
         let session = self.model.session(keys);
         let before = self.board.snapshot();
-        let against =
-            before.as_ref().map(|before| Before { keyring: &before.keyring, witness: Some(&before.witness) });
+        let against = before.as_ref().map(|before| Before {
+            keyring: &before.keyring,
+            own: false,
+            witness: &before.witness,
+        });
         let proof = probe(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
         self.board.take_session(Arc::clone(&session) as _, proof).unwrap();
         self.session = session;
@@ -236,6 +239,8 @@ async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
         ("does not exist", None),
         ("soft-deleted", Some(ModelKey { soft_deleted: true, ..restored.clone() })),
         ("made anew", Some(ModelKey::new(2, &[999]))),
+        // Within the second in which it was made.
+        ("made anew", Some(ModelKey::new(2, &[100]))),
     ] {
         let bench = Bench::with_prober(Model::new()).await;
         bench.model.change(|state| {
@@ -253,6 +258,18 @@ async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
         pass(6).await;
         assert_eq!(bench.healthz().await, "ok", "{what}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.board.probe_failed(1, &TransitError::new(Fault::KeyLost, "the key is gone"));
+    // As Vault answers an Encrypt with a key that is not there.
+    bench.board.call_failed(1, &TransitError::new(Fault::Denied, "permission denied"));
+    let error = bench.status().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
+    bench.board.probe_failed(1, &TransitError::new(Fault::Denied, "not even the key may be read"));
+    assert_eq!(bench.healthz().await, "not even the key may be read");
 }
 
 #[tokio::test(start_paused = true)]
@@ -303,6 +320,20 @@ async fn a_token_that_stays_dead_is_not_asked_again_by_calls() {
         assert_eq!(began.elapsed(), Duration::ZERO, "by now nobody waits any more");
     }
     assert_eq!(bench.model.calls(), calls, "nothing loops on 403");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_dies_after_a_long_refusal_is_only_just_dead() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.board.call_failed(1, &TransitError::new(Fault::Denied, "the policy refuses"));
+    advance(Duration::from_secs(60)).await;
+    assert_eq!(bench.board.token_dead_for(1), None);
+    let dead = TransitError::new(Fault::TokenDead, "the token is dead");
+    bench.board.call_failed(1, &dead);
+    assert_eq!(bench.board.token_dead_for(1), Some(Duration::ZERO), "calls wait for the next token");
+    advance(Duration::from_secs(5)).await;
+    bench.board.call_failed(1, &dead);
+    assert_eq!(bench.board.token_dead_for(1), Some(Duration::from_secs(5)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -623,7 +654,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseErr
                 let board = Arc::clone(&bench.board);
                 others.push(tokio::spawn(async move {
                     let snapshot = board.snapshot().unwrap();
-                    let before = Before { keyring: &snapshot.keyring, witness: None };
+                    let before = Before { keyring: &snapshot.keyring, own: true, witness: &snapshot.witness };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     match probe(snapshot.transit.as_ref(), Some(before), false, deadline).await {
                         Ok(proof) => board.probe_passed(snapshot.generation, proof),
@@ -636,7 +667,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseErr
                 let (board, session) = (Arc::clone(&bench.board), bench.model.session(&["kms"]));
                 others.push(tokio::spawn(async move {
                     let before = board.snapshot().unwrap();
-                    let against = Before { keyring: &before.keyring, witness: Some(&before.witness) };
+                    let against = Before { keyring: &before.keyring, own: false, witness: &before.witness };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     if let Ok(proof) = probe(session.as_ref(), Some(against), false, deadline).await {
                         drop(board.take_session(session, proof));

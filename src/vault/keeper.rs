@@ -193,6 +193,8 @@ impl Keeper {
         };
         let ttl = info.as_ref().map(|info| info.ttl).unwrap_or_default();
         info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
+        // Nothing is known of a token that may not look itself up; what was known of the one
+        // before it must go, or its end would raise an alarm.
         self.metrics.token(ttl, SystemTime::now());
         if let Some(info) = info {
             info.warn();
@@ -316,7 +318,8 @@ async fn prove(
         }
         Err(error) => return Err(error),
     };
-    let against = before.map(|before| Before { keyring: &before.keyring, witness: Some(&before.witness) });
+    let against =
+        before.map(|before| Before { keyring: &before.keyring, own: false, witness: &before.witness });
     let outcome = probe(&session, against, candidate.older.believed(), deadline).await;
     candidate.older.note(&outcome);
     Ok(Proven { info, pool, proof: outcome?, session: Arc::new(session) })

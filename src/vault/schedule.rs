@@ -7,8 +7,6 @@ use tokio::time::Instant;
 
 /// How often the token is looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// Nothing is gained by renewing what ends that soon.
-const TOO_SHORT_TO_RENEW: Duration = Duration::from_secs(5);
 
 /// The times at which a token is looked up and renewed.
 #[derive(Debug)]
@@ -58,8 +56,11 @@ impl Schedule {
     }
 
     /// Renews at two thirds of `ttl`, a little earlier on some nodes than on others.
+    ///
+    /// However little is left: a renewal may bring a whole period. If renewals are capped, each
+    /// leaves whole seconds less than the one before, so they come to an end.
     pub(super) fn renew_before_end(&mut self, ttl: Duration) {
-        self.renewal = (ttl > TOO_SHORT_TO_RENEW).then(|| Instant::now() + jittered(ttl * 2 / 3));
+        self.renewal = (!ttl.is_zero()).then(|| Instant::now() + jittered(ttl * 2 / 3));
     }
 
     /// Renews after `pause`.
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn renews_at_two_thirds_with_jitter_and_not_what_is_as_good_as_dead() {
+    async fn renews_at_two_thirds_with_jitter_and_never_what_has_no_end() {
         let mut schedule = Schedule::new(false);
         let mut seen = std::collections::HashSet::new();
         for _ in 0..50 {
@@ -115,7 +116,7 @@ mod tests {
         advance(seconds(2401)).await;
         assert!(schedule.take_renewal() && !schedule.will_renew());
 
-        schedule.renew_before_end(seconds(5));
+        schedule.renew_before_end(Duration::ZERO);
         assert!(!schedule.will_renew());
     }
 }

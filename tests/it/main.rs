@@ -3,14 +3,22 @@
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod candidates;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod outage;
 #[cfg(test)]
 mod path;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod rotation;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod token;
 #[cfg(test)]
 mod words;

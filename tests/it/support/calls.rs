@@ -11,7 +11,7 @@ use transit_kms::kms::proto::{
 use super::daemon::Kms;
 
 /// kube-apiserver's timeout for each call.
-const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Status.
 pub(crate) async fn status(kms: &Kms) -> Result<StatusResponse, Status> {

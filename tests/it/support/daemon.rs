@@ -145,11 +145,16 @@ impl Daemon {
 
     /// Asks the admin socket: status and body.
     pub(crate) async fn admin(&self, path: &str) -> (u16, String) {
+        self.admin_as("GET", path).await
+    }
+
+    /// As [`Daemon::admin`], with this method.
+    pub(crate) async fn admin_as(&self, method: &str, path: &str) -> (u16, String) {
         let stream = connect(&admin_socket(&self.dir)).await.expect("the admin socket");
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(connection);
-        let request = http::Request::get(path).header("host", "localhost");
+        let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
         let answer = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.unwrap().to_bytes();

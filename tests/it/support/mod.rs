@@ -7,6 +7,7 @@
 
 mod agent;
 mod authority;
+mod caller;
 pub(crate) mod calls;
 mod daemon;
 pub(crate) mod http;
@@ -14,16 +15,22 @@ mod load;
 mod port;
 mod process;
 pub(crate) mod rendered;
+mod scratch;
 mod seed;
 mod server;
+mod stage;
 mod wait;
 
 pub(crate) use agent::{Agent, AgentOptions, Login};
+pub(crate) use caller::{Caller, version_of_ciphertext, version_of_key_id};
+pub(crate) use calls::TIMEOUT;
 pub(crate) use daemon::{Daemon, DaemonOptions, Kms};
 pub(crate) use load::{Load, LoadReport};
 pub(crate) use port::closed_address;
 pub(crate) use rendered::Rendered;
+pub(crate) use scratch::scratch;
 pub(crate) use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy};
+pub(crate) use stage::{Stage, TAKEN_WITHIN, wait_for_session_after};
 pub(crate) use wait::{Verdict, eventually};
 
 /// Whether the long versions of tests are asked for (`scripts/test --full`).

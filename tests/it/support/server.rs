@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{authority::Authority, port, process::Process, seed::Seed, wait::eventually};
+use super::{authority::Authority, port, process::Process, scratch::scratch, seed::Seed, wait::eventually};
 
 /// The Transit key that every server has.
 pub(crate) const KEY: &str = "kms";
@@ -94,7 +94,7 @@ impl Bao {
 
     /// A server that listens: without a seed not initialised, with one sealed.
     pub(super) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
-        let dir = tempfile::Builder::new().prefix("bao-").tempdir().unwrap();
+        let dir = scratch("bao-");
         let authority = Authority::new(dir.path());
         let mut http = Client::builder()
             .tls_certs_only([Certificate::from_pem(authority.pem().as_bytes()).unwrap()])

@@ -1,0 +1,386 @@
+//! What Status says while Vault is away or says no: the rows of the table, on a real server.
+//!
+//! | situation | test |
+//! | --- | --- |
+//! | last probe good and fresh | all; and `a_daemon_that_slept_does_not_tell_old_news` |
+//! | Vault merely unreachable | `a_sealed_vault_...`, `a_killed_vault_...`, `a_frozen_vault_...` |
+//! | token dead, policy refuses | `a_policy_that_refuses_...`; the token's death in `token.rs` |
+//! | key missing, soft-deleted, made anew | `a_deleted_key_...`, `a_soft_deleted_key_...`, `a_key_made_anew_...` |
+//! | nothing known yet | `a_vault_that_is_down_at_the_start_...`, `a_file_that_does_not_exist_yet_...` |
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
+
+use crate::support::{
+    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, closed_address, eventually,
+    policy,
+};
+
+/// Of [`Stage::daemon`].
+const GRACE: Duration = Duration::from_secs(3);
+/// What a recovery may take: the pause between two tries, and some slack for a busy machine.
+const HEALED_WITHIN: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn a_vault_that_is_down_at_the_start_is_waited_for() {
+    let mut stage = Stage::start().await;
+    stage.bao.stop();
+    let mut daemon = stage.daemon([]).await;
+    let caller = Caller::of(&daemon).await;
+    caller.wait_health("cannot be reached", TAKEN_WITHIN).await;
+    for error in [caller.status().await.unwrap_err(), caller.encrypt(b"seed").await.unwrap_err()] {
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(error.message().contains("cannot be reached"), "{error}");
+    }
+    assert_health(&daemon, "unknown").await;
+    assert_ready(&daemon, 503, "cannot be reached").await;
+    assert_eq!(daemon.metric("transit_kms_reloads_total", &[("result", "pending")]).await, 1.0);
+
+    stage.bao.start_again().await;
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.round_trip().await;
+    assert_health(&daemon, "ok").await;
+    assert_ready(&daemon, 200, "ok").await;
+    assert_eq!(daemon.exited(), None);
+}
+
+#[tokio::test]
+async fn a_file_that_does_not_exist_yet_is_waited_for() {
+    let mut stage = Stage::without_file().await;
+    let daemon = stage.daemon([]).await;
+    let caller = Caller::of(&daemon).await;
+    caller.wait_health("config.yaml", TAKEN_WITHIN).await;
+    let error = caller.status().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert_ready(&daemon, 503, "config.yaml").await;
+
+    let token = stage.bao.token().await;
+    stage.render(&token);
+    caller.wait_ok(TAKEN_WITHIN).await;
+    caller.round_trip().await;
+}
+
+#[tokio::test]
+async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by_itself() {
+    let stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let key_id = caller.key_id().await;
+    let sealing = Instant::now();
+    stage.bao.seal().await;
+
+    eventually("the grace shows", GRACE, async || {
+        let (_, words) = daemon.admin("/readyz").await;
+        if words.contains("within the outage grace") { Ok(()) } else { Err(words) }
+    })
+    .await;
+    assert_eq!(caller.health().await, "ok");
+    assert_health(&daemon, "ok").await;
+    let error = caller.encrypt(b"seed").await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert!(error.message().contains("Vault is sealed"), "{error}");
+
+    caller.wait_health("Vault is sealed", GRACE * 3).await;
+    assert!(sealing.elapsed() >= GRACE, "a reason after {:?} already", sealing.elapsed());
+    // A reason, and the same key_id: kube-apiserver may go on with the seed that it has.
+    assert_eq!(caller.key_id().await, key_id);
+    assert_health(&daemon, "unreachable").await;
+    assert_ready(&daemon, 503, "Vault is sealed").await;
+    assert_eq!(daemon.admin("/livez").await.0, 200);
+
+    stage.bao.unseal().await;
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.round_trip().await;
+    assert_eq!(caller.key_id().await, key_id);
+    assert_health(&daemon, "ok").await;
+}
+
+#[tokio::test]
+async fn a_killed_vault_is_found_again_when_it_is_back() {
+    let mut stage = Stage::start().await;
+    let (mut daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    stage.bao.stop();
+    for error in [caller.encrypt(b"seed").await.unwrap_err(), caller.decrypt(&sealed).await.unwrap_err()] {
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(error.message().contains("cannot be reached"), "{error}");
+    }
+    assert_eq!(caller.health().await, "ok");
+    caller.wait_health("cannot be reached", GRACE * 3).await;
+    assert_ready(&daemon, 503, "cannot be reached").await;
+
+    stage.bao.start_again().await;
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.decrypt(&sealed).await.unwrap();
+    assert_eq!(daemon.exited(), None);
+}
+
+#[tokio::test]
+async fn a_frozen_vault_holds_nobody_beyond_the_deadline() {
+    let mut stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    stage.bao.freeze().await;
+    // More at once than there are connections: some wait for an answer, some for a handshake.
+    let mut calls = JoinSet::new();
+    for number in 0..8 {
+        let (caller, sealed) = (caller.clone(), sealed.clone());
+        calls.spawn(async move {
+            let began = Instant::now();
+            let error = if number % 2 == 0 {
+                caller.encrypt(b"seed").await.unwrap_err()
+            } else {
+                caller.decrypt(&sealed).await.unwrap_err()
+            };
+            (began.elapsed(), error)
+        });
+    }
+    // Meanwhile Status answers from memory.
+    let began = Instant::now();
+    assert_eq!(caller.health().await, "ok");
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    for (took, error) in calls.join_all().await {
+        assert!(took < TIMEOUT, "{took:?}: {error}");
+        assert!(matches!(error.code(), Code::DeadlineExceeded | Code::Unavailable), "{error}");
+        // tonic's own words for its own timer would be "Timeout expired": the daemon was first.
+        assert!(error.message().contains("Vault"), "{error}");
+    }
+    caller.wait_health("Vault", GRACE * 3).await;
+    let state = caller.health().await;
+    assert_ne!(state, "ok", "an outage that is over the grace stays so");
+    assert_eq!(daemon.admin("/livez").await.0, 200);
+
+    stage.bao.thaw();
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.decrypt(&sealed).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_that_slept_does_not_tell_old_news() {
+    let mut stage = Stage::start().await;
+    let (mut daemon, caller) = stage.ready([]).await;
+    assert_eq!(caller.health().await, "ok");
+    // Both sleep for longer than three intervals; the daemon wakes and cannot ask yet.
+    daemon.signal(Signal::STOP);
+    stage.bao.freeze().await;
+    let asleep = Instant::now();
+    eventually("a long sleep", GRACE * 3, async || asleep.elapsed() > GRACE + Duration::from_secs(1)).await;
+    daemon.signal(Signal::CONT);
+    let status = caller.status().await.unwrap();
+    assert!(status.healthz.contains("more than three intervals"), "{}", status.healthz);
+    stage.bao.thaw();
+    caller.wait_ok(HEALED_WITHIN).await;
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_an_error_and_stays_one_whatever_calls_come() {
+    let stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    delete_key(&stage.bao).await;
+    let error = wait_for_lost(&caller, "not found: transit/keys/kms").await;
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert_health(&daemon, "lost").await;
+    assert_ready(&daemon, 503, "not found").await;
+
+    // Vault answers Encrypt as if the policy refused it. If Status took that for a reason,
+    // kube-apiserver would go on writing.
+    let load = Load::start(&daemon, 4, Duration::from_millis(5)).await;
+    let began = Instant::now();
+    let mut asked = 0;
+    while began.elapsed() < Duration::from_secs(2) {
+        let error = caller.status().await.expect_err("it is lost");
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        let error = caller.encrypt(b"seed").await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        let error = caller.decrypt(&sealed).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        asked += 1;
+    }
+    assert!(asked > 10);
+    let report = load.stop().await;
+    assert_eq!(report.failed, report.calls, "{:?}", report.failures);
+}
+
+#[tokio::test]
+async fn a_key_lost_under_load_is_never_taken_for_a_refusal_again() {
+    let stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let load = Load::start(&daemon, 4, Duration::ZERO).await;
+    delete_key(&stage.bao).await;
+    wait_for_lost(&caller, "not found").await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        let error = caller.status().await.expect_err("it is lost");
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    }
+    load.stop().await;
+}
+
+#[tokio::test]
+async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
+    let stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    let path = format!("{MOUNT}/keys/{KEY}/soft-delete");
+    let (status, answer) =
+        stage.bao.api_as(stage.bao.root_token(), "DELETE", &path, serde_json::Value::Null).await;
+    if status == 404 || status == 405 {
+        println!("this server knows no soft-deletion: {status} {answer}");
+        return;
+    }
+    assert!((200..300).contains(&status), "{status} {answer}");
+    // The first call shows it, or a probe.
+    let error = caller.decrypt(&sealed).await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    let error = wait_for_lost(&caller, "soft-deleted: restore it").await;
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert_health(&daemon, "lost").await;
+
+    stage.bao.api("POST", &format!("{path}-restore"), json!({})).await;
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.decrypt(&sealed).await.unwrap();
+    assert_eq!(caller.key_id().await, sealed.key_id);
+}
+
+/// Vault tells only the second in which a key was made. Here the old and the new one may well be
+/// of the same second, as when a script makes the key anew.
+#[tokio::test]
+async fn a_key_made_anew_under_its_name_is_another_key_even_within_a_second() {
+    let stage = Stage::start().await;
+    // So that it is made in the second in which it is made anew.
+    delete_key(&stage.bao).await;
+    eventually("the beginning of a second", Duration::from_secs(2), async || {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_millis() < 50
+    })
+    .await;
+    make_key(&stage.bao).await;
+    let born = birth(&stage.bao).await;
+    let (daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    delete_key(&stage.bao).await;
+    make_key(&stage.bao).await;
+    println!("made anew within the same second: {}", birth(&stage.bao).await == born);
+    another_key_is_refused(&daemon, &caller, &sealed).await;
+}
+
+#[tokio::test]
+async fn a_key_made_anew_under_its_name_is_another_key_and_nothing_is_encrypted_with_it() {
+    let stage = Stage::start().await;
+    let (daemon, caller) = stage.ready([]).await;
+    let sealed = caller.round_trip().await;
+    let born = birth(&stage.bao).await;
+    delete_key(&stage.bao).await;
+    eventually("another second", Duration::from_secs(3), async || {
+        make_key(&stage.bao).await;
+        let another = birth(&stage.bao).await != born;
+        if !another {
+            delete_key(&stage.bao).await;
+        }
+        another
+    })
+    .await;
+    another_key_is_refused(&daemon, &caller, &sealed).await;
+}
+
+#[tokio::test]
+async fn a_policy_that_refuses_is_told_at_the_first_call_and_healed_with_the_policy() {
+    let stage = Stage::start().await;
+    // No probe comes of itself: the first call shows it.
+    let (daemon, caller) = stage.ready(["--probe-interval", "10m"]).await;
+    let sealed = caller.round_trip().await;
+    let rules = policy(MOUNT, KEY);
+    let rules: Vec<_> = rules.lines().filter(|line| !line.contains("/encrypt/")).collect();
+    stage.bao.policy(POLICY, &rules.join("\n")).await;
+    assert_eq!(caller.health().await, "ok", "nobody has asked Vault since");
+
+    let error = caller.encrypt(b"seed").await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied, "{error}");
+    assert!(error.message().contains("grant `update` on transit/encrypt/kms"), "{error}");
+    let status = caller.status().await.unwrap();
+    assert!(status.healthz.contains("does not allow encrypt"), "{}", status.healthz);
+    assert_eq!(status.key_id, sealed.key_id, "a reason, not an error: the key is not lost");
+    assert_health(&daemon, "refused").await;
+    assert_ready(&daemon, 503, "does not allow encrypt").await;
+    caller.decrypt(&sealed).await.unwrap();
+
+    stage.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.round_trip().await;
+}
+
+#[tokio::test]
+async fn a_dead_first_address_is_passed_over() {
+    let mut stage = Stage::without_file().await;
+    stage.rendered.addresses.insert(0, closed_address());
+    let token = stage.bao.token().await;
+    stage.render(&token);
+    let (daemon, caller) = stage.ready([]).await;
+    caller.round_trip().await;
+    let retries = async || daemon.metric("transit_kms_retries_total", &[("reason", "connect")]).await;
+    let first = retries().await;
+    assert!(first >= 1.0);
+    // The one that answers is asked first from then on.
+    for _ in 0..20 {
+        caller.round_trip().await;
+    }
+    assert_eq!(retries().await, first);
+    assert_eq!(caller.health().await, "ok");
+}
+
+async fn delete_key(bao: &Bao) {
+    bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), json!({"deletion_allowed": true})).await;
+    bao.api("DELETE", &format!("{MOUNT}/keys/{KEY}"), serde_json::Value::Null).await;
+}
+
+async fn make_key(bao: &Bao) {
+    bao.api("POST", &format!("{MOUNT}/keys/{KEY}"), json!({})).await;
+}
+
+/// The Unix time of version 1.
+async fn birth(bao: &Bao) -> i64 {
+    let answer = bao.api("GET", &format!("{MOUNT}/keys/{KEY}"), serde_json::Value::Null).await;
+    answer["data"]["keys"]["1"].as_i64().unwrap()
+}
+
+async fn another_key_is_refused(
+    daemon: &Daemon,
+    caller: &Caller,
+    sealed: &transit_kms::kms::proto::EncryptResponse,
+) {
+    let error = wait_for_lost(caller, "made anew").await;
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    let error = caller.encrypt(b"seed").await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert!(error.message().contains("made anew"), "{error}");
+    let error = caller.decrypt(sealed).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert_health(daemon, "lost").await;
+    assert_ready(daemon, 503, "made anew").await;
+    assert_eq!(daemon.admin("/livez").await.0, 200);
+}
+
+/// Waits until Status is an error that holds `part`.
+async fn wait_for_lost(caller: &Caller, part: &str) -> Status {
+    eventually(&format!("Status fails with {part:?}"), Duration::from_secs(8), async || {
+        match caller.status().await {
+            Err(error) if error.message().contains(part) => Ok(error),
+            Err(error) => Err(format!("{:?}: {}", error.code(), error.message())),
+            Ok(status) => Err(status.healthz),
+        }
+    })
+    .await
+}
+
+async fn assert_health(daemon: &Daemon, state: &str) {
+    assert_eq!(daemon.metric("transit_kms_health", &[("state", state)]).await, 1.0, "{state}");
+    assert_eq!(daemon.metric("transit_kms_health", &[]).await, 1.0, "one state holds");
+}
+
+async fn assert_ready(daemon: &Daemon, status: u16, words: &str) {
+    let (found, said) = daemon.admin("/readyz").await;
+    assert!(found == status && said.contains(words), "{found} {said}");
+}

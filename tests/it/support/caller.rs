@@ -1,0 +1,94 @@
+//! A caller that knows what to wait for.
+
+use std::time::Duration;
+
+use tonic::Status;
+use transit_kms::kms::proto::{EncryptResponse, StatusResponse};
+
+use super::{
+    calls,
+    daemon::{Daemon, Kms},
+    wait::eventually,
+};
+
+/// A caller with a connection of its own; a clone shares it.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    kms: Kms,
+}
+
+impl Caller {
+    /// A caller of this daemon.
+    pub(crate) async fn of(daemon: &Daemon) -> Self {
+        Self { kms: daemon.kms().await }
+    }
+
+    pub(crate) async fn status(&self) -> Result<StatusResponse, Status> {
+        calls::status(&self.kms).await
+    }
+
+    pub(crate) async fn encrypt(&self, plaintext: &[u8]) -> Result<EncryptResponse, Status> {
+        calls::encrypt(&self.kms, plaintext, "test-encrypt").await
+    }
+
+    pub(crate) async fn decrypt(&self, sealed: &EncryptResponse) -> Result<Vec<u8>, Status> {
+        calls::decrypt(&self.kms, sealed.ciphertext.clone(), &sealed.key_id, "test-decrypt").await
+    }
+
+    /// What Status says in one line: `ok`, a reason, or `Code: message` of a gRPC error.
+    pub(crate) async fn health(&self) -> String {
+        match self.status().await {
+            Ok(status) => status.healthz,
+            Err(error) => format!("{:?}: {}", error.code(), error.message()),
+        }
+    }
+
+    /// Waits until Status is answered, with `ok` or a reason, that holds `part`.
+    pub(crate) async fn wait_health(&self, part: &str, within: Duration) {
+        eventually(&format!("Status says {part:?}"), within, async || {
+            let said = self.health().await;
+            if said.contains(part) { Ok(()) } else { Err(said) }
+        })
+        .await;
+    }
+
+    /// Waits until Status is `ok`.
+    pub(crate) async fn wait_ok(&self, within: Duration) {
+        eventually("Status is ok", within, async || {
+            let said = self.health().await;
+            if said == "ok" { Ok(()) } else { Err(said) }
+        })
+        .await;
+    }
+
+    /// The key_id of Status.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) async fn key_id(&self) -> String {
+        self.status().await.unwrap().key_id
+    }
+
+    /// Encrypts, and decrypts again.
+    ///
+    /// # Panics
+    /// If either fails.
+    pub(crate) async fn round_trip(&self) -> EncryptResponse {
+        let seed: [u8; 32] = rand::random();
+        let sealed = self.encrypt(&seed).await.unwrap();
+        assert_eq!(self.decrypt(&sealed).await.unwrap(), seed[..]);
+        sealed
+    }
+}
+
+/// The version in a key_id of ours.
+pub(crate) fn version_of_key_id(key_id: &str) -> u64 {
+    key_id.split('.').nth(2).and_then(|version| version.parse().ok()).unwrap_or_else(|| panic!("{key_id}"))
+}
+
+/// The version in a bare ciphertext.
+pub(crate) fn version_of_ciphertext(ciphertext: &[u8]) -> u64 {
+    let text = std::str::from_utf8(ciphertext).unwrap();
+    let version = text.strip_prefix("vault:v").and_then(|rest| rest.split_once(':'));
+    version.and_then(|(version, _)| version.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+}

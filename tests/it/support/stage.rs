@@ -1,0 +1,90 @@
+//! A server and a rendered file, ready for daemons.
+
+use std::{path::PathBuf, time::Duration};
+
+use tempfile::TempDir;
+
+use super::{
+    caller::Caller,
+    daemon::{Daemon, DaemonOptions},
+    rendered::{self, Rendered},
+    scratch::scratch,
+    server::Bao,
+    wait::eventually,
+};
+
+/// So that tests need not wait long for what takes minutes in earnest.
+const IN_A_HURRY: [&str; 6] = ["--log-level", "debug", "--outage-grace", "3s", "--probe-interval", "1s"];
+
+/// How long a change of the file may take to be in use: noticed, proven and published.
+pub(crate) const TAKEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// A server, and a file that is rendered for it.
+pub(crate) struct Stage {
+    pub(crate) bao: Bao,
+    pub(crate) config: PathBuf,
+    /// What the file is to say; its token is the one rendered last.
+    pub(crate) rendered: Rendered,
+    _dir: TempDir,
+}
+
+impl Stage {
+    /// A server, and a file with a token of the least rights.
+    pub(crate) async fn start() -> Self {
+        let mut stage = Self::without_file().await;
+        let token = stage.bao.token().await;
+        stage.render(&token);
+        stage
+    }
+
+    /// As [`Stage::start`], but nothing is rendered yet.
+    pub(crate) async fn without_file() -> Self {
+        let bao = Bao::start().await;
+        let dir = scratch("stage-");
+        let rendered = Rendered::of(&bao, "");
+        Self { bao, config: dir.path().join("config.yaml"), rendered, _dir: dir }
+    }
+
+    /// Renders the file with this token, as an agent does.
+    pub(crate) fn render(&mut self, token: &str) {
+        self.rendered = self.rendered.with_token(token);
+        rendered::by_rename(&self.config, &self.rendered.yaml());
+    }
+
+    /// Renders the file with this token and waits until the daemon uses it.
+    pub(crate) async fn render_and_wait(&mut self, daemon: &Daemon, token: &str) {
+        let before = daemon.generation().await;
+        self.render(token);
+        wait_for_session_after(daemon, before).await;
+    }
+
+    /// The token rendered last.
+    pub(crate) fn token(&self) -> &str {
+        &self.rendered.token
+    }
+
+    /// A daemon that listens, probes each second and is patient with outages for three; these
+    /// arguments come after, so they replace what is said here.
+    pub(crate) async fn daemon<const N: usize>(&self, arguments: [&str; N]) -> Daemon {
+        let mut all: Vec<String> = arguments.map(str::to_owned).into();
+        for pair in IN_A_HURRY.chunks(2) {
+            if !arguments.contains(&pair[0]) {
+                all.extend(pair.iter().map(|text| (*text).to_owned()));
+            }
+        }
+        Daemon::start_with(&self.config, DaemonOptions { arguments: all, ..DaemonOptions::default() }).await
+    }
+
+    /// As [`Stage::daemon`], once it is ready, with a caller.
+    pub(crate) async fn ready<const N: usize>(&self, arguments: [&str; N]) -> (Daemon, Caller) {
+        let daemon = self.daemon(arguments).await;
+        daemon.wait_ready().await;
+        let caller = Caller::of(&daemon).await;
+        (daemon, caller)
+    }
+}
+
+/// Waits until the daemon uses a newer session than that of generation `before`.
+pub(crate) async fn wait_for_session_after(daemon: &Daemon, before: u64) {
+    eventually("a new session", TAKEN_WITHIN, async || daemon.generation().await > before).await;
+}
