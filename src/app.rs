@@ -7,6 +7,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use rustix::process::{Resource, getrlimit};
 use tokio::{task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -141,7 +142,7 @@ impl App {
         let service = KmsService::new(board, Arc::clone(&metrics)).into_server();
         let serving = accept::Settings {
             grace: settings.shutdown_grace,
-            limits: Limits::default(),
+            limits: Limits::default().within(getrlimit(Resource::Nofile).current),
             metrics,
             peers: settings.allowed_peers,
         };

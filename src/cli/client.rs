@@ -24,23 +24,39 @@ use crate::{
 /// A reason is a line; whatever sends more than this is not ours.
 const MOST_ANSWER: usize = 64 * 1024;
 
+/// Why there is no client, in words.
+pub(super) enum NoClient {
+    /// The connection was made, and then closed by the other side.
+    Closed(String),
+    /// Nobody takes connections there.
+    Unreachable(String),
+}
+
 /// Connects to a KMS socket.
 ///
 /// # Errors
-/// Says what failed, in words.
-pub(super) async fn kms(address: &UnixAddress) -> Result<KeyManagementServiceClient<Channel>, String> {
+/// Says which half of it failed: a daemon that refuses a peer takes the connection first.
+pub(super) async fn kms(address: &UnixAddress) -> Result<KeyManagementServiceClient<Channel>, NoClient> {
+    let stream = unix(address).await.map_err(|error| NoClient::Unreachable(error.to_string()))?;
+    let mut stream = Some(stream);
     // kube-apiserver sends this authority since 1.32; h2 takes no socket path there.
     let endpoint = Endpoint::from_static("http://localhost");
     let target = address.clone();
     let connector = service_fn(move |_| {
-        let target = target.clone();
-        async move { unix(&target).await.map(TokioIo::new) }
+        let (target, stream) = (target.clone(), stream.take());
+        async move {
+            match stream {
+                Some(stream) => Ok(stream),
+                None => unix(&target).await,
+            }
+            .map(TokioIo::new)
+        }
     });
     endpoint
         .connect_with_connector(connector)
         .await
         .map(KeyManagementServiceClient::new)
-        .map_err(|error| root_cause(&error))
+        .map_err(|error| NoClient::Closed(root_cause(&error)))
 }
 
 /// Asks an admin listener for `path`.

@@ -25,7 +25,10 @@ use tokio::time::timeout;
 use tonic::{Request, transport::Channel};
 use zeroize::Zeroizing;
 
-use super::{EXIT_USAGE, client};
+use super::{
+    EXIT_USAGE,
+    client::{self, NoClient},
+};
 use crate::{
     kms::proto::{
         DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
@@ -369,11 +372,12 @@ async fn admin(args: &ProbeArgs, path: &str, report: &mut Report) -> Result<(), 
 
 async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Result<(), Verdict> {
     let deadline = Instant::now() + args.timeout;
-    let client = client::kms(&args.socket).await.map_err(|error| {
-        Verdict::Silence(format!(
-            "cannot ask {}: {error}; is `transit-kms serve` running, with this --listen?",
+    let client = client::kms(&args.socket).await.map_err(|error| match error {
+        NoClient::Closed(cause) => closed(args, &cause),
+        NoClient::Unreachable(cause) => Verdict::Silence(format!(
+            "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
             args.socket
-        ))
+        )),
     })?;
     let mut asking = Asking { args, client, deadline, uid: uid() };
     match call {
@@ -513,13 +517,16 @@ fn fault(args: &ProbeArgs, status: &tonic::Status) -> Verdict {
     match status.source() {
         None => Verdict::Bad(format!("{:?}: {}", status.code(), status.message())),
         Some(error) if is_timeout(error) => late(args),
-        Some(error) => Verdict::Silence(format!(
-            "{} closed the connection ({}); does it allow uid {} (--allow-uid)?",
-            args.socket,
-            root_cause(error),
-            rustix::process::geteuid().as_raw()
-        )),
+        Some(error) => closed(args, &root_cause(error)),
     }
+}
+
+fn closed(args: &ProbeArgs, cause: &str) -> Verdict {
+    Verdict::Silence(format!(
+        "{} closed the connection ({cause}); does it allow uid {} (--allow-uid)?",
+        args.socket,
+        rustix::process::geteuid().as_raw()
+    ))
 }
 
 fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {

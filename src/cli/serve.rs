@@ -1,6 +1,6 @@
 //! `transit-kms serve`: the daemon.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use tokio::{
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    app::{self, App, AsyncReread, Settings},
+    app::{self, AsyncReread, Settings},
     hardening,
     kms::health::HealthSettings,
     observe::telemetry::{self, LogFormat, LogLevel},
@@ -111,23 +111,59 @@ pub fn main(args: ServeArgs) -> ExitCode {
     hardening::harden();
     warn_of_ignored_environment();
 
-    let app = match app::build(args.into_settings()) {
+    // One thread serves all calls: seeds are few, and a single thread has the better tail.
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "no runtime can be set up");
+            return ExitCode::from(EXIT_SYSTEM);
+        }
+    };
+    let code = runtime.block_on(run(args.into_settings()));
+    // A file system that hangs must not keep us from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn run(settings: Settings) -> ExitCode {
+    // Before the socket can be seen: a signal that nobody waits for would end us where we stand,
+    // and leave the socket behind.
+    let mut signals = match Signals::caught() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "signals cannot be caught");
+            return ExitCode::from(EXIT_SYSTEM);
+        }
+    };
+    let app = match app::build(settings) {
         Ok(app) => app,
         Err(error) => {
             error!(%error, "cannot start");
             return ExitCode::from(EXIT_CANNOT_BIND);
         }
     };
-    // One thread serves all calls: seeds are few, and a single thread has the better tail.
-    let outcome =
-        runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
-            let outcome = runtime.block_on(run(app));
-            // A file system that hangs must not keep us from ending.
-            runtime.shutdown_timeout(Duration::from_secs(1));
-            outcome
-        });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    for address in app.admin_addresses() {
+        info!(%address, "answering /livez, /readyz and /metrics");
+    }
+
+    let shutdown = CancellationToken::new();
+    let running = app.run(shutdown.clone(), signals.hangup);
+    tokio::pin!(running);
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        name = async {
+            tokio::select! {
+                _ = signals.interrupt.recv() => "SIGINT",
+                _ = signals.terminate.recv() => "SIGTERM",
+            }
+        } => {
+            info!("{name}: shutting down");
+            shutdown.cancel();
+            running.await
+        }
+    };
+    match ended {
+        Ok(_cut_off) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "cannot run");
             ExitCode::from(EXIT_SYSTEM)
@@ -135,24 +171,20 @@ pub fn main(args: ServeArgs) -> ExitCode {
     }
 }
 
-async fn run(app: App) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let hangup = Hangup(Mutex::new(signal(SignalKind::hangup())?));
-    for address in app.admin_addresses() {
-        info!(%address, "answering /livez, /readyz and /metrics");
-    }
+struct Signals {
+    hangup: Hangup,
+    interrupt: Signal,
+    terminate: Signal,
+}
 
-    let shutdown = CancellationToken::new();
-    let running = app.run(shutdown.clone(), hangup);
-    tokio::pin!(running);
-    tokio::select! {
-        ended = &mut running => return ended.map(drop),
-        _ = interrupt.recv() => info!("SIGINT: shutting down"),
-        _ = terminate.recv() => info!("SIGTERM: shutting down"),
+impl Signals {
+    fn caught() -> io::Result<Self> {
+        Ok(Self {
+            hangup: Hangup(Mutex::new(signal(SignalKind::hangup())?)),
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
-    shutdown.cancel();
-    running.await.map(drop)
 }
 
 struct Hangup(Mutex<Signal>);

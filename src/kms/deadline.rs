@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
 /// What a caller has that does not say: kube-apiserver's default `kms.timeout`.
@@ -14,13 +15,19 @@ const MOST_HEADROOM: Duration = Duration::from_millis(100);
 /// How long a call may take: what `grpc-timeout` says, less a little for the way back.
 #[must_use]
 pub fn patience(metadata: &MetadataMap) -> Duration {
-    let asked = metadata
+    let asked = asked(metadata.as_ref());
+    asked - MOST_HEADROOM.min(asked / 10)
+}
+
+/// After how long the caller no longer listens.
+#[must_use]
+pub fn asked(headers: &HeaderMap) -> Duration {
+    headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())
         .and_then(parse)
         .unwrap_or(DEFAULT_PATIENCE)
-        .min(LONGEST_PATIENCE);
-    asked - MOST_HEADROOM.min(asked / 10)
+        .min(LONGEST_PATIENCE)
 }
 
 /// Reads up to eight digits and a unit.

@@ -33,7 +33,7 @@ pub struct Limits {
     /// How long a connection without a call in flight may stay after GOAWAY.
     pub linger: Duration,
     /// Connections that may be open. One more makes the one that has been idle
-    /// longest leave. Kept below the usual soft limit of 1024 open files.
+    /// longest leave; as many again may be on their way out.
     pub max_connections: usize,
     /// Calls in flight on one connection.
     pub max_streams: u32,
@@ -47,6 +47,17 @@ impl Default for Limits {
             max_connections: 512,
             max_streams: 256,
         }
+    }
+}
+
+impl Limits {
+    /// As these, with no more connections than half of `open_files` are enough for, even if as
+    /// many again are on their way out: the other half is for Vault, without which no call is
+    /// answered, and for the admin listeners.
+    #[must_use]
+    pub fn within(self, open_files: Option<u64>) -> Self {
+        let most = open_files.and_then(|most| usize::try_from(most / 4).ok()).unwrap_or(usize::MAX);
+        Self { max_connections: self.max_connections.min(most.max(1)), ..self }
     }
 }
 
@@ -162,4 +173,18 @@ where
         warn!("some calls do not stop; leaving without them");
     }
     CutOff { calls, connections }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_descriptors_are_not_for_connections() {
+        let most = |open_files| Limits::default().within(open_files).max_connections;
+        assert_eq!(most(None), 512);
+        assert_eq!(most(Some(1_000_000)), 512);
+        assert_eq!(most(Some(1024)), 256);
+        assert_eq!(most(Some(2)), 1);
+    }
 }

@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
@@ -34,10 +34,13 @@ use super::{
     accept::Limits,
     roster::{CallGuard, Connection, Place},
 };
-use crate::observe::metrics::Metrics;
+use crate::{kms::deadline::asked, observe::metrics::Metrics};
 
 /// `PRI * HTTP/2.0`, `SM` and their line ends.
 const PREFACE_BYTES: usize = 24;
+/// The service knows better why a call takes too long, and ends it before the caller's deadline;
+/// but it hears of a call only once the request is complete, which half a request never is.
+const PATIENCE_WITH_SERVICE: Duration = Duration::from_secs(1);
 const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// A message is a few KiB; a window lets one caller fill no more than this.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -157,12 +160,17 @@ impl<S: GrpcService> hyper::service::Service<Request<Incoming>> for Calls<S> {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let guard = self.connection.call();
         let service = self.service.clone();
+        let patience = asked(request.headers()) + PATIENCE_WITH_SERVICE;
         request.extensions_mut().insert(self.connection.peer);
         // Nothing of the service runs before the future is polled, in a task of its own: here a
         // panic would take the connection with it.
         Box::pin(async move {
             let answer = if request.method() == Method::POST {
-                caught(async move { service.oneshot(request).await }).await
+                let answer = caught(async move { service.oneshot(request).await });
+                timeout(patience, answer).await.unwrap_or_else(|_| {
+                    let late = "the call did not end before the caller's deadline: was its request complete?";
+                    tonic::Status::deadline_exceeded(late).into_http()
+                })
             } else {
                 // Among others CONNECT, which would make a tunnel of the stream.
                 let mut refused = Response::new(tonic::body::Body::empty());

@@ -77,7 +77,19 @@ impl Roster {
         if inside.open.len() >= self.most {
             let staying = inside.open.values().filter(|open| !open.leave.is_cancelled()).count();
             let room = inside.open.len() < self.most.saturating_mul(2);
-            if staying >= self.most && !(room && send_one_away(&mut inside)) {
+            let victim = (staying >= self.most && room).then(|| send_one_away(&inside)).flatten();
+            if let Some(Peer { uid, pid, .. }) = victim {
+                if inside.crowd() {
+                    warn!(
+                        uid,
+                        pid,
+                        open = inside.open.len(),
+                        "too many connections: asked an idle one of the process that has most to leave"
+                    );
+                } else {
+                    debug!(uid, pid, "asked an idle connection to leave: there are too many");
+                }
+            } else if staying >= self.most {
                 if inside.crowd() {
                     warn!(
                         uid = peer.uid,
@@ -105,9 +117,15 @@ impl Roster {
         Some(Place { connection, id, roster: Arc::clone(self) })
     }
 
-    /// Asks one idle connection to leave, for its descriptor.
+    /// Asks idle connections to leave, for their descriptors, until a quarter of all is leaving:
+    /// whoever waits for accept is not known, and may be many.
     pub(super) fn shed(&self) {
-        send_one_away(&mut self.lock());
+        let inside = self.lock();
+        let leaving = inside.open.values().filter(|open| open.leave.is_cancelled()).count();
+        let wanted = inside.open.len().div_ceil(4).saturating_sub(leaving);
+        let asked = std::iter::from_fn(|| send_one_away(&inside)).take(wanted).count();
+        // That descriptors ran out is told where accept failed.
+        debug!(open = inside.open.len(), leaving, asked, "asked idle connections to leave");
     }
 
     /// Connections that are open, and calls in flight on them.
@@ -129,8 +147,8 @@ impl Inside {
     }
 }
 
-/// Of the process that has most connections, the one that has been idle longest.
-fn send_one_away(inside: &mut Inside) -> bool {
+/// Asks one to leave: of the process that has most connections, the one that has been idle longest.
+fn send_one_away(inside: &Inside) -> Option<Peer> {
     let mut held: HashMap<(u32, Option<i32>), usize> = HashMap::new();
     let staying = || inside.open.values().filter(|open| !open.leave.is_cancelled());
     for open in staying() {
@@ -139,21 +157,9 @@ fn send_one_away(inside: &mut Inside) -> bool {
     let victim = staying().filter(|open| *open.calls.borrow() == 0).max_by_key(|open| {
         let held = held.get(&(open.peer.uid, open.peer.pid)).copied().unwrap_or_default();
         (held, std::cmp::Reverse(open.idle_since.load(Ordering::Relaxed)))
-    });
-    let Some(victim) = victim else { return false };
+    })?;
     victim.leave.cancel();
-    let (uid, pid) = (victim.peer.uid, victim.peer.pid);
-    if inside.crowd() {
-        warn!(
-            uid,
-            pid,
-            open = inside.open.len(),
-            "too many connections: asked an idle one of the process that has most to leave"
-        );
-    } else {
-        debug!(uid, pid, "asked an idle connection to leave: there are too many");
-    }
-    true
+    Some(victim.peer)
 }
 
 impl Connection {
@@ -235,6 +241,20 @@ mod tests {
         let _new = roster.admit(peer(3)).unwrap();
         assert!(!leaves(&api_server), "idle longest, but not the one that crowds");
         assert!(leaves(&many[0]));
+    }
+
+    #[test]
+    fn a_quarter_is_shed_and_no_more_until_they_have_left() {
+        let roster = roster(20);
+        let mut places: Vec<_> = (0..9).map(|_| roster.admit(peer(1)).unwrap()).collect();
+        let leaving = |places: &[Place]| places.iter().filter(|place| leaves(place)).count();
+        roster.shed();
+        roster.shed();
+        assert_eq!(leaving(&places), 3);
+        places.retain(|place| !leaves(place));
+        roster.shed();
+        assert_eq!(leaving(&places), 2);
+        assert!(!roster.lock().crowded, "that is not what is amiss");
     }
 
     #[test]

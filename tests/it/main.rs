@@ -7,7 +7,11 @@ mod admin;
 #[cfg(test)]
 mod candidates;
 #[cfg(test)]
+mod cli;
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod leaks;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
@@ -16,6 +20,10 @@ mod path;
 mod reload;
 #[cfg(test)]
 mod rotation;
+#[cfg(test)]
+mod shutdown;
+#[cfg(test)]
+mod socket;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

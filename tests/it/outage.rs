@@ -289,8 +289,8 @@ async fn a_key_made_anew_under_its_name_is_another_key_and_nothing_is_encrypted_
 #[tokio::test]
 async fn a_policy_that_refuses_is_told_at_the_first_call_and_healed_with_the_policy() {
     let stage = Stage::start().await;
-    // No probe comes of itself: the first call shows it.
-    let (daemon, caller) = stage.ready(["--probe-interval", "10m"]).await;
+    // The first call shows it.
+    let (daemon, caller) = stage.ready_without_probes().await;
     let sealed = caller.round_trip().await;
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("/encrypt/")).collect();

@@ -19,7 +19,7 @@ use transit_kms::kms::proto::EncryptResponse;
 
 use crate::support::{
     Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, KEY, Load, MOUNT, Stage, TAKEN_WITHIN,
-    eventually, full, scratch, version_of_ciphertext, version_of_key_id, wait_for_session_after,
+    eventually, full, probes, scratch, version_of_ciphertext, version_of_key_id, wait_for_session_after,
 };
 
 const LOADS: usize = 4;
@@ -168,8 +168,8 @@ async fn keys_rotate_under_load_and_status_encrypt_and_ciphertext_always_agree()
 #[tokio::test]
 async fn a_raised_min_encryption_version_costs_one_call_and_the_next_use_the_new_version() {
     let stage = Stage::start().await;
-    // No probe comes of itself: the call has to start it.
-    let (_daemon, caller) = stage.ready(["--probe-interval", "10m"]).await;
+    // The call has to start the probe.
+    let (_daemon, caller) = stage.ready_without_probes().await;
     let old = caller.round_trip().await;
     stage.bao.rotate_key(KEY).await;
     configure_key(&stage.bao, json!({"min_encryption_version": 2})).await;
@@ -265,9 +265,8 @@ async fn wait_for_version(caller: &Caller, version: u64) {
 
 /// Waits for so many more probes.
 async fn wait_for_probes(daemon: &Daemon, more: f64) {
-    let count = async || daemon.metric("transit_kms_probe_duration_seconds_count", &[]).await;
-    let before = count().await;
-    eventually("more probes", TAKEN_WITHIN, async || count().await >= before + more).await;
+    let before = probes(daemon).await;
+    eventually("more probes", TAKEN_WITHIN, async || probes(daemon).await >= before + more).await;
 }
 
 /// The local ports of the daemon's connections to this server.

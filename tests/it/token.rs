@@ -171,8 +171,8 @@ async fn a_token_that_may_not_look_at_itself_works_with_a_warning() {
 #[tokio::test]
 async fn a_revoked_token_is_healed_by_the_next_one_and_calls_in_flight_do_not_fail() {
     let mut stage = Stage::start().await;
-    // No probe comes of itself: the first call shows it.
-    let (daemon, caller) = stage.ready(["--probe-interval", "10m"]).await;
+    // The first call shows it.
+    let (daemon, caller) = stage.ready_without_probes().await;
     let sealed = caller.round_trip().await;
     stage.bao.revoke(stage.token()).await;
     assert_eq!(caller.health().await, "ok", "nobody has asked Vault since");

@@ -18,12 +18,14 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use transit_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
 
-use super::{process::Process, wait::eventually};
+use super::{
+    process::Process,
+    program::{self, PROGRAM},
+    wait::eventually,
+};
 
 /// A client as kube-apiserver has one.
 pub(crate) type Kms = KeyManagementServiceClient<Channel>;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_transit-kms");
 
 /// How long the daemon may take for what needs nobody else.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,8 +39,13 @@ pub(crate) struct DaemonOptions {
     /// Variables of its environment, besides those of the test without ours, Vault's and
     /// OpenBao's.
     pub(crate) environment: BTreeMap<String, String>,
+    /// How many files it may have open, if not as many as the test.
+    pub(crate) open_files: Option<u64>,
     /// Where it listens, if not in a folder of its own: a path, or `@name`.
     pub(crate) socket: Option<PathBuf>,
+    /// As whom it runs, if not as the test; only root may choose. Its own folder is then this
+    /// user's.
+    pub(crate) uid: Option<u32>,
     /// A command that ends in `exec "$@"` or the like, for a daemon in other circumstances.
     pub(crate) wrapper: Vec<String>,
 }
@@ -88,10 +95,31 @@ impl Daemon {
             }
         }
         arguments.extend(options.arguments.iter().map(OsString::from));
-        let mut words = options.wrapper.iter().map(OsString::from).chain([PROGRAM.into()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).args(arguments).envs(&options.environment);
+        let mut words = options.wrapper.iter().map(OsString::from).collect::<Vec<_>>();
+        if let Some(most) = options.open_files {
+            words.extend([
+                "sh".into(),
+                "-c".into(),
+                format!("ulimit -n {most} && exec \"$0\" \"$@\"").into(),
+            ]);
+        }
+        let mut command = if let Some(uid) = options.uid {
+            assert!(words.is_empty(), "another user's daemon is not wrapped");
+            std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).unwrap();
+            program::of_user(uid, dir.path())
+        } else {
+            words.push(PROGRAM.into());
+            let mut command = Command::new(words.remove(0));
+            command.args(words);
+            command
+        };
+        command.args(arguments).envs(&options.environment);
         Self { process: Process::spawn("transit-kms", &mut command), dir, socket }
+    }
+
+    /// The path of the admin socket.
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        admin_socket(&self.dir)
     }
 
     /// The path of the KMS socket, or `@name`.
@@ -251,7 +279,8 @@ fn admin_socket(dir: &TempDir) -> PathBuf {
     dir.path().join("admin.sock")
 }
 
-fn unix_url(socket: &Path) -> OsString {
+/// What `--listen`, `--admin-listen`, `--socket` and `--admin` call this socket.
+pub(crate) fn unix_url(socket: &Path) -> OsString {
     let mut url = OsString::from(if socket.is_absolute() { "unix://" } else { "unix:///" });
     url.push(socket);
     url

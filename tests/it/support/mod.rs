@@ -14,6 +14,8 @@ pub(crate) mod http;
 mod load;
 mod port;
 mod process;
+pub(crate) mod program;
+pub(crate) mod raw;
 pub(crate) mod rendered;
 mod scratch;
 mod seed;
@@ -24,13 +26,13 @@ mod wait;
 pub(crate) use agent::{Agent, AgentOptions, Login};
 pub(crate) use caller::{Caller, version_of_ciphertext, version_of_key_id};
 pub(crate) use calls::TIMEOUT;
-pub(crate) use daemon::{Daemon, DaemonOptions, Kms};
+pub(crate) use daemon::{Daemon, DaemonOptions, Kms, connect, kms_client, unix_url};
 pub(crate) use load::{Load, LoadReport};
 pub(crate) use port::closed_address;
 pub(crate) use rendered::Rendered;
 pub(crate) use scratch::scratch;
 pub(crate) use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy};
-pub(crate) use stage::{Stage, TAKEN_WITHIN, wait_for_session_after};
+pub(crate) use stage::{Stage, TAKEN_WITHIN, probes, wait_for_session_after};
 pub(crate) use wait::{Verdict, eventually};
 
 /// Whether the long versions of tests are asked for (`scripts/test --full`).

@@ -25,13 +25,7 @@ pub(super) struct Process {
 impl Process {
     /// Starts `command` with nothing of Vault, OpenBao or ours in its environment but what it sets.
     pub(super) fn spawn(name: &'static str, command: &mut Command) -> Self {
-        for (variable, _) in std::env::vars_os() {
-            let text = variable.to_string_lossy();
-            let meddles = ["BAO_", "TRANSIT_KMS_", "VAULT_"].iter().any(|prefix| text.starts_with(prefix));
-            if meddles && !command.get_envs().any(|(set, _)| set == variable) {
-                command.env_remove(&variable);
-            }
-        }
+        unmeddled(command);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -107,6 +101,17 @@ impl Drop for Process {
             for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
                 eprintln!("{line}");
             }
+        }
+    }
+}
+
+/// Takes away what Vault, OpenBao or we would heed of the test's own environment.
+pub(super) fn unmeddled(command: &mut Command) {
+    for (variable, _) in std::env::vars_os() {
+        let text = variable.to_string_lossy();
+        let meddles = ["BAO_", "TRANSIT_KMS_", "VAULT_"].iter().any(|prefix| text.starts_with(prefix));
+        if meddles && !command.get_envs().any(|(set, _)| set == variable) {
+            command.env_remove(&variable);
         }
     }
 }

@@ -170,6 +170,11 @@ impl Bao {
         &self.root_token
     }
 
+    /// What unseals it; the same for all servers of this process.
+    pub(crate) fn unseal_key(&self) -> &str {
+        &self.unseal_key
+    }
+
     /// Calls the API as root: `api("POST", "transit/keys/other", json!({}))`; no body for `Null`.
     ///
     /// # Panics

@@ -82,6 +82,20 @@ impl Stage {
         let caller = Caller::of(&daemon).await;
         (daemon, caller)
     }
+
+    /// As [`Stage::ready`], but after its first probe none comes of itself: whatever is found out
+    /// from then on, a call has found.
+    pub(crate) async fn ready_without_probes(&self) -> (Daemon, Caller) {
+        let (daemon, caller) = self.ready(["--probe-interval", "10m"]).await;
+        // A prober that began before the session was there looks again soon, and then no more.
+        eventually("the first probe", TAKEN_WITHIN, async || probes(&daemon).await >= 1.0).await;
+        (daemon, caller)
+    }
+}
+
+/// How many probes there were.
+pub(crate) async fn probes(daemon: &Daemon) -> f64 {
+    daemon.metric("transit_kms_probe_duration_seconds_count", &[]).await
 }
 
 /// Waits until the daemon uses a newer session than that of generation `before`.

@@ -1,0 +1,494 @@
+//! The command line of the real program: flags, variables, help, `probe`, and what it logs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tonic::Code;
+use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
+
+use crate::support::{
+    Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,
+    program::{Ran, run, run_with},
+    rendered, unix_url,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// `EX_USAGE`.
+const USAGE: Option<i32> = Some(64);
+/// `EX_CANTCREAT`.
+const TAKEN: Option<i32> = Some(73);
+
+/// Every flag of `serve`, with a value that it cannot have and what is said about it. A path may
+/// be anything.
+const BAD_VALUES: &[(&str, &str, &str)] = &[
+    ("admin-listen", "9797", "neither an IP address with a port"),
+    ("admin-listen", "unix://admin.sock", "relative path"),
+    ("allow-http", "maybe", "possible values"),
+    ("allow-uid", "root", "invalid digit"),
+    ("config", "", "a value is required"),
+    ("listen", "/run/kms.sock", "write unix:///path/to/kms.sock"),
+    ("listen", "tcp://127.0.0.1:80", "is not a unix socket"),
+    ("listen", "unix:///", "names no socket"),
+    ("listen", "unix://run/kms.sock", "write unix:///run/kms.sock with three slashes"),
+    ("log-format", "xml", "json, text"),
+    ("log-level", "loud", "debug, error, info, trace, warn"),
+    ("outage-grace", "a while", "expected number"),
+    ("probe-interval", "500ms", "between 1s and 10m"),
+    ("probe-interval", "11m", "between 1s and 10m"),
+    ("shutdown-grace", "10", "time unit needed"),
+    ("socket-group", "no-such-group-anywhere", "no group \"no-such-group-anywhere\""),
+    ("socket-mode", "0o888", "permission bits in octal"),
+    ("socket-mode", "4755", "permission bits in octal"),
+    ("socket-mode", "rw-------", "permission bits in octal"),
+];
+
+#[tokio::test]
+async fn a_bad_flag_ends_with_64_and_says_what_to_write() {
+    for (flag, value, words) in BAD_VALUES {
+        let mut arguments = vec!["serve".to_owned(), format!("--{flag}={value}")];
+        if *flag != "config" {
+            arguments.push("--config=/absent.yaml".to_owned());
+        }
+        let ran = run(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        assert_refused(&ran, &format!("--{flag}"), words);
+    }
+    for (arguments, words) in [
+        (&["serve"][..], "--config <PATH>"),
+        (&["serve", "--config"], "a value is required"),
+        (&["serve", "--config=/x", "--confg=/y"], "'--config'"),
+        (&["serve", "--config=/x", "stray"], "unexpected argument 'stray'"),
+        (&["serve", "--config=/x", "--log-level=info", "--log-level=debug"], "cannot be used multiple times"),
+        (&["sevre"], "'serve'"),
+        (&[], "Usage:"),
+        (&["probe"], "Usage:"),
+        (&["probe", "all"], "unrecognized subcommand"),
+        (&["probe", "decrypt"], "--ciphertext"),
+        (&["probe", "decrypt", "--ciphertext", "!", "--key-id", "k"], "not base64"),
+        (&["probe", "encrypt", "--plaintext", "!"], "not base64"),
+        (&["probe", "live", "--admin", "nowhere"], "neither an IP address with a port"),
+        (&["probe", "status", "--socket", "/run/kms.sock"], "write unix:///path/to/kms.sock"),
+        (&["probe", "status", "--timeout", "0s"], "more than nothing"),
+        (&["probe", "status", "-o", "yaml"], "json, text"),
+    ] {
+        assert_refused(&run(arguments).await, "", words);
+    }
+}
+
+fn assert_refused(ran: &Ran, flag: &str, words: &str) {
+    assert_eq!(ran.code, USAGE, "{ran:?}");
+    assert_eq!(ran.stdout, "", "{ran:?}");
+    assert!(ran.stderr.contains(flag) && ran.stderr.contains(words), "{flag} {words}: {ran:?}");
+    assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
+}
+
+#[tokio::test]
+async fn every_flag_of_serve_is_a_variable_too() {
+    let flags: BTreeSet<_> = flags_of(&run(&["serve", "--help"]).await.stdout);
+    let tested: BTreeSet<_> = BAD_VALUES.iter().map(|(flag, ..)| (*flag).to_owned()).collect();
+    assert_eq!(flags, tested, "all flags are in the table, and none that is not there");
+    for (flag, value, words) in BAD_VALUES {
+        let ran =
+            run_with(&["serve"], &[("TRANSIT_KMS_CONFIG", "/absent.yaml"), (&variable(flag), value)], "")
+                .await;
+        // An empty path is not a value that is wrong, but one that is missing.
+        let words = if *flag == "config" { "--config" } else { words };
+        assert_refused(&ran, &format!("--{flag}"), words);
+    }
+}
+
+#[tokio::test]
+async fn variables_have_effect_and_flags_come_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let listen = unix_url(&file).into_string().unwrap();
+    let variables = [
+        ("TRANSIT_KMS_ADMIN_LISTEN", "127.0.0.1:0,unix:///nowhere/admin.sock"),
+        ("TRANSIT_KMS_CONFIG", "/absent.yaml"),
+        ("TRANSIT_KMS_LISTEN", &listen),
+        ("TRANSIT_KMS_LOG_FORMAT", "json"),
+        ("TRANSIT_KMS_LOG_LEVEL", "error"),
+    ];
+    let ran = run_with(&["serve"], &variables, "").await;
+    assert_eq!(ran.code, TAKEN, "{ran:?}");
+    // One line, JSON, about that file: nothing below `error`.
+    let said: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert!(said["error"].as_str().unwrap().contains(file.to_str().unwrap()), "{said}");
+    let ran = run_with(&["serve", "--log-format=text"], &variables, "").await;
+    assert!(ran.stderr.contains(" ERROR "), "{ran:?}");
+
+    let ours = rustix::process::geteuid().as_raw();
+    let options = DaemonOptions {
+        environment: BTreeMap::from(
+            [
+                ("TRANSIT_KMS_ALLOW_HTTP", "true"),
+                ("TRANSIT_KMS_ALLOW_UID", "4242,4243"),
+                ("TRANSIT_KMS_LOG_LEVEL", "error"),
+                ("TRANSIT_KMS_OUTAGE_GRACE", "1m 5s"),
+                ("TRANSIT_KMS_PROBE_INTERVAL", "1s"),
+                ("TRANSIT_KMS_SHUTDOWN_GRACE", "1s"),
+                ("TRANSIT_KMS_SOCKET_GROUP", &rustix::process::getegid().as_raw().to_string()),
+                ("TRANSIT_KMS_SOCKET_MODE", "0640"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        ),
+        ..DaemonOptions::default()
+    };
+    let config = dir.path().join("config.yaml");
+    fs::write(&config, "address: http://127.0.0.1:1\nkeynames: kms\ntoken: t\n").unwrap();
+    let daemon = Daemon::start_with(&config, options).await;
+    let made = fs::symlink_metadata(daemon.socket()).unwrap();
+    assert_eq!(made.mode() & 0o7777, 0o640);
+    let ran = probe(&daemon, &["status"]).await;
+    assert!(ran.stderr.contains(&format!("uid {ours}")), "{ran:?}");
+    // `http://` is taken, so it is Vault that is amiss.
+    eventually("the address is tried", PATIENCE, async || {
+        let (_, why) = daemon.admin("/readyz").await;
+        if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
+    })
+    .await;
+    // The flag says trace.
+    assert!(daemon.log().contains(" INFO "), "{}", daemon.log());
+
+    let admin = unix_url(&daemon.admin_socket()).into_string().unwrap();
+    let ran = run_with(&["probe", "live"], &[("TRANSIT_KMS_ADMIN", &admin)], "").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let nowhere = [("TRANSIT_KMS_SOCKET", "unix:///nowhere/kms.sock")];
+    let ran = run_with(&["probe", "status"], &nowhere, "").await;
+    assert!(ran.stderr.contains("unix:///nowhere/kms.sock"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn help_names_every_flag_and_variable() {
+    let expected = [
+        "admin-listen",
+        "allow-http",
+        "allow-uid",
+        "config",
+        "listen",
+        "log-format",
+        "log-level",
+        "outage-grace",
+        "probe-interval",
+        "shutdown-grace",
+        "socket-group",
+        "socket-mode",
+    ];
+    for help in [&["serve", "--help"][..], &["serve", "-h"], &["help", "serve"]] {
+        let ran = run(help).await;
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+        assert_eq!(flags_of(&ran.stdout), expected.map(str::to_owned).into());
+        for flag in expected {
+            assert!(ran.stdout.contains(&format!("{}=]", variable(flag))), "{flag}: {}", ran.stdout);
+        }
+        assert!(!ran.stdout.contains('\u{1b}'), "{ran:?}");
+    }
+    let ran = run(&["--help"]).await;
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.stdout.contains("serve") && ran.stdout.contains("probe"), "{ran:?}");
+    let ran = run(&["probe", "--help"]).await;
+    assert_eq!(ran.code, Some(0));
+    let named =
+        ["status", "encrypt", "decrypt", "roundtrip", "ready", "live", "--socket", "--admin", "--output"];
+    assert!(named.iter().all(|word| ran.stdout.contains(word)), "{ran:?}");
+
+    let ran = run(&["--version"]).await;
+    let version = format!("transit-kms {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((ran.code, ran.stdout), (Some(0), version));
+}
+
+#[tokio::test]
+async fn variables_of_vault_are_named_and_not_heeded() {
+    let stage = Stage::set().await;
+    let wrong = closed_address();
+    let theirs = [
+        ("BAO_ADDR", wrong.as_str()),
+        ("BAO_TOKEN", "bao-token-value"),
+        ("VAULT_ADDR", &wrong),
+        ("VAULT_CACERT", "/nowhere/ca.pem"),
+        ("VAULT_NAMESPACE", "somebody-elses"),
+        ("VAULT_SKIP_VERIFY", "true-value"),
+        ("VAULT_TOKEN", "vault-token-value"),
+    ];
+    let environment = theirs.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter();
+    // Nor is a proxy, to which the token would go in clear.
+    let proxies = ["ALL_PROXY", "HTTPS_PROXY", "https_proxy"].map(|name| (name.to_owned(), wrong.clone()));
+    let environment = environment.chain(proxies).collect();
+    let daemon =
+        Daemon::start_with(&stage.config, DaemonOptions { environment, ..DaemonOptions::default() }).await;
+    daemon.wait_ready().await;
+    assert_eq!(probe(&daemon, &["roundtrip"]).await.code, Some(0));
+    let log = daemon.log();
+    for (name, value) in theirs {
+        let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(name)).count();
+        assert_eq!(warnings, 1, "{name}: {log}");
+        assert!(!log.contains(value), "{name}: {log}");
+    }
+    assert_eq!(log.matches("put it into the config file").count(), theirs.len(), "{log}");
+}
+
+#[tokio::test]
+async fn probes_of_a_healthy_daemon() {
+    let stage = Stage::set().await;
+    let daemon = Daemon::start(&stage.config).await;
+    daemon.wait_ready().await;
+    let key_id = daemon.kms().await.status(StatusRequest {}).await.unwrap().into_inner().key_id;
+
+    let fields: [(&str, &[&str]); 5] = [
+        ("encrypt", &["ciphertext", "key_id", "latency_ms"]),
+        ("live", &["answer", "latency_ms", "status"]),
+        ("ready", &["answer", "latency_ms", "status"]),
+        ("roundtrip", &["decrypt_ms", "encrypt_ms", "healthz", "key_id", "status_ms", "version"]),
+        ("status", &["healthz", "key_id", "latency_ms", "version"]),
+    ];
+    for (name, fields) in fields {
+        let text = probe(&daemon, &[name]).await;
+        assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""), "{text:?}");
+        let ran = probe(&daemon, &[name, "-o", "json"]).await;
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
+        let json = ran.json();
+        assert_eq!((&json["ok"], &json["probe"]), (&true.into(), &name.into()), "{json}");
+        let told: BTreeSet<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(told, fields.iter().copied().chain(["ok", "probe"]).collect(), "{json}");
+        for field in fields {
+            let label = format!("{}: ", field.trim_end_matches("_ms"));
+            assert!(text.stdout.lines().any(|line| line.starts_with(&label)), "{label}{text:?}");
+        }
+        if let Some(told) = json.get("key_id") {
+            assert_eq!(told, &key_id, "{json}");
+        }
+    }
+
+    // What it has encrypted it decrypts, however it is handed over.
+    let seed: [u8; 32] = rand::random();
+    let given = BASE64.encode(seed);
+    let (socket, _) = urls(&daemon);
+    let encrypt = ["probe", "encrypt", "-o", "json", "--socket", &socket, "--plaintext", "-"];
+    let sealed = run_with(&encrypt, &[], &format!("{given}\n")).await.json();
+    let ciphertext = sealed["ciphertext"].as_str().unwrap();
+    let in_etcd = String::from_utf8(BASE64.decode(ciphertext).unwrap()).unwrap();
+    assert!(in_etcd.starts_with("vault:v1:"), "{in_etcd}");
+    assert_eq!(stage.bao.decrypt("kms", &in_etcd).await, seed);
+    let hash: String = Sha256::digest(seed).iter().map(|byte| format!("{byte:02x}")).collect();
+    for (ciphertext, input) in [(ciphertext, ""), (&in_etcd, ""), ("-", ciphertext), ("-", &in_etcd)] {
+        let decrypt =
+            ["probe", "decrypt", "--socket", &socket, "--key-id", &key_id, "--ciphertext", ciphertext];
+        let ran = run_with(&decrypt, &[], input).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        assert!(ran.stdout.contains("length: 32\n"), "{ran:?}");
+        assert!(ran.stdout.contains(&format!("sha256: {hash}\n")), "{ran:?}");
+        assert!(!ran.stdout.contains(&given), "{ran:?}");
+        let ran = run_with(&[&decrypt[..], &["--show-plaintext", "-o", "json"]].concat(), &[], input).await;
+        assert_eq!(ran.json()["plaintext"], given, "{ran:?}");
+    }
+    // A ciphertext that is not the key's.
+    let arguments = ["decrypt", "--key-id", &key_id, "--ciphertext", "vault:v1:AAAA", "-o", "json"];
+    let ran = probe(&daemon, &arguments).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.json()["reason"].as_str().unwrap().starts_with("InvalidArgument: "), "{ran:?}");
+}
+
+#[tokio::test]
+async fn probes_of_a_daemon_that_is_not_healthy() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&dir.path().join("absent.yaml")).await;
+    eventually("it has looked", PATIENCE, async || daemon.admin("/readyz").await.1.contains("absent.yaml"))
+        .await;
+    for name in ["decrypt", "encrypt", "ready", "roundtrip", "status"] {
+        let mut arguments = vec![name];
+        if name == "decrypt" {
+            arguments.extend(["--key-id", "k", "--ciphertext", "vault:v1:AAAA"]);
+        }
+        let ran = probe(&daemon, &arguments).await;
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains("absent.yaml: does not exist (yet)"), "{ran:?}");
+        arguments.extend(["-o", "json"]);
+        let json = probe(&daemon, &arguments).await.json();
+        assert_eq!(json["ok"], false, "{json}");
+        assert!(json["reason"].as_str().unwrap().contains("absent.yaml"), "{json}");
+    }
+    // The process itself is well.
+    assert_eq!(probe(&daemon, &["live"]).await.code, Some(0));
+
+    // Answered, and not `ok`: the reason is what Status says.
+    let stage = Stage::set().await;
+    let daemon = Daemon::start(&stage.config).await;
+    daemon.wait_ready().await;
+    stage.bao.revoke(&stage.token).await;
+    probe(&daemon, &["encrypt"]).await;
+    let ran = probe(&daemon, &["status", "-o", "json"]).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let json = ran.json();
+    assert_eq!((&json["ok"], &json["version"]), (&false.into(), &"v2".into()), "{json}");
+    assert!(json["reason"].as_str().unwrap().contains("the agent has to render a new one"), "{json}");
+    assert_eq!(json["reason"], json["healthz"]);
+}
+
+#[tokio::test]
+async fn probes_of_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = unix_url(&dir.path().join("kms.sock")).into_string().unwrap();
+    let admin = closed_address().replace("https://", "");
+    for name in ["decrypt", "encrypt", "live", "ready", "roundtrip", "status"] {
+        let mut arguments = vec!["probe", name, "--socket", &socket, "--admin", &admin];
+        if name == "decrypt" {
+            arguments.extend(["--key-id", "k", "--ciphertext", "vault:v1:AAAA"]);
+        }
+        let ran = run(&arguments).await;
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+        assert!(ran.stderr.contains("is `transit-kms serve` running"), "{ran:?}");
+        arguments.extend(["-o", "json"]);
+        let ran = run(&arguments).await;
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert_eq!(ran.json()["ok"], false, "{ran:?}");
+    }
+    // Somebody who takes the connection and says nothing.
+    let silent = std::os::unix::net::UnixListener::bind(dir.path().join("kms.sock")).unwrap();
+    let ran = run(&["probe", "status", "--socket", &socket, "--timeout", "300ms"]).await;
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("within 300ms (--timeout)"), "{ran:?}");
+    drop(silent);
+}
+
+#[tokio::test]
+async fn logs_are_lines_of_text_or_of_json() {
+    let stage = Stage::set().await;
+    for format in ["json", "text"] {
+        // A terminal's wish for colours is not one of a log.
+        let options = DaemonOptions {
+            environment: [("CLICOLOR_FORCE".to_owned(), "1".to_owned())].into(),
+            ..DaemonOptions::arguments(["--log-format", format, "--log-level=debug"])
+        };
+        rendered::by_rename(&stage.config, &Rendered::of(&stage.bao, &stage.token).yaml());
+        let mut daemon = Daemon::start_with(&stage.config, options).await;
+        daemon.wait_ready().await;
+        let before = daemon.log().lines().count();
+        let sealed = calls(&daemon).await;
+        rendered::by_rename(&stage.config, "token: \"\u{e9}\n\n\"{");
+        eventually("a bad config is told of", PATIENCE, async || {
+            daemon.log().contains("config cannot be read")
+        })
+        .await;
+        daemon.terminate().await;
+        let log = daemon.log();
+        assert!(!log.contains('\u{1b}'), "{log}");
+        assert!(log.lines().all(|line| !line.is_empty()), "{log}");
+        if format == "text" {
+            for line in log.lines() {
+                let (time, rest) = line.split_once("Z ").unwrap_or_else(|| panic!("{line}"));
+                assert_eq!(time.find('T'), Some("2026-01-01".len()), "{line}");
+                let level = rest.split_whitespace().next().unwrap();
+                assert!(["DEBUG", "ERROR", "INFO", "WARN"].contains(&level), "{line}");
+            }
+        } else {
+            for line in log.lines() {
+                let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+                for field in ["level", "message", "target", "timestamp"] {
+                    assert!(line[field].is_string(), "{line}");
+                }
+            }
+            one_line_a_call(&stage.bao, &log.lines().skip(before).collect::<Vec<_>>(), &sealed);
+        }
+    }
+}
+
+/// One call of each method, and one of each that fails.
+async fn calls(daemon: &Daemon) -> EncryptResponse {
+    let mut kms = daemon.kms().await;
+    kms.status(StatusRequest {}).await.unwrap();
+    // A uid must not be able to write lines of its own, or to colour them.
+    let uid = |name: &str| format!("uid-of-{name}\n\u{1b}[31m2026-01-01T00:00:00Z ERROR forged");
+    let request = EncryptRequest { plaintext: vec![1; 32].into(), uid: uid("encrypt") };
+    let sealed = kms.encrypt(request).await.unwrap().into_inner();
+    let decrypt = DecryptRequest {
+        annotations: [].into(),
+        ciphertext: sealed.ciphertext.clone(),
+        key_id: sealed.key_id.clone(),
+        uid: uid("decrypt"),
+    };
+    kms.decrypt(decrypt.clone()).await.unwrap();
+    let damaged = DecryptRequest { ciphertext: "vault:v1:AAAA".into(), uid: uid("damaged"), ..decrypt };
+    assert_eq!(kms.decrypt(damaged).await.unwrap_err().code(), Code::InvalidArgument);
+    sealed
+}
+
+fn one_line_a_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse) {
+    let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_calls: Vec<_> = lines.iter().filter(|line| line.get("method").is_some()).collect();
+    let methods: Vec<_> = of_calls.iter().map(|line| line["method"].as_str().unwrap()).collect();
+    assert_eq!(methods, ["status", "encrypt", "decrypt", "decrypt"]);
+    assert!(of_calls.iter().all(|line| line["level"] == "DEBUG" && line["took"].is_string()), "{of_calls:?}");
+
+    let audited: Vec<_> = bao.audit_log();
+    let hash: String = Sha256::digest(&sealed.key_id).iter().map(|byte| format!("{byte:02x}")).collect();
+    for (line, uid, path) in [
+        (of_calls[1], "uid-of-encrypt", "transit/encrypt/kms"),
+        (of_calls[2], "uid-of-decrypt", "transit/decrypt/kms"),
+    ] {
+        let told = line["uid"].as_str().unwrap();
+        assert!(told.starts_with(uid) && !told.contains(char::is_control), "{line}");
+        assert_eq!(line["key_id_hash"], format!("sha256:{hash}"), "{line}");
+        // By this the call is found in Vault's audit log.
+        let entry = audited.iter().find(|entry| entry["request"]["id"] == line["vault_request_id"]);
+        assert_eq!(entry.expect("the call in the audit log")["request"]["path"], path);
+    }
+    assert_eq!(of_calls[0]["key_id_hash"], of_calls[1]["key_id_hash"]);
+    let failed = of_calls[3];
+    assert_eq!(failed["code"], "InvalidArgument", "{failed}");
+    assert!(failed["reason"].as_str().unwrap().contains("ciphertext"), "{failed}");
+    assert!(failed["uid"].as_str().unwrap().starts_with("uid-of-damaged"), "{failed}");
+}
+
+/// A server and a config that uses it.
+struct Stage {
+    bao: Bao,
+    config: PathBuf,
+    token: String,
+    _dir: TempDir,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let bao = Bao::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let config = Path::join(dir.path(), "config.yaml");
+        let token = bao.token().await;
+        rendered::by_rename(&config, &Rendered::of(&bao, &token).yaml());
+        Self { bao, config, token, _dir: dir }
+    }
+}
+
+/// What `--socket` and `--admin` have to be.
+fn urls(daemon: &Daemon) -> (String, String) {
+    let url = |path: &Path| unix_url(path).into_string().unwrap();
+    (url(daemon.socket()), url(&daemon.admin_socket()))
+}
+
+async fn probe(daemon: &Daemon, arguments: &[&str]) -> Ran {
+    let (socket, admin) = urls(daemon);
+    run(&[&["probe"], arguments, &["--socket", &socket, "--admin", &admin]].concat()).await
+}
+
+fn variable(flag: &str) -> String {
+    format!("TRANSIT_KMS_{}", flag.replace('-', "_").to_uppercase())
+}
+
+/// The long flags that a help text lists, but for `--help`.
+fn flags_of(help: &str) -> BTreeSet<String> {
+    let options = help.split_once("Options:").unwrap().1;
+    let flag = |line: &str| {
+        let (_, flag) = line.trim_start().split_once("--").filter(|(before, _)| before.len() <= 4)?;
+        Some(flag.split([' ', '=', '[', '<']).next().unwrap().to_owned())
+    };
+    let of_line = |line: &str| line.starts_with("  ").then(|| flag(line)).flatten();
+    options.lines().filter_map(of_line).filter(|flag| flag != "help").collect()
+}

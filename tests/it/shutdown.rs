@@ -1,0 +1,265 @@
+//! Signals, and how the real process ends.
+
+use std::{
+    fs,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tonic::{Code, Request};
+use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
+
+use crate::support::{
+    Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,
+    raw::{self, GOAWAY, PREFACE, RawClient},
+    rendered,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// With it, whoever waits for silent clients misses [`PATIENCE`].
+const LONG_GRACE: [&str; 2] = ["--shutdown-grace", "30s"];
+
+#[tokio::test]
+async fn both_signals_end_it_well_and_take_its_sockets_away() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::start(&no_config(&dir)).await;
+        let sockets = [daemon.socket().to_owned(), daemon.admin_socket()];
+        assert!(sockets.iter().all(|socket| socket.exists()));
+        daemon.signal(signal);
+        let status = daemon.wait_ended(PATIENCE).await;
+        assert_eq!(status.code(), Some(0), "{signal:?}: {status}");
+        assert!(!sockets.iter().any(|socket| socket.exists()), "{signal:?}");
+        let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
+        assert!(daemon.log().contains(&format!("{name}: shutting down")), "{}", daemon.log());
+    }
+}
+
+#[tokio::test]
+async fn a_signal_at_the_first_moment_ends_it_well_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::spawn(&no_config(&dir), DaemonOptions::default());
+    let socket = daemon.socket().to_owned();
+    // No pause between looks: the first moment is short.
+    while !socket.exists() {
+        assert!(daemon.exited().is_none(), "it ended");
+        std::thread::yield_now();
+    }
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_socket_that_is_no_longer_ours_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&no_config(&dir)).await;
+    let socket = daemon.socket().to_owned();
+    let other = dir.path().join("other.sock");
+    let _successor = UnixListener::bind(&other).unwrap();
+    fs::rename(&other, &socket).unwrap();
+    assert!(daemon.terminate().await.success());
+    assert!(connect(&socket).await.is_ok(), "the successor's socket is still there");
+
+    // Gone altogether is no trouble either.
+    let mut daemon = Daemon::start(&no_config(&dir)).await;
+    fs::remove_file(daemon.socket()).unwrap();
+    assert!(daemon.terminate().await.success());
+}
+
+#[tokio::test]
+async fn silent_clients_cannot_hold_it_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(LONG_GRACE)).await;
+    let socket = daemon.socket().to_owned();
+    let nothing = RawClient::silent(&socket).await;
+    let mut half = RawClient::silent(&socket).await;
+    half.send(&PREFACE[..10]).await;
+    let greeted = RawClient::greeted(&socket).await;
+    // One that has got an answer, and never says a word again, not even to a ping.
+    let mut answered = RawClient::greeted(&socket).await;
+    answered.send(&raw::call_headers("Status", "localhost").bytes()).await;
+    answered.send(&raw::call_message(&[]).bytes()).await;
+    while answered.frame().await.expect("an answer").kind != raw::HEADERS {}
+    let mut well_behaved = daemon.kms().await;
+    well_behaved.status(StatusRequest {}).await.unwrap_err();
+    let admin = RawClient::silent(&daemon.admin_socket()).await;
+
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.log().contains("calls=0 connections=0"), "{}", daemon.log());
+    drop((nothing, half, greeted, answered, admin));
+}
+
+#[tokio::test]
+async fn half_a_request_ends_with_its_callers_deadline() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(LONG_GRACE)).await;
+    let mut half = RawClient::greeted(daemon.socket()).await;
+    // The message never comes.
+    half.send(&raw::call_headers("Encrypt", "localhost").bytes()).await;
+    half.send(&raw::ping().bytes()).await;
+    while half.frame().await.expect("an answer to the ping").kind != raw::PING {}
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn clients_are_told_to_go_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&no_config(&dir)).await;
+    let mut client = RawClient::greeted(daemon.socket()).await;
+    // Greeted in return: it has this connection.
+    client.frame().await.expect("SETTINGS");
+    daemon.signal(Signal::TERM);
+    let goaway = loop {
+        let frame = client.frame().await.expect("GOAWAY before the end of the connection");
+        if frame.kind == GOAWAY {
+            break frame;
+        }
+    };
+    // NO_ERROR.
+    assert_eq!(goaway.payload[4..8], [0; 4], "{goaway:?}");
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn a_call_in_flight_is_finished() {
+    let mut stage = Stage::set(LONG_GRACE).await;
+    let sealed = encrypt(&mut stage.kms).await;
+    stage.bao.freeze().await;
+    let mut kms = stage.kms.clone();
+    let decrypt = kms.decrypt(decrypt_of(&sealed, Duration::from_secs(9)));
+    tokio::pin!(decrypt);
+    // It is written first, so when Status is answered, it is there.
+    tokio::select! {
+        biased;
+        answer = &mut decrypt => panic!("{answer:?}"),
+        status = stage.kms.status(StatusRequest {}) => drop(status.unwrap()),
+    }
+    stage.daemon.signal(Signal::TERM);
+    let draining = async || {
+        let log = stage.daemon.log();
+        log.lines().any(|line| line.contains("finishing calls in flight") && line.contains("calls=1"))
+    };
+    tokio::select! {
+        biased;
+        answer = &mut decrypt => panic!("{answer:?}"),
+        () = eventually("it drains", PATIENCE, draining) => {}
+    }
+    // Nobody new gets in, and nobody is told that there is a socket.
+    assert!(connect(stage.daemon.socket()).await.is_err());
+    assert!(stage.daemon.exited().is_none());
+    stage.bao.thaw();
+    assert_eq!(decrypt.await.unwrap().into_inner().plaintext, SEED);
+    assert!(stage.daemon.wait_ended(PATIENCE).await.success());
+    assert!(stage.daemon.log().contains("calls=0 connections=0"), "{}", stage.daemon.log());
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_end_is_cut_off_after_the_grace() {
+    let mut stage = Stage::set(["--shutdown-grace", "500ms"]).await;
+    let sealed = encrypt(&mut stage.kms).await;
+    stage.bao.freeze().await;
+    let mut kms = stage.kms.clone();
+    let stuck = kms.decrypt(decrypt_of(&sealed, Duration::from_secs(50)));
+    tokio::pin!(stuck);
+    tokio::select! {
+        biased;
+        answer = &mut stuck => panic!("{answer:?}"),
+        status = stage.kms.status(StatusRequest {}) => drop(status.unwrap()),
+    }
+    let begun = Instant::now();
+    stage.daemon.signal(Signal::TERM);
+    let error = stuck.await.unwrap_err();
+    assert_ne!(error.code(), Code::DeadlineExceeded, "{error:?}");
+    assert!(stage.daemon.wait_ended(PATIENCE).await.success());
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert!(!stage.daemon.socket().exists());
+    assert!(stage.daemon.log().contains("calls=1 connections=1"), "{}", stage.daemon.log());
+}
+
+#[tokio::test]
+async fn sighup_has_the_config_read() {
+    let mut stage = Stage::set(LONG_GRACE).await;
+    let config = stage.dir.path().join("config.yaml");
+    // Written under another name in another folder, it changes without an event where we look;
+    // a poll would find it in the end.
+    let elsewhere = stage.dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::hard_link(&config, elsewhere.join("config.yaml")).unwrap();
+    let mut next = Vec::new();
+    for _ in 0..5 {
+        next.push(Rendered::with_new_token(&stage.bao).await.yaml());
+    }
+    let begun = Instant::now();
+    for text in next {
+        let before = stage.daemon.metric("transit_kms_session_generation", &[]).await;
+        rendered::in_place(&elsewhere.join("config.yaml"), &text);
+        stage.daemon.signal(Signal::HUP);
+        eventually("the new session", PATIENCE, async || {
+            stage.daemon.metric("transit_kms_session_generation", &[]).await > before
+        })
+        .await;
+    }
+    // A poll every five seconds could have found one or two of them in that time.
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(stage.daemon.exited().is_none());
+
+    // And nothing happens if nothing has changed.
+    let before = stage.daemon.metric("transit_kms_session_generation", &[]).await;
+    stage.daemon.signal(Signal::HUP);
+    eventually("the last one is heard", PATIENCE, async || {
+        stage.daemon.log().matches("SIGHUP: reading the config").count() == 6
+    })
+    .await;
+    stage.kms.status(StatusRequest {}).await.unwrap();
+    assert_eq!(stage.daemon.metric("transit_kms_session_generation", &[]).await, before);
+}
+
+const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+/// A server, a daemon that uses it, and a client of that.
+struct Stage {
+    // First dropped first: the daemon ends before the server does.
+    daemon: Daemon,
+    kms: Kms,
+    bao: Bao,
+    dir: TempDir,
+}
+
+impl Stage {
+    async fn set(arguments: [&str; 2]) -> Self {
+        let bao = Bao::start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.yaml");
+        rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+        let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
+        daemon.wait_ready().await;
+        let kms = daemon.kms().await;
+        Self { daemon, kms, bao, dir }
+    }
+}
+
+fn no_config(dir: &TempDir) -> PathBuf {
+    Path::join(dir.path(), "absent.yaml")
+}
+
+async fn encrypt(kms: &mut Kms) -> EncryptResponse {
+    let request = EncryptRequest { plaintext: SEED.into(), uid: "shutdown".into() };
+    kms.encrypt(request).await.unwrap().into_inner()
+}
+
+fn decrypt_of(sealed: &EncryptResponse, within: Duration) -> Request<DecryptRequest> {
+    let mut request = Request::new(DecryptRequest {
+        annotations: sealed.annotations.clone(),
+        ciphertext: sealed.ciphertext.clone(),
+        key_id: sealed.key_id.clone(),
+        uid: "shutdown".into(),
+    });
+    request.set_timeout(within);
+    request
+}
