@@ -44,6 +44,13 @@ impl KeyEntry {
         self.versions.get(&version).map(|created| KeyId::new(self.scope, version, *created))
     }
 
+    /// Whether both know a version that was made at the same time.
+    #[must_use]
+    pub fn shares_a_version_with(&self, other: &Self) -> bool {
+        let same = |(version, created)| other.versions.get(version) == Some(created);
+        self.scope == other.scope && self.versions.iter().any(same)
+    }
+
     /// Whether some version that both know was made at different times: the key was
     /// deleted and made anew, or the other is in another Vault.
     #[must_use]

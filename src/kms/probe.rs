@@ -78,9 +78,9 @@ impl From<ProbeFailure> for TransitError {
 
 /// Reads the keys, then encrypts and decrypts with the newest version.
 ///
-/// With `before`, the published version moves back only with `accept_older` and on the
-/// word of an active node; a key that was made anew is found out; and if the newest version cannot be used yet, the
-/// published one is proven instead and stays.
+/// With `before`, the published version moves back only with `accept_older` and on the word of an
+/// active node; a key that was made anew is found out; and if the newest version cannot be used
+/// yet, the published one is proven instead and stays.
 ///
 /// # Errors
 /// See [`ProbeFailure`].
@@ -97,42 +97,61 @@ pub async fn probe(
     let description = transit.read_key(primary, call).await?;
     check_usable(primary, &description)?;
     let entries = read_entries(transit, &description, call).await?;
-    if let Some(before) = before {
-        check_same_keys(before, &entries)?;
-        check_witness(transit, before, call).await?;
-    }
+    let newest = Keyring::new(entries.clone(), description.latest)?;
+    let Some(before) = before else {
+        let (keyring, witness) = round_trip(transit, newest, call).await?;
+        return Ok(Proof { against: None, keyring, witness });
+    };
 
+    check_same_keys(before, &entries)?;
+    let current = before.keyring.current();
     // The version published so far binds us only if it is of the same key.
     let published = before
-        .filter(|before| {
-            before.keyring.entries().first().map(|old| old.scope) == Some(transit.scope(primary))
-        })
-        .map(|before| before.keyring.current());
-    let newest = Keyring::new(entries.clone(), description.latest)?;
-    let (keyring, witness) = match published {
-        Some(published) if description.latest < published.version => {
-            if !transit.is_active(call).await? {
-                let message = "a standby node of Vault has not caught up with the versions of the key";
-                return Err(TransitError::new(Fault::Lagging, message).into());
+        .keyring
+        .entries()
+        .first()
+        .is_some_and(|old| old.scope == transit.scope(primary))
+        .then_some(current.version);
+    let proven = if published.is_some_and(|published| description.latest < published) {
+        check_going_back(transit, before, &entries, description.latest, accept_older, call).await?;
+        round_trip(transit, newest, call).await
+    } else {
+        check_witness(transit, before, call).await?;
+        match (round_trip(transit, newest, call).await, published) {
+            (Err(error), Some(published)) if description.latest > published => {
+                warn!(version = %description.latest, %error, "a new key version cannot be used yet");
+                round_trip(transit, Keyring::new(entries, published)?, call).await
             }
-            if !accept_older {
-                return Err(ProbeFailure::Older(description.latest));
-            }
-            round_trip(transit, newest, call).await?
+            (proven, _) => proven,
         }
-        Some(published) if description.latest > published.version => {
-            match round_trip(transit, newest, call).await {
-                Ok(proven) => proven,
-                Err(error) => {
-                    warn!(version = %description.latest, %error, "a new key version cannot be used yet");
-                    let old = Keyring::new(entries, published.version)?;
-                    round_trip(transit, old, call).await?
-                }
-            }
-        }
-        _ => round_trip(transit, newest, call).await?,
     };
-    Ok(Proof { against: before.map(|before| before.keyring.current().key_id.clone()), keyring, witness })
+    let (keyring, witness) = proven?;
+    Ok(Proof { against: Some(current.key_id.clone()), keyring, witness })
+}
+
+/// An older version than the published one: a standby that lags, or a restored backup.
+///
+/// The backup has lost the version that the witness was made with, so what shows that this is
+/// the same key is the birth of the versions that are left.
+async fn check_going_back(
+    transit: &dyn Transit,
+    before: Before<'_>,
+    entries: &[KeyEntry],
+    latest: KeyVersion,
+    accept_older: bool,
+    call: Call<'_>,
+) -> Result<(), ProbeFailure> {
+    if !transit.is_active(call).await? {
+        let message = "a standby node of Vault has not caught up with the versions of the key";
+        return Err(TransitError::new(Fault::Lagging, message).into());
+    }
+    if !accept_older {
+        return Err(ProbeFailure::Older(latest));
+    }
+    match (before.keyring.entries().first(), entries.first()) {
+        (Some(old), Some(new)) if !old.shares_a_version_with(new) => Err(another_key(&new.name).into()),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses keys that can not do what is asked of them, with the remedy.

@@ -577,6 +577,29 @@ async fn an_older_version_is_published_after_three_probes_of_the_active_node() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_key() {
+    let model = Model::new();
+    model.rotate("kms");
+    let mut bench = Bench::ready(model, &["kms"]).await;
+    bench.session.kill_token();
+    let try_session = async |bench: &Bench, accept_older| {
+        let (session, before) = (bench.model.session(&["kms"]), bench.board.snapshot().unwrap());
+        let against = Before { keyring: &before.keyring, own: false, witness: &before.witness };
+        probe(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
+    };
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
+    assert!(matches!(try_session(&bench, false).await, Err(ProbeFailure::Older(_))));
+    assert!(try_session(&bench, true).await.is_ok());
+
+    bench.model = Model::new();
+    for other in [ModelKey::new(2, &[999]), ModelKey { min_decryption: 2, ..ModelKey::new(2, &[100]) }] {
+        bench.model.change(|state| state.keys.insert("kms".into(), other));
+        let error = TransitError::from(try_session(&bench, true).await.unwrap_err());
+        assert_ne!(error.fault, Fault::Lagging, "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_storm_of_calls_is_not_a_storm_of_probes() {
     let bench = Bench::with_prober(Model::new()).await;
     let before = bench.model.calls();

@@ -29,7 +29,9 @@ use crate::{
     observe::metrics::Metrics,
 };
 
-/// The longest that one try of a candidate, or one call about the token, may take.
+/// The longest that one call about the token may take; a new config waits meanwhile.
+const LONGEST_CARE: Duration = Duration::from_secs(3);
+/// The longest that one try of a candidate may take.
 const LONGEST_TRY: Duration = Duration::from_secs(10);
 /// A token just issued may not have reached every node: the first tries follow fast.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -229,8 +231,7 @@ impl Keeper {
 
     /// Looks the token up, or renews it, whichever is due.
     async fn care_for_token(&self, in_use: &mut InUse) {
-        let now = Instant::now();
-        let deadline = now + LONGEST_TRY;
+        let deadline = Instant::now() + LONGEST_CARE;
         if in_use.schedule.take_renewal() {
             match token::renew(&in_use.session, deadline).await {
                 Ok(renewal) => {
