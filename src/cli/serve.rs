@@ -18,8 +18,9 @@ use crate::{
     observe::telemetry::{self, LogFormat, LogLevel},
     server::{
         address::{ListenAddress, UnixAddress},
+        group::Group,
         peer::AllowedPeers,
-        socket::{Group, SocketOptions},
+        socket::SocketOptions,
     },
 };
 

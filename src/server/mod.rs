@@ -10,6 +10,7 @@ pub mod address;
 pub mod admin;
 mod backoff;
 mod connection;
+pub mod group;
 pub mod peer;
 mod roster;
 pub mod socket;

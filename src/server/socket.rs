@@ -16,7 +16,6 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Mutex,
     thread,
     time::Duration,
@@ -30,7 +29,7 @@ use rustix::{
 use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, info};
 
-use super::{address::UnixAddress, peer::Peer};
+use super::{address::UnixAddress, group::Group, peer::Peer};
 
 /// Connections that wait for accept; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;
@@ -42,66 +41,6 @@ const DIRECTORY_MODE: u32 = 0o755;
 /// not one of us.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-
-/// The group that `--socket-group` names.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Group(u32);
-
-impl Group {
-    /// A group by number.
-    #[must_use]
-    pub const fn from_gid(gid: u32) -> Self {
-        Self(gid)
-    }
-
-    /// Its number.
-    #[must_use]
-    pub const fn gid(self) -> u32 {
-        self.0
-    }
-}
-
-/// Why a text names no group.
-#[derive(Debug, thiserror::Error)]
-pub enum GroupError {
-    /// `/etc/group` cannot be read.
-    #[error("cannot read /etc/group to look up \"{name}\" ({source}): give the number of the group")]
-    Unreadable {
-        /// The group.
-        name: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// `/etc/group` does not list it.
-    #[error("no group \"{0}\" in /etc/group: give its number if it comes from elsewhere")]
-    Unknown(String),
-}
-
-impl FromStr for Group {
-    type Err = GroupError;
-
-    /// A number, or a name that `/etc/group` lists.
-    fn from_str(name: &str) -> Result<Self, GroupError> {
-        // All ones is not a group: chown takes it for "leave as it is".
-        if let Ok(gid) = name.parse()
-            && gid != u32::MAX
-        {
-            return Ok(Self(gid));
-        }
-        let groups =
-            fs::read("/etc/group").map_err(|source| GroupError::Unreadable { name: name.into(), source })?;
-        gid_of(name, &String::from_utf8_lossy(&groups))
-            .map(Self)
-            .ok_or_else(|| GroupError::Unknown(name.into()))
-    }
-}
-
-fn gid_of(name: &str, groups: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-    })
-}
 
 /// Who may open the socket's file. Abstract sockets have none.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -719,19 +658,5 @@ mod tests {
         let error = bind(&address, SocketOptions::default()).unwrap_err();
         assert!(matches!(error, BindError::InUse { owner: Some(_), .. }), "{error:?}");
         assert!(!socket.remove_if_ours().unwrap());
-    }
-
-    #[test]
-    fn groups_are_found_by_name_and_number() {
-        let groups = "root:x:0:\nkms:x:990:api,vault\nbroken\nkms2:x:nan:\n";
-        assert_eq!(gid_of("kms", groups), Some(990));
-        assert_eq!(gid_of("root", groups), Some(0));
-        for unknown in ["km", "kms2", "broken", ""] {
-            assert_eq!(gid_of(unknown, groups), None, "{unknown}");
-        }
-        assert_eq!("990".parse::<Group>().unwrap().gid(), 990);
-        let error = "no such group".parse::<Group>().unwrap_err().to_string();
-        assert!(error.contains("no such group"), "{error}");
-        "4294967295".parse::<Group>().unwrap_err();
     }
 }

@@ -231,9 +231,7 @@ async fn half_a_preface_times_out_while_others_are_served() {
     let mut served = 0;
     while timed_out().await < 4.0 {
         assert!(begun.elapsed() < PATIENCE, "{} timed out", timed_out().await);
-        let asked = Instant::now();
         assert_answered(kms.status(calls::timed(StatusRequest {})).await.unwrap_err());
-        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
         served += 1;
         // One call each time the clock of the kernel ticks is load enough.
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,0 +1,164 @@
+//! `transit-kms probe`: asks a running daemon, for people and for exec probes.
+//!
+//! Exit codes: 0 if all is well, 1 if the answer says that it is not, 2 if
+//! there was no answer, 64 for bad input. On standard output comes what was
+//! learnt, on standard error why it is not well.
+
+mod ask;
+mod input;
+mod report;
+
+use std::{
+    convert::Infallible,
+    io::{self, Read, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+use secrecy::SecretString;
+use tokio::time::timeout;
+
+use self::{
+    input::Prepared,
+    report::{Output, Report, Verdict, visible},
+};
+use crate::server::address::{ListenAddress, UnixAddress};
+
+/// Asks a running daemon, as kube-apiserver or an exec probe would.
+///
+/// `status`, `encrypt`, `decrypt` and `roundtrip` speak KMS v2 to --socket; `ready` and `live` ask --admin.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Exit codes: 0 all is well, 1 the answer says that it is not, 2 there was no answer, 64 bad input.\n\n\
+Examples:\n  transit-kms probe roundtrip\n  transit-kms probe ready --admin unix:///run/transit-kms/admin.sock -o json")]
+pub struct ProbeArgs {
+    #[command(subcommand)]
+    ask: Ask,
+
+    /// The admin listener that `ready` and `live` ask: host:port or unix:///path
+    #[arg(
+        long,
+        global = true,
+        env = "TRANSIT_KMS_ADMIN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9797"
+    )]
+    admin: ListenAddress,
+
+    /// How the answer is printed
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]
+    output: Output,
+
+    /// The KMS socket that the others ask: unix:///path or unix:///@name
+    #[arg(
+        long,
+        global = true,
+        env = "TRANSIT_KMS_SOCKET",
+        value_name = "ADDRESS",
+        default_value = "unix:///run/transit-kms/kms.sock"
+    )]
+    socket: UnixAddress,
+
+    /// How long all of it may take
+    #[arg(long, global = true, value_name = "DURATION", default_value = "3s", value_parser = patience)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Ask {
+    /// Decrypts what Encrypt answered with
+    Decrypt {
+        /// Base64, or as etcd holds it (vault:v1:...); - reads standard input
+        #[arg(long, value_name = "BASE64")]
+        ciphertext: String,
+
+        /// The key_id that came with the ciphertext
+        #[arg(long, value_name = "KEY_ID")]
+        key_id: String,
+
+        /// Prints the plaintext in base64, not only its length and hash
+        #[arg(long)]
+        show_plaintext: bool,
+    },
+
+    /// Encrypts 32 random bytes, or what is given
+    Encrypt {
+        /// Base64; other processes can read it here, so prefer -, which reads standard input
+        #[arg(long, value_name = "BASE64", value_parser = secret)]
+        plaintext: Option<SecretString>,
+    },
+
+    /// Whether the process works (/livez)
+    Live,
+
+    /// Whether calls would succeed (/readyz)
+    Ready,
+
+    /// Status, then Encrypt and Decrypt of 32 random bytes
+    Roundtrip,
+
+    /// What kube-apiserver is told when it asks for the health
+    Status,
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than nothing".into()),
+        Ok(patience) => Ok(patience),
+        Err(error) => Err(format!("{error}; write for example 3s or 500ms")),
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's parsers can fail")]
+fn secret(text: &str) -> Result<SecretString, Infallible> {
+    Ok(SecretString::from(text))
+}
+
+/// Asks, prints, and says by its exit code how it went.
+pub async fn run(args: ProbeArgs) -> ExitCode {
+    let (report, verdict) = probe(&args, &mut io::stdin()).await;
+    let printed = report.print(args.output, args.ask.name(), &verdict);
+    // Whoever closed the pipe does not want to read; the exit code still counts.
+    drop(io::stdout().lock().write_all(printed.as_bytes()));
+    if let Some(reason) = verdict.reason() {
+        drop(writeln!(io::stderr().lock(), "{}", visible(reason)));
+    }
+    verdict.exit_code().into()
+}
+
+impl Ask {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Decrypt { .. } => "decrypt",
+            Self::Encrypt { .. } => "encrypt",
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Roundtrip => "roundtrip",
+            Self::Status => "status",
+        }
+    }
+}
+
+async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Verdict) {
+    let mut report = Report::default();
+    let prepared = match Prepared::new(&args.ask, input) {
+        Ok(prepared) => prepared,
+        Err(reason) => return (report, Verdict::Input(reason)),
+    };
+    let asked = async {
+        match prepared {
+            Prepared::Admin(path) => ask::admin(args, path, &mut report).await,
+            Prepared::Kms(call) => ask::kms(args, call, &mut report).await,
+        }
+    };
+    let verdict = match timeout(args.timeout, asked).await {
+        Ok(Ok(())) => Verdict::Good,
+        Ok(Err(verdict)) => verdict,
+        Err(_) => ask::late(args),
+    };
+    (report, verdict)
+}
+
+#[cfg(test)]
+mod tests;
