@@ -8,7 +8,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -64,6 +64,8 @@ pub struct Board {
     probe_request: Notify,
     sessions: AtomicU64,
     settings: HealthSettings,
+    /// The state of health that was logged last.
+    told: Mutex<&'static str>,
 }
 
 impl Board {
@@ -72,7 +74,14 @@ impl Board {
     pub fn new(settings: HealthSettings, metrics: Arc<Metrics>) -> Self {
         let trouble = Some("starting: the config has not been read yet".into());
         let posted = watch::Sender::new(Posted { known: None, trouble });
-        Self { metrics, posted, probe_request: Notify::new(), sessions: AtomicU64::new(0), settings }
+        Self {
+            metrics,
+            posted,
+            probe_request: Notify::new(),
+            sessions: AtomicU64::new(0),
+            settings,
+            told: Mutex::new("unknown"),
+        }
     }
 
     /// The settings that health is judged by.
@@ -152,9 +161,6 @@ impl Board {
             }) else {
                 return false;
             };
-            if !matches!(known.verdict, Verdict::Good) {
-                info!("healthy again");
-            }
             let snapshot = Arc::new(Snapshot {
                 generation,
                 keyring: proof.keyring,
@@ -198,9 +204,6 @@ impl Board {
                 return false;
             }
             let now = Instant::now();
-            if matches!(known.verdict, Verdict::Good) {
-                warn!(reason = %error, fault = error.fault.name(), "no longer healthy");
-            }
             known.verdict = known.verdict.after(error.fault, &error.message, now);
             if probed {
                 known.probed = now;
@@ -275,9 +278,35 @@ impl Board {
         }
     }
 
-    /// Sets the health metric to what Status would say now.
+    /// Sets the health metric to what Status would say now, and logs it if that is news.
     pub fn publish_health(&self) {
-        self.metrics.health(self.status().0.state());
+        let answer = self.status().0;
+        self.metrics.health(answer.state());
+        let news = match &answer {
+            Answer::Well { in_grace: true } => "outage",
+            _ => answer.state(),
+        };
+        let Ok(mut told) = self.told.lock() else { return };
+        let before = std::mem::replace(&mut *told, news);
+        if before == news {
+            return;
+        }
+        match &answer {
+            Answer::Well { in_grace: false } => info!(before, "healthy"),
+            Answer::Well { in_grace: true } => warn!(
+                reason = self.outage().as_deref(),
+                grace_seconds = self.settings.outage_grace.as_secs(),
+                "Vault cannot be used; Status stays ok for the outage grace"
+            ),
+            _ => warn!(before, state = news, reason = answer.reason(), "Status is not ok"),
+        }
+    }
+
+    fn outage(&self) -> Option<Arc<str>> {
+        match &self.posted.borrow().known.as_ref()?.verdict {
+            Verdict::Unreachable { reason, .. } => Some(Arc::clone(reason)),
+            _ => None,
+        }
     }
 
     fn announce(&self, before: Option<&Arc<Snapshot>>, now: &Snapshot) {

@@ -103,7 +103,7 @@ impl Verdict {
                 } else {
                     Answer::Unwell {
                         state: "unreachable",
-                        reason: format!("Vault cannot be used for {} s: {reason}", outage.as_secs()),
+                        reason: format!("Vault has not been usable for {} s: {reason}", outage.as_secs()),
                     }
                 }
             }

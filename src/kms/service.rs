@@ -69,6 +69,7 @@ impl KmsService {
         &self,
         method: &'static str,
         uid: &str,
+        key_id: &str,
         patience: Duration,
         work: impl Future<Output = Result<(T, Told), Status>>,
     ) -> Result<Response<T>, Status> {
@@ -100,6 +101,7 @@ impl KmsService {
                 debug!(
                     method,
                     uid = printable(uid),
+                    key_id_hash = key_id_hash(key_id),
                     code = code_name(status.code()),
                     reason = status.message(),
                     ?took,
@@ -218,21 +220,22 @@ impl KeyManagementService for KmsService {
                 (_, None) => Err(Status::unavailable("nothing is known yet")),
             }
         };
-        self.answer("status", "", patience(request.metadata()), status).await
+        self.answer("status", "", "", patience(request.metadata()), status).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         let patience = patience(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
-        self.answer("decrypt", &request.uid, patience, self.decrypt_within(&request, call)).await
+        self.answer("decrypt", &request.uid, &request.key_id, patience, self.decrypt_within(&request, call))
+            .await
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let patience = patience(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
-        self.answer("encrypt", &request.uid, patience, self.encrypt_within(&request, call)).await
+        self.answer("encrypt", &request.uid, "", patience, self.encrypt_within(&request, call)).await
     }
 }
 

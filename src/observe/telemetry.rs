@@ -48,7 +48,12 @@ impl From<LogLevel> for LevelFilter {
 /// below that is theirs to choose, and this program holds secrets.
 pub fn start(format: LogFormat, level: LogLevel) {
     let ours = LevelFilter::from(level);
-    let filter = Targets::new().with_default(ours.min(LevelFilter::WARN)).with_target("transit_kms", ours);
+    let filter = Targets::new()
+        .with_default(ours.min(LevelFilter::WARN))
+        .with_target("transit_kms", ours)
+        // They log each failed request as an error, without a word of what it was; we say it.
+        .with_target("rustify", LevelFilter::OFF)
+        .with_target("vaultrs", LevelFilter::OFF);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

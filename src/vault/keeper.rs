@@ -53,6 +53,8 @@ struct InUse {
     generation: u64,
     pool: Arc<Pool>,
     pool_fingerprint: Fingerprint,
+    /// The last renewal failed, and it has been said.
+    renewal_fails: bool,
     schedule: Schedule,
     session: Arc<Session>,
 }
@@ -63,7 +65,8 @@ struct Candidate {
     older: OlderVersions,
     pause: Duration,
     reading: Reading,
-    tried: bool,
+    /// What was said of it last: `pending` or `refused`.
+    told: Option<&'static str>,
 }
 
 /// A candidate that stood the test.
@@ -190,6 +193,7 @@ impl Keeper {
             generation: snapshot.generation,
             pool,
             pool_fingerprint: candidate.reading.connection_fingerprint,
+            renewal_fails: false,
             schedule: Schedule::new(info.is_some()),
             session,
         };
@@ -213,9 +217,9 @@ impl Keeper {
             error.fault,
             Fault::DeadlineExceeded | Fault::Lagging | Fault::Nonsense | Fault::Unreachable
         );
-        if !candidate.tried {
-            candidate.tried = true;
-            self.metrics.reload(if away { "pending" } else { "refused" });
+        let result = if away { "pending" } else { "refused" };
+        if candidate.told.replace(result) != Some(result) {
+            self.metrics.reload(result);
             warn!(
                 %error, fault = error.fault.name(), keeping_the_old = something_works,
                 "the new config is not taken yet; trying again"
@@ -236,6 +240,7 @@ impl Keeper {
             match token::renew(&in_use.session, deadline).await {
                 Ok(renewal) => {
                     self.metrics.token(renewal.ttl, SystemTime::now());
+                    in_use.renewal_fails = false;
                     self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
                     if renewal.capped {
                         warn!(
@@ -249,7 +254,11 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.metrics.token_renewal("failed");
-                    warn!(%error, "the token could not be renewed");
+                    if std::mem::replace(&mut in_use.renewal_fails, true) {
+                        debug!(%error, "the token still cannot be renewed");
+                    } else {
+                        warn!(%error, "the token could not be renewed; trying again");
+                    }
                     if error.fault == Fault::Denied {
                         // That the policy lacks renew-self does not keep the token from working:
                         // the next lookup tells how long there is to live.
@@ -333,7 +342,7 @@ impl Candidate {
             older: OlderVersions::default(),
             pause: FIRST_PAUSE,
             reading,
-            tried: false,
+            told: None,
         }
     }
 

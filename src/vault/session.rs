@@ -81,6 +81,11 @@ impl Session {
         call: Call<'_>,
     ) -> Result<Incoming, TransitError> {
         let mut headers = self.headers.clone();
+        if operation == Operation::Health {
+            // It belongs to the node: in a namespace it is refused, and it needs no token.
+            headers.remove(X_VAULT_NAMESPACE);
+            headers.remove(X_VAULT_TOKEN);
+        }
         if let Ok(uid) = HeaderValue::from_str(call.uid) {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);

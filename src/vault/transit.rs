@@ -10,7 +10,11 @@ use http::Method;
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use super::{errors::Operation, pool::Incoming, session::Session};
+use super::{
+    errors::{Operation, meaning},
+    pool::Incoming,
+    session::Session,
+};
 use crate::{
     config::{KeyName, KeyNames},
     kms::{
@@ -21,8 +25,10 @@ use crate::{
     },
 };
 
-/// What `/sys/health` answers for the active node, as opposed to 429, 472, 473.
-const HEALTH_OF_ACTIVE: u16 = 200;
+/// What `/sys/health` answers for the active node.
+const ACTIVE: u16 = 200;
+/// What it answers for a standby, a secondary for disaster recovery, and a performance standby.
+const STANDBY: [u16; 3] = [429, 472, 473];
 
 #[derive(Deserialize)]
 struct Envelope<T> {
@@ -108,7 +114,11 @@ impl Transit for Session {
     async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError> {
         let path = "sys/health".to_owned();
         let answer = self.ask(Operation::Health, Method::GET, path, Zeroizing::default(), call).await?;
-        Ok(answer.status == HEALTH_OF_ACTIVE)
+        match answer.status {
+            ACTIVE => Ok(true),
+            status if STANDBY.contains(&status) => Ok(false),
+            status => Err(meaning(Operation::Health, "sys/health", status, &answer.body)),
+        }
     }
 
     fn keys(&self) -> &KeyNames {
