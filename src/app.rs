@@ -4,13 +4,20 @@
 //! need a network, a file or a token, so that kube-apiserver always finds somebody who
 //! answers, if only with a reason.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit};
 use tokio::{task::JoinSet, time::interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     config::{self, ParseOptions, WatchOptions},
@@ -109,6 +116,7 @@ impl App {
         let board = Arc::new(Board::new(settings.health, Arc::clone(&metrics)));
         let inspector = Inspector {
             board: Arc::clone(&board),
+            ended: Arc::default(),
             metrics: Arc::clone(&metrics),
             prober: Heartbeat::new(),
             runtime: Heartbeat::new(),
@@ -126,6 +134,8 @@ impl App {
             },
         );
         let rereader = watcher.rereader();
+        let watching = watcher.rereader();
+        background.spawn(async move { watching.ended().await });
         background.spawn(async move {
             while reread.wanted().await {
                 rereader.reread().await;
@@ -134,6 +144,7 @@ impl App {
         });
         background.spawn(Keeper::new(watcher, Arc::clone(&board), Arc::clone(&metrics)).run());
 
+        let ended = Arc::clone(&inspector.ended);
         let admin: AdminHandle =
             admin::spawn(admin, Arc::new(inspector)).context("cannot start the admin thread")?;
         let (listener, file) = kms.into_listener().context("cannot serve the KMS socket")?;
@@ -146,7 +157,18 @@ impl App {
             metrics,
             peers: settings.allowed_peers,
         };
-        let cut_off = accept::serve(listener, service, serving, shutdown).await;
+        let serving = accept::serve(listener, service, serving, shutdown);
+        tokio::pin!(serving);
+        let cut_off = loop {
+            tokio::select! {
+                cut_off = &mut serving => break cut_off,
+                Some(_) = background.join_next() => {
+                    // Calls go on with what there is, but nothing follows what changes any more.
+                    error!("a background task has ended: this is a bug; /livez fails, so that we are restarted");
+                    ended.store(true, Ordering::Relaxed);
+                }
+            }
+        };
         match file.remove_if_ours() {
             Ok(true) => {}
             Ok(false) => info!("the socket is no longer ours, or has no file: nothing to remove"),
@@ -180,6 +202,8 @@ async fn beat(heart: Heartbeat) {
 /// What the admin listeners are told; asked on their thread, not on ours.
 struct Inspector {
     board: Arc<Board>,
+    /// A task that runs for ever has ended.
+    ended: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     prober: Heartbeat,
     runtime: Heartbeat,
@@ -188,6 +212,9 @@ struct Inspector {
 impl Inspect for Inspector {
     fn live(&self) -> Result<(), String> {
         let stuck = |what: &str, age: Duration| Err(format!("{what} has been stuck for {} s", age.as_secs()));
+        if self.ended.load(Ordering::Relaxed) {
+            return Err("a background task has ended, which is a bug".into());
+        }
         let runtime = self.runtime.age();
         if runtime > RUNTIME_STUCK {
             return stuck("the runtime", runtime);
@@ -242,6 +269,7 @@ mod tests {
             HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
         Inspector {
             board: Arc::new(Board::new(health, Arc::clone(&metrics))),
+            ended: Arc::default(),
             metrics,
             prober: Heartbeat::aged(prober),
             runtime: Heartbeat::aged(runtime),
@@ -254,6 +282,9 @@ mod tests {
         // Nothing is known of Vault at all, and yet:
         assert_eq!(inspector(seconds(5), seconds(55)).live(), Ok(()));
         assert!(inspector(seconds(12), seconds(0)).live().unwrap_err().contains("runtime"));
+        let ended = inspector(seconds(0), seconds(0));
+        ended.ended.store(true, Ordering::Relaxed);
+        assert!(ended.live().unwrap_err().contains("has ended"));
         assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("prober"));
     }
 

@@ -140,6 +140,11 @@ pub struct Rereader {
 }
 
 impl Rereader {
+    /// Returns when the watch has ended, which only a bug or the end of the runtime makes it.
+    pub async fn ended(&self) {
+        self.requests.closed().await;
+    }
+
     /// Reads without waiting for events to settle, and returns what is on disk,
     /// once [`Watcher::changed`] can return it too: compare it with what you
     /// have. Many callers at once share a read.

@@ -41,6 +41,9 @@ pub struct Snapshot {
 }
 
 struct Known {
+    /// Why what the key wraps cannot be read again. Only a good probe takes it back: a token
+    /// that dies, or a policy that refuses, says nothing about the key being there again.
+    lost: Option<Arc<str>>,
     probed: Instant,
     snapshot: Arc<Snapshot>,
     verdict: Verdict,
@@ -104,7 +107,10 @@ impl Board {
         let Some(known) = &posted.known else {
             return (Answer::Unknown(trouble.unwrap_or("nothing is known yet").to_owned()), None);
         };
-        let mut answer = known.verdict.answer(known.probed, Instant::now(), self.settings);
+        let mut answer = match &known.lost {
+            Some(reason) => Answer::Lost(reason.to_string()),
+            None => known.verdict.answer(known.probed, Instant::now(), self.settings),
+        };
         if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) = (&mut answer, trouble)
         {
             // At three in the morning the way out is what matters: say why the new config,
@@ -144,7 +150,8 @@ impl Board {
             self.announce(before, &snapshot);
             posted.trouble = None;
             let snapshot = Arc::clone(&snapshot);
-            posted.known = Some(Known { probed: Instant::now(), snapshot, verdict: Verdict::Good });
+            posted.known =
+                Some(Known { lost: None, probed: Instant::now(), snapshot, verdict: Verdict::Good });
             true
         });
         self.publish_health();
@@ -168,7 +175,7 @@ impl Board {
                 witness: Arc::new(proof.witness),
             });
             self.announce(Some(&known.snapshot), &snapshot);
-            *known = Known { probed: Instant::now(), snapshot, verdict: Verdict::Good };
+            *known = Known { lost: None, probed: Instant::now(), snapshot, verdict: Verdict::Good };
             true
         });
         self.publish_health();
@@ -187,8 +194,13 @@ impl Board {
                 self.failed(generation, error, false);
                 self.probe_soon();
             }
-            Fault::KeyLost | Fault::Lagging | Fault::TooOld | Fault::Unreachable => self.probe_soon(),
-            Fault::BadCiphertext | Fault::DeadlineExceeded | Fault::Nonsense => {}
+            Fault::DeadlineExceeded
+            | Fault::KeyLost
+            | Fault::Lagging
+            | Fault::Nonsense
+            | Fault::TooOld
+            | Fault::Unreachable => self.probe_soon(),
+            Fault::BadCiphertext => {}
         }
     }
 
@@ -198,12 +210,10 @@ impl Board {
             else {
                 return false;
             };
-            // With a key that is gone, Vault refuses Encrypt as if the policy did. That must not
-            // turn the error that Status is into a reason, on which writes would go on.
-            if !probed && error.fault == Fault::Denied && matches!(known.verdict, Verdict::Lost { .. }) {
-                return false;
-            }
             let now = Instant::now();
+            if error.fault == Fault::KeyLost {
+                known.lost = Some(error.message.as_str().into());
+            }
             known.verdict = known.verdict.after(error.fault, &error.message, now);
             if probed {
                 known.probed = now;
@@ -223,12 +233,14 @@ impl Board {
         self.probe_request.notified().await;
     }
 
-    /// Resolves with the first snapshot of a session newer than `generation`.
-    pub async fn newer_than(&self, generation: u64) -> Arc<Snapshot> {
+    /// Resolves with the snapshot of a session newer than `generation`, or of that one once its
+    /// token is found to be alive after all.
+    pub async fn after_death_of(&self, generation: u64) -> Arc<Snapshot> {
         let mut posted = self.posted.subscribe();
         loop {
             if let Some(known) = &posted.borrow_and_update().known
-                && known.snapshot.generation > generation
+                && (known.snapshot.generation > generation
+                    || !matches!(known.verdict, Verdict::Refused { token_dead: true, .. }))
             {
                 return Arc::clone(&known.snapshot);
             }
@@ -253,10 +265,7 @@ impl Board {
     /// Why nothing may be encrypted under the published key, if that is so.
     #[must_use]
     pub fn key_lost(&self) -> Option<Arc<str>> {
-        match &self.posted.borrow().known.as_ref()?.verdict {
-            Verdict::Lost { reason } => Some(Arc::clone(reason)),
-            _ => None,
-        }
+        self.posted.borrow().known.as_ref()?.lost.clone()
     }
 
     /// Resolves when the token in use turns out dead; once for each death.

@@ -88,7 +88,7 @@ pub struct Keyring {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Route<'a> {
     /// Another provider's ciphertext: try the keys in order.
-    InOrder(&'a [KeyEntry]),
+    InOrder(Vec<&'a KeyEntry>),
     /// The key_id says which key.
     Named {
         /// That key.
@@ -145,7 +145,12 @@ impl Keyring {
     pub fn route(&self, key_id: &str, ciphertext: &Ciphertext) -> Result<Route<'_>, TransitError> {
         if !KeyId::claims(key_id) {
             // Whoever made it, it is a bare Transit ciphertext: users moving in keep their data.
-            return Ok(Route::InOrder(&self.entries));
+            // Those that cannot know the version yet come last, as the one asked would look for it.
+            let mut entries: Vec<&KeyEntry> = self.entries.iter().collect();
+            entries.sort_by_key(|entry| {
+                entry.versions.keys().next_back().is_some_and(|newest| *newest < ciphertext.version())
+            });
+            return Ok(Route::InOrder(entries));
         }
         let refuse = |message: String| Err(TransitError::new(Fault::BadCiphertext, message));
         let Ok(id) = key_id.parse::<KeyId>() else {
@@ -175,7 +180,7 @@ impl Keyring {
             Some(_) => Ok(Route::Named { entry, unseen: false }),
             None => {
                 let newest = entry.versions.keys().next_back();
-                Ok(Route::Named { entry, unseen: newest.is_none_or(|newest| id.version > *newest) })
+                Ok(Route::Named { entry, unseen: newest.is_some_and(|newest| id.version > *newest) })
             }
         }
     }
@@ -253,7 +258,12 @@ mod tests {
     fn other_providers_key_ids_lead_to_all_keys_in_order() {
         let keyring = keyring();
         for id in ["1", "1719830400", "kleidi-kms-plugin_1_1719830400", "", "tk10"] {
-            assert_eq!(keyring.route(id, &ciphertext(1)).unwrap(), Route::InOrder(keyring.entries()));
+            assert_eq!(
+                keyring.route(id, &ciphertext(1)).unwrap(),
+                Route::InOrder(keyring.entries().iter().collect())
+            );
+            let Ok(Route::InOrder(entries)) = keyring.route(id, &ciphertext(2)) else { panic!("in order") };
+            assert_eq!(entries.first().unwrap().name.as_str(), "kms");
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Proof {
 pub struct Before<'a> {
     /// The keys as published.
     pub keyring: &'a Keyring,
+    /// Whether the session in use is well, so that nothing is lost by insisting on the witness.
+    pub insist: bool,
     /// Whether the session that is probed wrapped the witness itself.
     pub own: bool,
     /// What was wrapped last, to be unwrapped now: Vault tells only the second in which a key
@@ -96,14 +98,15 @@ pub async fn probe(
     let primary = transit.keys().primary();
     let description = transit.read_key(primary, call).await?;
     check_usable(primary, &description)?;
-    let entries = read_entries(transit, &description, call).await?;
-    let newest = Keyring::new(entries.clone(), description.latest)?;
+    let mut entries = read_entries(transit, &description, call).await?;
     let Some(before) = before else {
+        let newest = Keyring::new(entries, description.latest)?;
         let (keyring, witness) = round_trip(transit, newest, call).await?;
         return Ok(Proof { against: None, keyring, witness });
     };
 
-    check_same_keys(before, &entries)?;
+    check_same_keys(before, &mut entries)?;
+    let newest = Keyring::new(entries.clone(), description.latest)?;
     let current = before.keyring.current();
     // The version published so far binds us only if it is of the same key.
     let published = before
@@ -116,7 +119,7 @@ pub async fn probe(
         check_going_back(transit, before, &entries, description.latest, accept_older, call).await?;
         round_trip(transit, newest, call).await
     } else {
-        check_witness(transit, before, call).await?;
+        check_witness(transit, before, &entries, call).await?;
         match (round_trip(transit, newest, call).await, published) {
             (Err(error), Some(published)) if description.latest > published => {
                 warn!(version = %description.latest, %error, "a new key version cannot be used yet");
@@ -148,10 +151,14 @@ async fn check_going_back(
     if !accept_older {
         return Err(ProbeFailure::Older(latest));
     }
-    match (before.keyring.entries().first(), entries.first()) {
-        (Some(old), Some(new)) if !old.shares_a_version_with(new) => Err(another_key(&new.name).into()),
+    match before.keyring.entries().first() {
+        Some(old) if !shares_a_version(old, entries) => Err(another_key(&old.name).into()),
         _ => Ok(()),
     }
+}
+
+fn shares_a_version(old: &KeyEntry, entries: &[KeyEntry]) -> bool {
+    entries.iter().any(|entry| old.shares_a_version_with(entry))
 }
 
 /// Refuses keys that can not do what is asked of them, with the remedy.
@@ -215,11 +222,23 @@ async fn read_entries(
     Ok(entries)
 }
 
-fn check_same_keys(before: Before<'_>, entries: &[KeyEntry]) -> Result<(), TransitError> {
-    for entry in entries {
-        if before.keyring.entry(entry.scope).is_some_and(|old| old.contradicts(entry)) {
+/// A key that encrypts, or did, must be the one it was. An additional one that was made anew is
+/// no reason to stop: what is known of the old one stays, so that its key_ids are still refused.
+fn check_same_keys(before: Before<'_>, entries: &mut [KeyEntry]) -> Result<(), TransitError> {
+    let encrypted = before.keyring.entries().first().map(|old| old.scope);
+    for (index, entry) in entries.iter_mut().enumerate() {
+        let Some(old) = before.keyring.entry(entry.scope).filter(|old| old.contradicts(entry)) else {
+            continue;
+        };
+        if index == 0 || Some(entry.scope) == encrypted {
             return Err(another_key(&entry.name));
         }
+        if before.own {
+            debug!(key = %entry.name, "an additional key was made anew");
+        } else {
+            warn!(key = %entry.name, "an additional key was made anew: what the old one encrypted cannot be read");
+        }
+        entry.clone_from(old);
     }
     Ok(())
 }
@@ -228,9 +247,10 @@ fn check_same_keys(before: Before<'_>, entries: &[KeyEntry]) -> Result<(), Trans
 async fn check_witness(
     transit: &dyn Transit,
     before: Before<'_>,
+    entries: &[KeyEntry],
     call: Call<'_>,
 ) -> Result<(), TransitError> {
-    let Before { keyring, own, witness } = before;
+    let Before { keyring, insist, own, witness } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
     let Some(name) = transit.keys().iter().find(|name| transit.scope(name) == old.scope) else {
         warn!(
@@ -247,9 +267,10 @@ async fn check_witness(
         // Its version is too old, or gone with a restored backup: the versions themselves tell
         // what follows from that. A session that is new must do better.
         Err(error) if own && matches!(error.fault, Fault::Lagging | Fault::TooOld) => Ok(()),
-        Err(error) if error.fault == Fault::TooOld => {
-            // min_decryption_version was raised above what the old session used last. If that
-            // session is dead there will be no newer witness, so insisting would be for ever.
+        // min_decryption_version was raised above what the old session used last. While that one
+        // works, it soon makes a newer witness; when it does not, nobody will, and the birth of
+        // the versions that both know has to do.
+        Err(error) if error.fault == Fault::TooOld && !insist && shares_a_version(old, entries) => {
             warn!(key = %name, %error, "that the key is the one used so far shows only in its creation times");
             Ok(())
         }

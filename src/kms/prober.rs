@@ -27,6 +27,9 @@ const PROBES_TO_GO_BACK: u32 = 3;
 pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
     let mut older = OlderVersions::default();
     let mut unwell_pause = FIRST_UNWELL_PAUSE;
+    let mut least_pause = LEAST_PAUSE;
+    let mut seen = None;
+    let mut asked_for = false;
     loop {
         heart.beat();
         let healthy = match board.snapshot() {
@@ -40,6 +43,12 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
             None => false,
         };
         board.publish_health();
+        // Calls that go on failing for their own reasons must not make for more and more probes.
+        let found = board.snapshot().map(|snapshot| (snapshot.keyring.current().key_id.clone(), healthy));
+        let news = seen != found;
+        seen = found;
+        least_pause =
+            if asked_for && !news { min(least_pause * 2, LONGEST_UNWELL_PAUSE) } else { LEAST_PAUSE };
 
         let interval = board.settings().probe_interval;
         let pause = if healthy {
@@ -51,11 +60,15 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
             pause
         };
         heart.beat();
-        sleep(LEAST_PAUSE).await;
-        tokio::select! {
-            () = sleep(pause.saturating_sub(LEAST_PAUSE)) => {}
-            () = board.probe_requested() => debug!("probing out of turn"),
-        }
+        let least_pause = min(least_pause, pause);
+        sleep(least_pause).await;
+        asked_for = tokio::select! {
+            () = sleep(pause.saturating_sub(least_pause)) => false,
+            () = board.probe_requested() => {
+                debug!("probing out of turn");
+                true
+            }
+        };
     }
 }
 
@@ -63,7 +76,7 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
 async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersions) -> bool {
     let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
     let deadline = Instant::now() + longest;
-    let before = Before { keyring: &snapshot.keyring, own: true, witness: &snapshot.witness };
+    let before = Before { keyring: &snapshot.keyring, insist: false, own: true, witness: &snapshot.witness };
     let outcome = match timeout_at(
         deadline,
         probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline),
@@ -114,7 +127,8 @@ impl OlderVersions {
                 warn!(%version, probes = self.0, "Vault's active node reports an older key version than the one in use");
             }
             // Silence says nothing about versions.
-            Err(ProbeFailure::Failed(error)) if error.fault == Fault::Unreachable => {}
+            Err(ProbeFailure::Failed(error))
+                if matches!(error.fault, Fault::DeadlineExceeded | Fault::Unreachable) => {}
             _ => self.0 = 0,
         }
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     board::{Board, Snapshot},
@@ -188,7 +188,7 @@ impl KmsService {
             .checked_sub(TIME_FOR_A_RETRY)
             .unwrap_or(call.deadline)
             .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
-        timeout_at(until, self.board.newer_than(dead.generation)).await.map_err(|_| {
+        timeout_at(until, self.board.after_death_of(dead.generation)).await.map_err(|_| {
             let (answer, _) = self.board.status();
             Status::permission_denied(
                 answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
@@ -278,14 +278,14 @@ async fn decrypt(
         Route::InOrder(entries) => entries,
         Route::Named { entry, unseen } => {
             if unseen {
-                info!(key = %entry.name, version = %ciphertext.version(), "another node has seen a newer key version");
+                debug!(key = %entry.name, version = %ciphertext.version(), "another node has seen a newer key version");
                 board.probe_soon();
             }
-            std::slice::from_ref(entry)
+            vec![entry]
         }
     };
     let mut last = None;
-    for entry in entries {
+    for entry in &entries {
         match snapshot.transit.decrypt(&entry.name, ciphertext, call).await {
             Ok(opened) => return Ok(opened),
             Err(error) => {

@@ -70,6 +70,7 @@ impl Bench {
         let before = self.board.snapshot();
         let against = before.as_ref().map(|before| Before {
             keyring: &before.keyring,
+            insist: false,
             own: false,
             witness: &before.witness,
         });
@@ -268,8 +269,12 @@ async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call(
     bench.board.call_failed(1, &TransitError::new(Fault::Denied, "permission denied"));
     let error = bench.status().await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
-    bench.board.probe_failed(1, &TransitError::new(Fault::Denied, "not even the key may be read"));
-    assert_eq!(bench.healthz().await, "not even the key may be read");
+    // Nor at the word of a probe: what refuses us says nothing about the key being there again.
+    for fault in [Fault::Denied, Fault::TokenDead, Fault::Unreachable] {
+        bench.board.probe_failed(1, &TransitError::new(fault, "no"));
+        assert_eq!(bench.status().await.unwrap_err().message(), "the key is gone");
+        assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::FailedPrecondition);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -396,14 +401,60 @@ async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_raised_min_decryption_version_does_not_lock_new_sessions_out() {
+async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_session_is_not_well() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.model.rotate("kms");
-    bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = 2);
-    // The old session is dead, so nobody makes a newer witness.
-    bench.session.kill_token();
     bench.take_session(&["kms"]).await.unwrap();
-    assert!(bench.encrypt(b"seed").await.unwrap().ciphertext.starts_with(b"vault:v2:"));
+    // The witness is of version 2; versions 2 and 3 are shared, and then only version 3 decrypts.
+    let before = bench.board.snapshot().unwrap();
+    bench.model.rotate("kms");
+    let try_session = async |bench: &Bench, insist| {
+        let session = bench.model.session(&["kms"]);
+        let against = Before { keyring: &before.keyring, insist, own: false, witness: &before.witness };
+        probe(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await
+    };
+    assert!(try_session(&bench, true).await.is_ok());
+    bench.model.change(|state| state.fails.insert("decrypt", Fault::TooOld));
+    assert!(
+        matches!(try_session(&bench, true).await, Err(ProbeFailure::Failed(error)) if error.fault == Fault::TooOld)
+    );
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = 3);
+    assert!(try_session(&bench, false).await.is_err(), "no version is shared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_additional_key_made_anew_stops_nothing_but_its_own_key_ids() {
+    let model = Model::new();
+    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    let theirs = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
+    let mut bench = Bench::ready(model, &["kms", "old"]).await;
+    bench.model.change(|state| state.keys.insert("old".into(), ModelKey::new(10, &[60])));
+    bench.take_session(&["kms", "old"]).await.unwrap();
+    assert!(bench.encrypt(b"seed").await.is_ok());
+    assert_eq!(bench.healthz().await, "ok");
+    assert_eq!(
+        bench.decrypt(&theirs.ciphertext, &theirs.key_id).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.fails.insert("encrypt", Fault::TokenDead));
+    let service = bench.service.clone();
+    let call = tokio::spawn(async move {
+        let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+        service.encrypt(Request::new(request)).await
+    });
+    settle().await;
+    bench.model.change(|state| state.fails.clear());
+    let snapshot = bench.board.snapshot().unwrap();
+    let against = Before { keyring: &snapshot.keyring, insist: false, own: true, witness: &snapshot.witness };
+    let proof =
+        probe(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
+    bench.board.probe_passed(1, proof.unwrap());
+    assert!(call.await.unwrap().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -584,7 +635,8 @@ async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_k
     bench.session.kill_token();
     let try_session = async |bench: &Bench, accept_older| {
         let (session, before) = (bench.model.session(&["kms"]), bench.board.snapshot().unwrap());
-        let against = Before { keyring: &before.keyring, own: false, witness: &before.witness };
+        let against =
+            Before { keyring: &before.keyring, insist: false, own: false, witness: &before.witness };
         probe(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
     };
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
@@ -608,6 +660,19 @@ async fn a_storm_of_calls_is_not_a_storm_of_probes() {
         settle().await;
     }
     assert!(bench.model.calls() - before <= 3, "one probe has three calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_go_on_failing_do_not_make_for_more_and_more_probes() {
+    let bench = Bench::with_prober(Model::new()).await;
+    pass(1).await;
+    let before = bench.model.calls();
+    for _ in 0..120 {
+        bench.board.probe_soon();
+        pass(1).await;
+    }
+    let probes = (bench.model.calls() - before) / 4;
+    assert!(probes < 40, "{probes} in two minutes");
 }
 
 /// One step of an interleaving.
@@ -677,7 +742,12 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseErr
                 let board = Arc::clone(&bench.board);
                 others.push(tokio::spawn(async move {
                     let snapshot = board.snapshot().unwrap();
-                    let before = Before { keyring: &snapshot.keyring, own: true, witness: &snapshot.witness };
+                    let before = Before {
+                        keyring: &snapshot.keyring,
+                        insist: false,
+                        own: true,
+                        witness: &snapshot.witness,
+                    };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     match probe(snapshot.transit.as_ref(), Some(before), false, deadline).await {
                         Ok(proof) => board.probe_passed(snapshot.generation, proof),
@@ -690,7 +760,12 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseErr
                 let (board, session) = (Arc::clone(&bench.board), bench.model.session(&["kms"]));
                 others.push(tokio::spawn(async move {
                     let before = board.snapshot().unwrap();
-                    let against = Before { keyring: &before.keyring, own: false, witness: &before.witness };
+                    let against = Before {
+                        keyring: &before.keyring,
+                        insist: false,
+                        own: false,
+                        witness: &before.witness,
+                    };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     if let Ok(proof) = probe(session.as_ref(), Some(against), false, deadline).await {
                         drop(board.take_session(session, proof));

@@ -4,8 +4,6 @@
 //! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
 //! `vault/request_handling.go`).
 
-use serde::Deserialize;
-
 use crate::kms::{Fault, TransitError};
 
 /// What was asked of Vault, as metrics name it and as messages speak of it.
@@ -40,20 +38,27 @@ impl Operation {
     }
 }
 
-/// Vault's error body; unknown fields and a missing list are nothing to stumble over.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ErrorBody {
-    errors: Vec<String>,
+/// Vault's error body; `errors` is there even if it is empty or null.
+fn errors_of(body: &[u8]) -> Option<Vec<String>> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let errors = body.get("errors")?.as_array().cloned().unwrap_or_default();
+    Some(errors.iter().filter_map(|error| error.as_str().map(str::to_owned)).collect())
 }
 
 /// The meaning of an answer that is not a success. `path` is without `/v1/`.
 pub(super) fn meaning(operation: Operation, path: &str, status: u16, body: &[u8]) -> TransitError {
-    let errors = serde_json::from_slice::<ErrorBody>(body).unwrap_or_default().errors;
+    let vaults = errors_of(body);
+    let is_vaults = vaults.is_some();
+    let errors = vaults.unwrap_or_default();
     let said = quotable(&errors);
     let has = |words: &str| said.contains(words);
     let error = |fault, message: String| TransitError::new(fault, message);
     match status {
+        // A proxy's "not found" says nothing about the key, and its "forbidden" nothing about the policy.
+        403 | 404 if !is_vaults => error(
+            Fault::Unreachable,
+            format!("something that is not Vault answered {status}: is a proxy in front of it?"),
+        ),
         400 if has("version is too new") || has("higher than the latest key version") => {
             error(Fault::Lagging, format!("this Vault node does not know the key version: {said}"))
         }
@@ -170,6 +175,14 @@ mod tests {
     fn a_body_that_is_not_vaults_is_no_trouble() {
         for body in [&b""[..], b"<html>Bad Gateway</html>", b"{\"errors\":null}", b"[]"] {
             assert_eq!(meaning(Operation::Encrypt, "p", 502, body).fault, Fault::Unreachable);
+        }
+        for body in [&b""[..], b"404 page not found", b"{}"] {
+            // A proxy whose back ends roll; the key is where it was.
+            assert_eq!(meaning(Operation::ReadKey, "p", 404, body).fault, Fault::Unreachable);
+            assert_eq!(meaning(Operation::Encrypt, "p", 403, body).fault, Fault::Unreachable);
+        }
+        for body in [&br#"{"errors":[]}"#[..], br#"{"errors":null}"#] {
+            assert_eq!(meaning(Operation::ReadKey, "p", 404, body).fault, Fault::KeyLost);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which node is asked, and who is asked next: the one place that decides it.
 //!
-//! For now: in order, beginning with the one that answered last, and on to the next
-//! on connection errors and on nodes that lag behind. Encrypt and Decrypt may be sent
+//! For now: in order, beginning with the one that answered last, and on to the next on
+//! connection errors, on nodes that are sealed or not ready, and on nodes that lag behind. Encrypt and Decrypt may be sent
 //! twice without harm, so a connection that breaks is no reason to give up either.
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -19,6 +19,10 @@ use crate::{
 
 /// A standby was seen to lag for 56 to 98 ms after a rotation.
 const LAG: Duration = Duration::from_millis(100);
+/// What `/sys/health` answers for the active node.
+const ACTIVE: u16 = 200;
+/// What it answers for a standby, a secondary for disaster recovery, and a performance standby.
+const STANDBY: [u16; 3] = [429, 472, 473];
 /// So often every node is asked at most.
 const ROUNDS: usize = 3;
 
@@ -49,20 +53,26 @@ pub(super) async fn ask(
             let began = Instant::now();
             let outcome = node.exchange(outgoing, deadline).await;
             let error = match outcome {
-                Ok(incoming) if (200..300).contains(&incoming.status) || operation == Operation::Health => {
+                Ok(incoming) if (200..300).contains(&incoming.status) => {
                     pool.preferred.store(index, Ordering::Relaxed);
                     metrics.vault_call(operation.name(), "ok", began.elapsed());
                     return Ok(incoming);
                 }
                 Ok(incoming) => {
-                    answered = true;
                     let error = meaning(operation, &outgoing.path, incoming.status, &incoming.body);
                     metrics.vault_call(operation.name(), error.fault.name(), began.elapsed());
-                    if error.fault != Fault::Lagging {
-                        pool.preferred.store(index, Ordering::Relaxed);
-                        return Err(error);
+                    match error.fault {
+                        Fault::Lagging => {
+                            answered = true;
+                            metrics.retry("lagging");
+                        }
+                        // Sealed, not ready, or not Vault at all: another node may be better.
+                        Fault::Unreachable => {}
+                        _ => {
+                            pool.preferred.store(index, Ordering::Relaxed);
+                            return Err(error);
+                        }
                     }
-                    metrics.retry("lagging");
                     error
                 }
                 Err(NoAnswer::Final(error)) => {
@@ -84,8 +94,54 @@ pub(super) async fn ask(
                     error
                 }
             };
-            last = error;
+            // A node that lags says more than one that does not answer.
+            if last.fault != Fault::Lagging || error.fault == Fault::Lagging {
+                last = error;
+            }
         }
     }
     Err(last)
+}
+
+/// Whether the node that is asked first is the active one of its cluster.
+///
+/// If it is not, and another one is, that one is asked first from now on: whoever wants to
+/// know is to look again, there.
+///
+/// # Errors
+/// If no node says whether it is active or a standby.
+pub(super) async fn first_is_active(
+    pool: &Pool,
+    metrics: &Metrics,
+    outgoing: &Outgoing,
+    deadline: Instant,
+) -> Result<bool, TransitError> {
+    let operation = Operation::Health;
+    let first = pool.preferred.load(Ordering::Relaxed);
+    let count = pool.nodes.len();
+    let mut outcome = Err(TransitError::new(Fault::Nonsense, "no address is configured"));
+    for (index, node) in pool.nodes.iter().enumerate().cycle().skip(first % count.max(1)).take(count) {
+        let began = Instant::now();
+        match node.exchange(outgoing, deadline).await {
+            Ok(incoming) if incoming.status == ACTIVE => {
+                metrics.vault_call(operation.name(), "ok", began.elapsed());
+                pool.preferred.store(index, Ordering::Relaxed);
+                return Ok(index == first % count.max(1));
+            }
+            Ok(incoming) if STANDBY.contains(&incoming.status) => {
+                metrics.vault_call(operation.name(), "ok", began.elapsed());
+                outcome = Ok(false);
+            }
+            Ok(incoming) => {
+                let error = meaning(operation, &outgoing.path, incoming.status, &incoming.body);
+                metrics.vault_call(operation.name(), error.fault.name(), began.elapsed());
+                outcome = outcome.or(Err(error));
+            }
+            Err(NoAnswer::Broken(error) | NoAnswer::Connect(error) | NoAnswer::Final(error)) => {
+                metrics.vault_call(operation.name(), error.fault.name(), began.elapsed());
+                outcome = outcome.or(Err(error));
+            }
+        }
+    }
+    outcome
 }

@@ -23,6 +23,7 @@ use crate::{
     config::{Credentials, Fingerprint, Observation, Reading, Watcher},
     kms::{
         Board, Fault, Snapshot, TransitError,
+        health::Answer,
         probe::{Before, Proof, probe},
         prober::OlderVersions,
     },
@@ -89,13 +90,16 @@ impl Keeper {
         let mut candidate: Option<Candidate> = None;
         let mut in_use: Option<InUse> = None;
         let mut last_death = None;
+        let mut watching = true;
         loop {
             let next_try = candidate.as_ref().map(|candidate| candidate.next_try);
             let next_care = in_use.as_ref().and_then(|in_use| in_use.schedule.next());
             tokio::select! {
-                observation = self.watcher.changed() => {
-                    candidate = self.observe(observation, in_use.as_ref()).await;
-                }
+                observation = self.watcher.changed(), if watching => match observation {
+                    Some(observation) => candidate = self.observe(&observation, in_use.as_ref()),
+                    // The token is cared for all the same; `app` sees that the watch has ended.
+                    None => watching = false,
+                },
                 () = at(next_try) => {
                     if let Some(waiting) = candidate.take() {
                         candidate = self.try_candidate(waiting, &mut in_use).await;
@@ -119,17 +123,14 @@ impl Keeper {
         }
     }
 
+    /// Whether the session in use does its work.
+    fn is_well(&self) -> bool {
+        self.board.status().0 == Answer::Well { in_grace: false }
+    }
+
     /// What is on disk now: a candidate, nothing new, or nothing usable.
-    async fn observe(
-        &self,
-        observation: Option<Arc<Observation>>,
-        in_use: Option<&InUse>,
-    ) -> Option<Candidate> {
-        let Some(observation) = observation else {
-            warn!("the config is no longer watched; the session in use goes on");
-            return std::future::pending().await;
-        };
-        match observation.as_ref() {
+    fn observe(&self, observation: &Observation, in_use: Option<&InUse>) -> Option<Candidate> {
+        match observation {
             Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
                 debug!("the config on disk is the one in use");
                 self.board.set_trouble(None);
@@ -158,11 +159,18 @@ impl Keeper {
     ) -> Option<Candidate> {
         let deadline = Instant::now() + LONGEST_TRY;
         let before = self.board.snapshot();
-        let proving = prove(&self.metrics, &mut candidate, in_use.as_ref(), before.as_deref(), deadline);
+        let proving = prove(
+            &self.metrics,
+            &mut candidate,
+            in_use.as_ref(),
+            before.as_deref(),
+            self.is_well(),
+            deadline,
+        );
         let outcome = tokio::select! {
             biased;
             // Nothing has been published yet, so a newer config may simply take over.
-            observation = self.watcher.changed() => return self.observe(observation, in_use.as_ref()).await,
+            Some(observation) = self.watcher.changed() => return self.observe(&observation, in_use.as_ref()),
             outcome = timeout_at(deadline, proving) => outcome.unwrap_or_else(|_| {
                 let message = format!("Vault did not answer within {} s", LONGEST_TRY.as_secs());
                 Err(TransitError::new(Fault::Unreachable, message))
@@ -174,7 +182,7 @@ impl Keeper {
                 None
             }
             Err(error) => {
-                self.put_off(&mut candidate, &error, before.is_some());
+                self.put_off(&mut candidate, &error, self.is_well());
                 Some(candidate)
             }
         }
@@ -297,6 +305,7 @@ async fn prove(
     candidate: &mut Candidate,
     in_use: Option<&InUse>,
     before: Option<&Snapshot>,
+    in_use_is_well: bool,
     deadline: Instant,
 ) -> Result<Proven, TransitError> {
     let reading = &candidate.reading;
@@ -328,9 +337,15 @@ async fn prove(
         }
         Err(error) => return Err(error),
     };
-    let against =
-        before.map(|before| Before { keyring: &before.keyring, own: false, witness: &before.witness });
-    let outcome = probe(&session, against, candidate.older.believed(), deadline).await;
+    let against = before.map(|before| Before {
+        keyring: &before.keyring,
+        insist: in_use_is_well,
+        own: false,
+        witness: &before.witness,
+    });
+    // While the session in use is well, an older key version is not its Vault's.
+    let accept_older = !in_use_is_well && candidate.older.believed();
+    let outcome = probe(&session, against, accept_older, deadline).await;
     candidate.older.note(&outcome);
     Ok(Proven { info, pool, proof: outcome?, session: Arc::new(session) })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
@@ -81,16 +82,22 @@ impl Session {
         call: Call<'_>,
     ) -> Result<Incoming, TransitError> {
         let mut headers = self.headers.clone();
-        if operation == Operation::Health {
-            // It belongs to the node: in a namespace it is refused, and it needs no token.
-            headers.remove(X_VAULT_NAMESPACE);
-            headers.remove(X_VAULT_TOKEN);
-        }
         if let Ok(uid) = HeaderValue::from_str(call.uid) {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);
         }
         let outgoing = Outgoing { method, path, headers, body: Bytes::from_owner(body) };
         failover::ask(&self.pool, &self.metrics, operation, &outgoing, call.deadline).await
+    }
+
+    /// See [`failover::first_is_active`].
+    pub(super) async fn first_is_active(&self, deadline: Instant) -> Result<bool, TransitError> {
+        // It belongs to the node: in a namespace it is refused, and it needs no token.
+        let mut headers = self.headers.clone();
+        headers.remove(X_VAULT_NAMESPACE);
+        headers.remove(X_VAULT_TOKEN);
+        let outgoing =
+            Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
+        failover::first_is_active(&self.pool, &self.metrics, &outgoing, deadline).await
     }
 }

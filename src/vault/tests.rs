@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -29,6 +29,7 @@ use crate::{
 /// Answers each request with the next of its answers, and the last one for ever.
 struct Fake {
     address: String,
+    heads: Arc<Mutex<Vec<String>>>,
     requests: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -47,12 +48,19 @@ impl Fake {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&requests);
+        let heads = Arc::<Mutex<Vec<String>>>::default();
+        let noted = Arc::clone(&heads);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, answers.clone(), Arc::clone(&counted)));
+                tokio::spawn(serve(stream, answers.clone(), Arc::clone(&counted), Arc::clone(&noted)));
             }
         });
-        Self { address, requests, task }
+        Self { address, heads, requests, task }
+    }
+
+    /// The heads of all requests so far, in lower case.
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
     }
 
     fn requests(&self) -> usize {
@@ -66,8 +74,14 @@ impl Drop for Fake {
     }
 }
 
-async fn serve(mut stream: TcpStream, answers: Vec<Answer>, requests: Arc<AtomicUsize>) {
-    while read_request(&mut stream).await.is_some() {
+async fn serve(
+    mut stream: TcpStream,
+    answers: Vec<Answer>,
+    requests: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<String>>>,
+) {
+    while let Some(head) = read_request(&mut stream).await {
+        heads.lock().unwrap().push(head);
         let turn = requests.fetch_add(1, Ordering::Relaxed);
         match answers.get(turn).or(answers.last()) {
             Some(Answer::Bytes(bytes)) => stream.write_all(bytes).await.unwrap_or_default(),
@@ -77,7 +91,7 @@ async fn serve(mut stream: TcpStream, answers: Vec<Answer>, requests: Arc<Atomic
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<()> {
+async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -88,7 +102,7 @@ async fn read_request(stream: &mut TcpStream) -> Option<()> {
         .find_map(|line| line.strip_prefix("content-length: "))
         .map_or(0, |it| it.parse().unwrap());
     stream.read_exact(&mut vec![0; length]).await.ok()?;
-    Some(())
+    Some(head)
 }
 
 fn json(status: u16, body: &str) -> Answer {
@@ -97,7 +111,10 @@ fn json(status: u16, body: &str) -> Answer {
 }
 
 fn session(addresses: &[&str]) -> Session {
-    let text = format!("vault: {{ addresses: [{}], keynames: [kms], token: fake }}", addresses.join(", "));
+    session_with(&format!("vault: {{ addresses: [{}], keynames: [kms], token: fake }}", addresses.join(", ")))
+}
+
+fn session_with(text: &str) -> Session {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     session_of(file.path())
@@ -230,6 +247,60 @@ async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
         assert!(encrypt(&session).await.is_ok());
     }
     assert_eq!((good.requests(), third.requests()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_sealed_node_does_not_keep_callers_from_another() {
+    let sealed = Fake::with(vec![json(503, r#"{"errors":["Vault is sealed"]}"#)]).await;
+    let good = Fake::with(vec![json(200, GOOD)]).await;
+    let session = session(&[&sealed.address, &good.address]);
+    for _ in 0..3 {
+        assert!(encrypt(&session).await.is_ok());
+    }
+    assert_eq!((sealed.requests(), good.requests()), (1, 3));
+
+    let alone = self::session(&[&sealed.address]);
+    let error = encrypt(&alone).await.unwrap_err();
+    assert!(error.message.contains("sealed"), "{error}");
+    assert_eq!(sealed.requests(), 2, "once, and the caller hears of it");
+}
+
+#[tokio::test]
+async fn a_standby_that_is_asked_first_gives_way_to_the_active_node() {
+    let standby = Fake::with(vec![json(429, "{}")]).await;
+    let active = Fake::with(vec![json(200, "{}")]).await;
+    let session = session(&[&standby.address, &active.address]);
+    assert!(!session.is_active(call()).await.unwrap(), "what was read before came from the standby");
+    assert!(session.is_active(call()).await.unwrap());
+    assert_eq!((standby.requests(), active.requests()), (1, 2));
+
+    let neither = Fake::with(vec![json(400, r#"{"errors":["operation unavailable in namespaces"]}"#)]).await;
+    assert!(self::session(&[&neither.address]).is_active(call()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
+    let fake = Fake::with(vec![json(200, GOOD)]).await;
+    let session = session_with(&format!(
+        "vault: {{ address: {}, keynames: [kms], token: fake, namespace: team-a }}",
+        fake.address
+    ));
+    encrypt(&session).await.unwrap();
+    let head = fake.heads().pop().unwrap();
+    for header in
+        ["x-vault-token: fake", "x-vault-namespace: team-a", "x-correlation-id: uid", "x-kms-uid: uid"]
+    {
+        assert!(head.contains(header), "{header} is not in {head}");
+    }
+    assert!(session.is_active(call()).await.unwrap());
+    let head = fake.heads().pop().unwrap();
+    assert!(head.contains("/v1/sys/health") && !head.contains("team-a") && !head.contains("fake"), "{head}");
+
+    // What cannot be in a header is left out.
+    let key = KeyName::new("kms").unwrap();
+    let odd = Call { uid: "a\nb", ..call() };
+    drop(session.read_key(&key, odd).await);
+    assert!(!fake.heads().pop().unwrap().contains("x-kms-uid"));
 }
 
 #[tokio::test]

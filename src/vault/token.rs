@@ -20,6 +20,9 @@ use crate::kms::{Fault, TransitError, transit::Call};
 /// A token that cannot be renewed and has less than this to live needs an agent that is awake.
 const SHORT_TTL: Duration = Duration::from_secs(10 * 60);
 
+/// A hundred years, in seconds; beyond it, sums of times might overflow.
+const LONGEST_TTL: u64 = 100 * 365 * 86_400;
+
 /// What Vault says of a token; never the token.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct TokenInfo {
@@ -83,7 +86,7 @@ pub(super) async fn lookup(session: &Session, deadline: Instant) -> Result<Token
         num_uses: found.num_uses,
         policies: found.policies,
         renewable: found.renewable.unwrap_or(false),
-        ttl: Duration::from_secs(found.ttl),
+        ttl: Duration::from_secs(found.ttl.min(LONGEST_TTL)),
     })
 }
 
@@ -94,7 +97,7 @@ pub(super) async fn renew(session: &Session, deadline: Instant) -> Result<Renewa
     let capped = answer.warnings.iter().flatten().any(|warning| warning.contains("capped"));
     let mut auth = answer.auth.ok_or_else(|| client.garbled())?;
     auth.client_token.zeroize();
-    Ok(Renewal { ttl: Duration::from_secs(auth.lease_duration), capped })
+    Ok(Renewal { ttl: Duration::from_secs(auth.lease_duration.min(LONGEST_TTL)), capped })
 }
 
 /// Carries one of `vaultrs`' requests over our session, and our error back past

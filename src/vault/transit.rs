@@ -10,11 +10,7 @@ use http::Method;
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use super::{
-    errors::{Operation, meaning},
-    pool::Incoming,
-    session::Session,
-};
+use super::{errors::Operation, pool::Incoming, session::Session};
 use crate::{
     config::{KeyName, KeyNames},
     kms::{
@@ -24,11 +20,6 @@ use crate::{
         transit::{Call, KeyDescription, Opened, Sealed},
     },
 };
-
-/// What `/sys/health` answers for the active node.
-const ACTIVE: u16 = 200;
-/// What it answers for a standby, a secondary for disaster recovery, and a performance standby.
-const STANDBY: [u16; 3] = [429, 472, 473];
 
 #[derive(Deserialize)]
 struct Envelope<T> {
@@ -112,13 +103,7 @@ impl Transit for Session {
     }
 
     async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError> {
-        let path = "sys/health".to_owned();
-        let answer = self.ask(Operation::Health, Method::GET, path, Zeroizing::default(), call).await?;
-        match answer.status {
-            ACTIVE => Ok(true),
-            status if STANDBY.contains(&status) => Ok(false),
-            status => Err(meaning(Operation::Health, "sys/health", status, &answer.body)),
-        }
+        self.first_is_active(call.deadline).await
     }
 
     fn keys(&self) -> &KeyNames {
