@@ -36,8 +36,8 @@ pub(super) const EXIT_SYSTEM: u8 = 71;
 /// SIGTERM and SIGINT drain and end it, SIGHUP has the config file read at once.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Exit codes: 0 after SIGTERM or SIGINT, 64 a flag cannot be used, 71 the system refuses something, 73 the socket \
-or port is taken.\n\n\
+Exit codes: 0 after SIGTERM or SIGINT, 64 a flag cannot be used, 71 the system refuses something, 73 the socket or \
+port cannot be had.\n\n\
 Example:\n  transit-kms serve --config /etc/transit-kms/config.yaml\n  transit-kms probe roundtrip")]
 pub struct ServeArgs {
     /// Where kube-apiserver calls: unix:///path, or unix:///@name for an abstract socket.
@@ -217,12 +217,21 @@ impl ServeArgs {
 /// heed would otherwise seem to work, and not reload.
 fn warn_of_ignored_environment() {
     for (name, _) in std::env::vars_os() {
-        if let Some(name) =
-            name.to_str().filter(|name| name.starts_with("VAULT_") || name.starts_with("BAO_"))
-        {
-            warn!(variable = name, "ignored: put it into the config file");
+        if let Some(name) = name.to_str().filter(|name| is_a_setting(name)) {
+            warn!(variable = name, "ignored: transit-kms takes this from its config file only");
         }
     }
+}
+
+/// Kubernetes itself sets variables such as `VAULT_PORT_8200_TCP` beside a Service of that name.
+fn is_a_setting(variable: &str) -> bool {
+    let Some(rest) = variable.strip_prefix("VAULT_").or_else(|| variable.strip_prefix("BAO_")) else {
+        return false;
+    };
+    !(rest.contains("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest == "PORT"
+        || rest.starts_with("PORT_"))
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -238,5 +247,22 @@ fn probe_interval(text: &str) -> Result<Duration, String> {
         Ok(interval)
     } else {
         Err("it must be between 1s and 10m".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_is_no_setting() {
+        for setting in ["VAULT_ADDR", "VAULT_TOKEN", "VAULT_SKIP_VERIFY", "BAO_NAMESPACE"] {
+            assert!(is_a_setting(setting), "{setting}");
+        }
+        for other in
+            ["VAULT_SERVICE_HOST", "VAULT_SERVICE_PORT_HTTP", "VAULT_PORT", "VAULT_PORT_8200_TCP", "VAULTED"]
+        {
+            assert!(!is_a_setting(other), "{other}");
+        }
     }
 }

@@ -233,7 +233,7 @@ async fn variables_of_vault_are_named_and_not_heeded() {
         assert_eq!(warnings, 1, "{name}: {log}");
         assert!(!log.contains(value), "{name}: {log}");
     }
-    assert_eq!(log.matches("put it into the config file").count(), theirs.len(), "{log}");
+    assert_eq!(log.matches("from its config file only").count(), theirs.len(), "{log}");
 }
 
 #[tokio::test]

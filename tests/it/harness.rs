@@ -21,7 +21,7 @@ use transit_kms::kms::proto::{
 
 use crate::support::{
     Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,
-    eventually, rendered,
+    eventually, policy, rendered,
 };
 
 #[tokio::test]
@@ -279,4 +279,13 @@ impl KeyManagementService for Provider {
         let plaintext = if wrong { vec![0; 32].into() } else { request.into_inner().ciphertext };
         Ok(Response::new(DecryptResponse { plaintext }))
     }
+}
+
+/// The tests run with exactly the rights that the README tells operators to give.
+#[test]
+fn the_policy_of_the_tests_is_the_readmes() {
+    let readme = include_str!("../../README.md");
+    let block = readme.split("<<'POLICY'").nth(1).and_then(|rest| rest.split("POLICY").next()).unwrap();
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(block), words(&policy("transit", "kms")));
 }

@@ -212,6 +212,8 @@ async fn a_raised_min_decryption_version_says_how_to_read_the_value_again() {
     // And the same once a probe has found that Transit no longer tells when version 1 was made.
     wait_for_probes(&daemon, 3.0).await;
     refused().await;
+    let told = daemon.log().matches("older versions of the key are excluded from decryption").count();
+    assert_eq!(told, 1, "once, not at every probe");
     caller.decrypt(&new).await.unwrap();
     assert_eq!(caller.health().await, "ok", "one value that is too old is no reason to stop writing");
 

@@ -92,7 +92,7 @@ enum Ask {
     /// Whether the process works (/livez)
     Live,
 
-    /// Whether calls would succeed (/readyz)
+    /// Whether Status is ok, and if not, why (/readyz)
     Ready,
 
     /// Status, then Encrypt and Decrypt of 32 random bytes
