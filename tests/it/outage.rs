@@ -384,3 +384,37 @@ async fn assert_ready(daemon: &Daemon, status: u16, words: &str) {
     let (found, said) = daemon.admin("/readyz").await;
     assert!(found == status && said.contains(words), "{found} {said}");
 }
+
+/// Whoever reads the log at night finds each change once, with its reason, and no noise of ours or
+/// of a library.
+#[tokio::test]
+async fn an_outage_is_told_once_and_so_is_its_end() {
+    let mut stage = Stage::without_file().await;
+    let token = stage.bao.create_token(json!({ "period": "6s" })).await;
+    stage.render(&token);
+    let (daemon, caller) = stage.ready([]).await;
+    stage.bao.stop();
+    caller.wait_health("has not been usable", Duration::from_secs(20)).await;
+    eventually("renewals fail again and again", Duration::from_secs(40), async || {
+        daemon.metric("transit_kms_token_renewals_total", &[("result", "failed")]).await >= 2.0
+    })
+    .await;
+    let log = daemon.log();
+    for once in [
+        "Status stays ok for the outage grace",
+        "Status is not ok",
+        "the token could not be renewed; trying again",
+    ] {
+        assert_eq!(log.matches(once).count(), 1, "{once}: {log}");
+    }
+    assert!(!log.contains("ERROR"), "{log}");
+
+    stage.bao.start_again().await;
+    let token = stage.bao.token().await;
+    stage.render(&token);
+    caller.wait_ok(Duration::from_secs(20)).await;
+    eventually("its end is told", Duration::from_secs(20), async || {
+        daemon.log().matches(" healthy before=").count() == 2
+    })
+    .await;
+}
