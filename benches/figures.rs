@@ -13,7 +13,7 @@
     reason = "a program for people, on the harness of the tests"
 )]
 
-#[path = "../tests/it/support/mod.rs"]
+#[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{

@@ -26,7 +26,8 @@ use crate::{
         health::{Answer, HealthSettings},
         key_id::key_id_hash,
         prober,
-        service::KmsService,
+        v1::KmsV1,
+        v2::KmsV2,
     },
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     server::{
@@ -61,6 +62,8 @@ pub struct Settings {
     pub health: HealthSettings,
     /// Where kube-apiserver calls.
     pub listen: UnixAddress,
+    /// Where it calls for what was written under KMS v1.
+    pub listen_v1: Option<UnixAddress>,
     /// How long calls in flight may take at the end.
     pub shutdown_grace: Duration,
     /// Mode and group of the socket.
@@ -71,6 +74,7 @@ pub struct Settings {
 pub struct App {
     admin: Vec<BoundAdmin>,
     kms: BoundSocket,
+    kms_v1: Option<BoundSocket>,
     metrics: Arc<Metrics>,
     settings: Settings,
 }
@@ -81,18 +85,26 @@ pub struct App {
 /// If an address is taken or cannot be made.
 pub fn build(settings: Settings) -> Result<App, BindError> {
     let kms = socket::bind(&settings.listen, settings.socket)?;
-    let admin = settings.admin_listen.iter().map(admin::bind).collect::<Result<_, _>>();
-    let admin = match admin {
-        Ok(admin) => admin,
-        Err(error) => {
-            // Else kube-apiserver would find a socket that nobody serves.
-            drop(kms.remove_if_ours());
-            return Err(error);
+    let others = || -> Result<_, BindError> {
+        let kms_v1 = settings.listen_v1.as_ref().map(|address| socket::bind(address, settings.socket));
+        let kms_v1 = kms_v1.transpose()?;
+        match settings.admin_listen.iter().map(admin::bind).collect::<Result<_, _>>() {
+            Ok(admin) => Ok((kms_v1, admin)),
+            Err(error) => {
+                kms_v1.iter().for_each(forget);
+                Err(error)
+            }
         }
     };
+    let (kms_v1, admin) = others().inspect_err(|_| forget(&kms))?;
     #[expect(clippy::expect_used, reason = "fails only if two metrics share a name, which a test rules out")]
     let metrics = Arc::new(Metrics::new().expect("the names of metrics are distinct"));
-    Ok(App { admin, kms, metrics, settings })
+    Ok(App { admin, kms, kms_v1, metrics, settings })
+}
+
+/// Takes a socket away again; else kube-apiserver would find one that nobody serves.
+fn forget(socket: &BoundSocket) {
+    drop(socket.remove_if_ours());
 }
 
 impl App {
@@ -112,7 +124,7 @@ impl App {
     /// # Errors
     /// If the runtime cannot be set up; never because of Vault or the config.
     pub async fn run(self, shutdown: CancellationToken, reread: impl AsyncReread) -> anyhow::Result<CutOff> {
-        let Self { admin, kms, metrics, settings } = self;
+        let Self { admin, kms, kms_v1, metrics, settings } = self;
         let board = Arc::new(Board::new(settings.health, Arc::clone(&metrics)));
         let inspector = Inspector {
             board: Arc::clone(&board),
@@ -149,15 +161,30 @@ impl App {
             admin::spawn(admin, Arc::new(inspector)).context("cannot start the admin thread")?;
         let (listener, file) = kms.into_listener().context("cannot serve the KMS socket")?;
         info!(socket = %file.address(), "listening");
+        let kms_v1 = kms_v1.map(BoundSocket::into_listener).transpose();
+        let (listener_v1, file_v1) = kms_v1.context("cannot serve the KMS v1 socket")?.unzip();
+        if let Some(file) = &file_v1 {
+            info!(socket = %file.address(), "listening for KMS v1 too");
+        }
 
-        let service = KmsService::new(board, Arc::clone(&metrics)).into_server();
-        let serving = accept::Settings {
+        // The two share what the limits are made of.
+        let sockets = 1 + u64::from(listener_v1.is_some());
+        let open_files = getrlimit(Resource::Nofile).current.map(|most| most / sockets);
+        let accepting = accept::Settings {
             grace: settings.shutdown_grace,
-            limits: Limits::default().within(getrlimit(Resource::Nofile).current),
-            metrics,
+            limits: Limits::default().within(open_files),
+            metrics: Arc::clone(&metrics),
             peers: settings.allowed_peers,
         };
-        let serving = accept::serve(listener, service, serving, shutdown);
+        let v2 = KmsV2::new(Arc::clone(&board), Arc::clone(&metrics)).into_server();
+        let v1 = KmsV1::new(board, metrics).into_server();
+        let serving = async {
+            let v2 = accept::serve(listener, v2, accepting.clone(), shutdown.clone());
+            let Some(listener_v1) = listener_v1 else { return v2.await };
+            let v1 = accept::serve(listener_v1, v1, accepting.clone(), shutdown.clone());
+            let (v2, v1) = tokio::join!(v2, v1);
+            v2.and(v1)
+        };
         tokio::pin!(serving);
         let cut_off = loop {
             tokio::select! {
@@ -169,10 +196,17 @@ impl App {
                 }
             }
         };
-        match file.remove_if_ours() {
-            Ok(true) => {}
-            Ok(false) => info!("the socket is no longer ours, or has no file: nothing to remove"),
-            Err(error) => warn!(%error, "the socket could not be removed; the next start replaces it"),
+        for file in std::iter::once(&file).chain(&file_v1) {
+            let socket = file.address();
+            match file.remove_if_ours() {
+                Ok(true) => {}
+                Ok(false) => {
+                    info!(%socket, "the socket is no longer ours, or has no file: nothing to remove")
+                }
+                Err(error) => {
+                    warn!(%socket, %error, "the socket could not be removed; the next start replaces it");
+                }
+            }
         }
         admin.stop().await;
         background.shutdown().await;

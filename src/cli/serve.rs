@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
+use http::uri::Authority;
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -17,7 +18,7 @@ use crate::{
     kms::health::HealthSettings,
     observe::telemetry::{self, LogFormat, LogLevel},
     server::{
-        address::{ListenAddress, UnixAddress},
+        address::{AddressError, ListenAddress, UnixAddress},
         group::Group,
         peer::AllowedPeers,
         socket::SocketOptions,
@@ -48,6 +49,14 @@ pub struct ServeArgs {
         default_value = "unix:///run/transit-kms/kms.sock"
     )]
     listen: UnixAddress,
+
+    /// Where kube-apiserver calls for what was written under KMS v1, as Trousseau did: unix:///@name, or
+    /// unix:///path with an @ in the file's name, such as kms-v1@localhost. Off unless given.
+    ///
+    /// Only to move in: rewrite what is there under KMS v2, then drop this flag. kube-apiserver's KMS v1 client
+    /// sends the socket's name as the HTTP/2 authority, which no name without an @ is fit for.
+    #[arg(long, env = "TRANSIT_KMS_KMS_V1_LISTEN", value_name = "ADDRESS", value_parser = v1_address)]
+    kms_v1_listen: Option<UnixAddress>,
 
     /// The YAML file with Vault's addresses, the key and the token, as an agent renders it.
     ///
@@ -207,6 +216,7 @@ impl ServeArgs {
             config: self.config,
             health: HealthSettings { outage_grace: self.outage_grace, probe_interval: self.probe_interval },
             listen: self.listen,
+            listen_v1: self.kms_v1_listen,
             shutdown_grace: self.shutdown_grace,
             socket: SocketOptions { group: self.socket_group, mode: self.socket_mode },
         }
@@ -234,6 +244,18 @@ fn is_a_setting(variable: &str) -> bool {
         || rest.starts_with("PORT_"))
 }
 
+/// An address that the KMS v1 client of kube-apiserver can use, not just reach.
+fn v1_address(text: &str) -> Result<UnixAddress, String> {
+    let address: UnixAddress = text.parse().map_err(|error: AddressError| error.to_string())?;
+    if Authority::try_from(address.grpc_authority()).is_ok() {
+        return Ok(address);
+    }
+    Err("kube-apiserver's KMS v1 client sends the socket's name as the HTTP/2 authority, which this one is \
+         not fit for: write unix:///@name, or a path that has an @ in the file's name and none but letters, \
+         digits, - . _ ~ after it, such as unix:///run/transit-kms/kms-v1@localhost"
+        .into())
+}
+
 fn octal(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text.trim_start_matches("0o"), 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
@@ -253,6 +275,19 @@ fn probe_interval(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kms_v1_socket_has_a_name_that_its_client_can_send() {
+        for good in ["unix:///@kms-v1", "unix:///run/kms/v1@localhost", "unix:///var/lib/vault kms/v1@1"] {
+            assert!(v1_address(good).is_ok(), "{good}");
+        }
+        for bad in
+            ["unix:///run/kms.sock", "unix:///run/a@b/kms.sock", "unix:///@vault kms", "unix:///run/v1@"]
+        {
+            assert!(v1_address(bad).unwrap_err().contains("unix:///@name"), "{bad}");
+        }
+        assert!(v1_address("unix://kms").unwrap_err().contains("three slashes"));
+    }
 
     #[test]
     fn what_kubernetes_sets_for_a_service_is_no_setting() {

@@ -1,9 +1,10 @@
-//! The KMS v2 API and the rules behind it.
+//! The KMS APIs and the rules behind them.
 //!
 //! This module knows the trait [`Transit`], not HTTP: what implements it is
 //! decided elsewhere, and tests put a model in its place.
 
 pub mod board;
+mod calls;
 pub mod ciphertext;
 pub mod deadline;
 pub mod health;
@@ -12,8 +13,9 @@ pub mod keyring;
 pub mod probe;
 pub mod prober;
 pub mod proto;
-pub mod service;
 pub mod transit;
+pub mod v1;
+pub mod v2;
 
 pub use board::{Board, Snapshot};
 pub use transit::{Fault, Transit, TransitError};

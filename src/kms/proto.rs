@@ -1,9 +1,11 @@
-//! The generated wire types of `proto/kms/v2/api.proto`.
+//! The generated wire types of `proto/kms/v2/api.proto`; those of KMS v1 are in [`v1beta1`].
 //!
 //! Their `Debug` shows sizes, never bytes: prost's own would print plaintext.
 
 #![allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated code")]
 #![allow(clippy::all, reason = "generated code")]
+
+pub mod v1beta1;
 
 use std::fmt;
 

@@ -21,9 +21,11 @@ use super::{
     proto::{
         DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
         key_management_service_server::KeyManagementService,
+        v1beta1::{self, key_management_service_server::KeyManagementService as ServesV1},
     },
-    service::KmsService,
     transit::{Fault, TransitError},
+    v1::KmsV1,
+    v2::KmsV2,
 };
 use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
 
@@ -35,7 +37,7 @@ struct Bench {
     board: Arc<Board>,
     model: Model,
     prober: Option<JoinHandle<()>>,
-    service: KmsService,
+    service: KmsV2,
     session: Arc<ModelSession>,
 }
 
@@ -44,7 +46,7 @@ impl Bench {
     fn bare(model: Model) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let board = Arc::new(Board::new(SETTINGS, Arc::clone(&metrics)));
-        let service = KmsService::new(Arc::clone(&board), metrics);
+        let service = KmsV2::new(Arc::clone(&board), metrics);
         let session = model.session(&["kms"]);
         Self { board, model, prober: None, service, session }
     }
@@ -285,6 +287,72 @@ async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
     pass(31).await;
     let reason = bench.healthz().await;
     assert!(reason.contains("token is dead") && reason.contains("line 3"), "{reason}");
+}
+
+// KMS v1.
+
+/// The KMS v1 face of `bench`.
+fn v1(bench: &Bench) -> KmsV1 {
+    KmsV1::new(Arc::clone(&bench.board), Arc::new(Metrics::new().unwrap()))
+}
+
+async fn v1_decrypt(service: &KmsV1, cipher: &[u8]) -> Result<Bytes, Status> {
+    let request =
+        v1beta1::DecryptRequest { version: "v1beta1".into(), cipher: Bytes::copy_from_slice(cipher) };
+    Ok(ServesV1::decrypt(service, Request::new(request)).await?.into_inner().plain)
+}
+
+async fn v1_encrypt(service: &KmsV1, plain: &[u8]) -> Result<Bytes, Status> {
+    let request = v1beta1::EncryptRequest { version: "v1beta1".into(), plain: Bytes::copy_from_slice(plain) };
+    Ok(ServesV1::encrypt(service, Request::new(request)).await?.into_inner().cipher)
+}
+
+#[tokio::test(start_paused = true)]
+async fn kms_v1_wraps_what_kms_v2_unwraps_and_the_other_way_round() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let service = v1(&bench);
+    // A DEK, and the health check of kube-apiserver.
+    for plain in [&[7; 32][..], b"ping"] {
+        let cipher = v1_encrypt(&service, plain).await.unwrap();
+        assert!(cipher.starts_with(b"vault:v1:"), "{cipher:?}");
+        assert_eq!(v1_decrypt(&service, &cipher).await.unwrap(), plain);
+        assert_eq!(bench.decrypt(&cipher, "1").await.unwrap(), plain);
+        let sealed = bench.encrypt(plain).await.unwrap();
+        assert_eq!(v1_decrypt(&service, &sealed.ciphertext).await.unwrap(), plain);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn kms_v1_tries_every_key_for_it_knows_no_key_id() {
+    let model = Model::new();
+    model.change(|state| state.keys.insert("kms-old".into(), ModelKey::new(9, &[50])));
+    let old = Bench::ready(model.clone(), &["kms-old"]).await;
+    let cipher = v1_encrypt(&v1(&old), b"DEK").await.unwrap();
+    let bench = Bench::ready(model, &["kms", "kms-old"]).await;
+    assert_eq!(v1_decrypt(&v1(&bench), &cipher).await.unwrap(), b"DEK"[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn kms_v1_says_its_version_before_anything_is_known() {
+    let service = v1(&Bench::bare(Model::new()));
+    let request = v1beta1::VersionRequest { version: "v1beta1".into() };
+    let answer = service.version(Request::new(request)).await.unwrap().into_inner();
+    assert_eq!((answer.version.as_str(), answer.runtime_name.as_str()), ("v1beta1", "transit-kms"));
+    assert_eq!(v1_encrypt(&service, b"ping").await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(v1_decrypt(&service, b"vault:v1:QUJD").await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn kms_v1_refuses_what_cannot_be() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let service = v1(&bench);
+    for cipher in [&b""[..], b"vault:v0:QUJD", b"vault:-:!", b"\xff", &[b'x'; 2000]] {
+        let code = v1_decrypt(&service, cipher).await.unwrap_err().code();
+        assert_eq!(code, Code::InvalidArgument, "{}", cipher.escape_ascii());
+    }
+    for plain in [&b""[..], &[0; 701]] {
+        assert_eq!(v1_encrypt(&service, plain).await.unwrap_err().code(), Code::InvalidArgument);
+    }
 }
 
 // Tokens.

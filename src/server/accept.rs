@@ -83,6 +83,14 @@ pub struct CutOff {
     pub connections: usize,
 }
 
+impl CutOff {
+    /// What two listeners cut off together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { calls: self.calls + other.calls, connections: self.connections + other.connections }
+    }
+}
+
 /// Serves `service` on `listener` until `shutdown`, then drains.
 ///
 /// Nothing but `shutdown` ends it: errors of accept are waited out. Each

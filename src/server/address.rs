@@ -79,6 +79,26 @@ impl UnixAddress {
             Self::Path(path) => Some(path),
         }
     }
+
+    /// What a client made by grpc-go's `Dial(path)` sends as `:authority` when it is not told
+    /// otherwise: the path, percent-encoded.
+    ///
+    /// Source: `encodeAuthority` in google.golang.org/grpc `clientconn.go`.
+    #[must_use]
+    pub fn grpc_authority(&self) -> String {
+        let target = match self {
+            Self::Abstract(name) => format!("@{name}").into_bytes(),
+            Self::Path(path) => path.as_os_str().as_encoded_bytes().to_owned(),
+        };
+        target.into_iter().fold(String::new(), |mut encoded, byte| {
+            if byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]@".contains(&byte) {
+                encoded.push(char::from(byte));
+            } else {
+                encoded.push_str(&format!("%{byte:02X}"));
+            }
+            encoded
+        })
+    }
 }
 
 impl FromStr for UnixAddress {
@@ -177,6 +197,14 @@ mod tests {
             assert_eq!(text.parse(), Ok(ListenAddress::Tcp(tcp.parse().unwrap())), "{text}");
         }
         assert_eq!("unix:///a".parse(), Ok(ListenAddress::Unix(UnixAddress::Path("/a".into()))));
+    }
+
+    #[test]
+    fn the_authority_is_the_one_that_grpc_go_makes() {
+        let authority = |text: &str| unix(text).unwrap().grpc_authority();
+        assert_eq!(authority("unix:///@kms-v1"), "@kms-v1");
+        assert_eq!(authority("unix:///opt/kms/v 1@localhost"), "%2Fopt%2Fkms%2Fv%201@localhost");
+        assert_eq!(authority("unix:///\u{e9}"), "%2F%C3%A9");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Tests against real servers and the real binary; `support` starts and stops them.
+//! Tests against real servers and the real binary; `tests/support` starts and stops them.
 //!
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
@@ -10,6 +10,8 @@ mod candidates;
 mod cli;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod kms_v1;
 #[cfg(test)]
 mod leaks;
 #[cfg(test)]
@@ -25,6 +27,7 @@ mod shutdown;
 #[cfg(test)]
 mod socket;
 #[cfg(test)]
+#[path = "../support/mod.rs"]
 mod support;
 #[cfg(test)]
 mod token;

@@ -10,14 +10,14 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: PathBuf,
 }
 
 impl Authority {
     /// A new authority whose certificate is `ca.pem` in `dir`.
-    pub(super) fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "transit-kms test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -28,24 +28,32 @@ impl Authority {
         authority
     }
 
-    pub(super) fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.dir.join("ca.pem")
     }
 
-    pub(super) fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
     /// A certificate for the loopback: the paths of the chain and of its key.
-    pub(super) fn server(&self) -> (PathBuf, PathBuf) {
+    pub(crate) fn server(&self) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue("server", params)
     }
 
     /// A certificate for a client of this name: the paths of the chain and of its key.
-    pub(super) fn client(&self, name: &str) -> (PathBuf, PathBuf) {
+    pub(crate) fn client(&self, name: &str) -> (PathBuf, PathBuf) {
+        self.member(name, None)
+    }
+
+    /// As [`Authority::client`], of an organization, which Kubernetes takes for a group.
+    pub(crate) fn member(&self, name: &str, organization: Option<&str>) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
+        if let Some(organization) = organization {
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(name, params)
     }

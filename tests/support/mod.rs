@@ -6,14 +6,14 @@
 #![allow(dead_code, unused_imports, reason = "a face for all tests; each uses a part of it")]
 
 mod agent;
-mod authority;
+pub(crate) mod authority;
 mod caller;
 pub(crate) mod calls;
-mod daemon;
+pub(crate) mod daemon;
 pub(crate) mod http;
 mod load;
-mod port;
-mod process;
+pub(crate) mod port;
+pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod raw;
 pub(crate) mod rendered;

@@ -287,7 +287,7 @@ pub(crate) fn unix_url(socket: &Path) -> OsString {
 }
 
 /// The values of the samples of `name` that carry at least these labels.
-fn samples(text: &str, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
+pub(crate) fn samples(text: &str, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
     let of_line = |line: &str| {
         let (series, value) = line.rsplit_once(' ')?;
         let (found, carried) = series.split_once('{').unwrap_or((series, ""));

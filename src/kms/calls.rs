@@ -1,39 +1,27 @@
-//! The KMS v2 gRPC service: from a request to one call of [`Transit`], and back.
+//! One call, of whichever API: its limits, its deadline, one session, one call of [`Transit`].
+//!
+//! The faces are [`v1`](super::v1) and [`v2`](super::v2); everything that they have in common is
+//! here.
+//!
+//! [`Transit`]: super::transit::Transit
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Response, Status};
 use tracing::{debug, warn};
 
 use super::{
     board::{Board, Snapshot},
     ciphertext::Ciphertext,
-    deadline::patience,
-    health::Answer,
     key_id::key_id_hash,
     keyring::Route,
-    proto::{
-        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-        key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
-    },
     transit::{Call, Fault, Opened, Sealed, TransitError},
 };
 use crate::observe::metrics::Metrics;
 
-/// The version of the API, as Status answers it; it must never change while we run.
-const API_VERSION: &str = "v2";
-/// A longer request is not read at all. kube-apiserver's largest is a Decrypt with
-/// 1 KiB of ciphertext, 1 KiB of key_id and 32 KiB of annotations.
-const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// With any type of key this still makes a ciphertext of at most 1024 bytes; a seed has 32.
+/// With any type of key this still makes a ciphertext of at most 1024 bytes; a seed or a DEK has 32.
 const MAX_PLAINTEXT_BYTES: usize = 700;
-/// Source: `keyIDMaxSize` in k8s.io/apiserver
-/// `pkg/storage/value/encrypt/envelope/kmsv2/envelope.go`.
-const MAX_KEY_ID_BYTES: usize = 1024;
-/// Source: `annotationsMaxSize`, in the same file.
-const MAX_ANNOTATIONS_BYTES: usize = 32 * 1024;
 /// kube-apiserver sends a UUID of 36 characters.
 const MAX_UID_BYTES: usize = 256;
 /// A new token usually follows the old one's death within moments, and calls wait for it;
@@ -42,30 +30,20 @@ const PATIENCE_WITH_DEAD_TOKEN: Duration = Duration::from_secs(10);
 /// What a retry on a new session needs at least.
 const TIME_FOR_A_RETRY: Duration = Duration::from_millis(100);
 
-/// Answers kube-apiserver.
+/// Answers calls from what the board says.
 #[derive(Clone)]
-pub struct KmsService {
-    board: Arc<Board>,
+pub(super) struct Calls {
+    pub(super) board: Arc<Board>,
     metrics: Arc<Metrics>,
 }
 
-impl KmsService {
-    /// A service that answers from `board`.
-    #[must_use]
-    pub fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
+impl Calls {
+    pub(super) fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
         Self { board, metrics }
     }
 
-    /// The tower service for the socket, with its limits set.
-    #[must_use]
-    pub fn into_server(self) -> KeyManagementServiceServer<Self> {
-        KeyManagementServiceServer::new(self)
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
-            .max_encoding_message_size(MAX_REQUEST_BYTES)
-    }
-
     /// Runs `work` within the caller's deadline, and records how it ended.
-    async fn answer<T>(
+    pub(super) async fn answer<T>(
         &self,
         method: &'static str,
         uid: &str,
@@ -112,47 +90,38 @@ impl KmsService {
         }
     }
 
-    async fn encrypt_within(
+    /// Wraps `plaintext` with the current key version; the answer is to be named after the snapshot
+    /// that comes with it.
+    pub(super) async fn encrypt(
         &self,
-        request: &EncryptRequest,
+        plaintext: &[u8],
         call: Call<'_>,
-    ) -> Result<(EncryptResponse, Told), Status> {
+    ) -> Result<(Sealed, Arc<Snapshot>), Status> {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
-        at_most("plaintext", request.plaintext.len(), MAX_PLAINTEXT_BYTES)?;
-        if request.plaintext.is_empty() {
+        at_most("plaintext", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
+        if plaintext.is_empty() {
             return Err(Status::invalid_argument("the plaintext is empty"));
         }
-        let (sealed, snapshot) =
-            self.on_a_session(call, Work::Encrypt { plaintext: &request.plaintext }).await?;
-        let Done::Sealed(sealed) = sealed else { return Err(mixed_up()) };
-        let current = snapshot.keyring.current();
-        // What leaves is named after what was asked for; the session has checked the two.
-        let told = Told { key_id_hash: current.key_id_hash.clone(), request_id: sealed.request_id };
-        let response = EncryptResponse {
-            ciphertext: sealed.ciphertext.into_bytes().into(),
-            key_id: current.key_id.clone(),
-            annotations: std::collections::HashMap::new(),
-        };
-        Ok((response, told))
+        match self.on_a_session(call, Work::Encrypt { plaintext }).await? {
+            (Done::Sealed(sealed), snapshot) => Ok((sealed, snapshot)),
+            (Done::Opened(_), _) => Err(mixed_up()),
+        }
     }
 
-    async fn decrypt_within(
+    /// Unwraps `ciphertext`, with the key that `key_id` names.
+    pub(super) async fn decrypt(
         &self,
-        request: &DecryptRequest,
+        key_id: &str,
+        ciphertext: &[u8],
         call: Call<'_>,
-    ) -> Result<(DecryptResponse, Told), Status> {
+    ) -> Result<Opened, Status> {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
-        at_most("key_id", request.key_id.len(), MAX_KEY_ID_BYTES)?;
-        let annotations = request.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
-        at_most("annotations", annotations, MAX_ANNOTATIONS_BYTES)?;
-        let ciphertext = Ciphertext::parse(&request.ciphertext)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let work = Work::Decrypt { key_id: &request.key_id, ciphertext: &ciphertext };
-        let (opened, _) = self.on_a_session(call, work).await?;
-        let Done::Opened(opened) = opened else { return Err(mixed_up()) };
-        let told = Told { key_id_hash: key_id_hash(&request.key_id), request_id: opened.request_id };
-        // `from_owner` keeps the wiping buffer behind the bytes until they are sent.
-        Ok((DecryptResponse { plaintext: Bytes::from_owner(opened.plaintext) }, told))
+        let ciphertext =
+            Ciphertext::parse(ciphertext).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.on_a_session(call, Work::Decrypt { key_id, ciphertext: &ciphertext }).await? {
+            (Done::Opened(opened), _) => Ok(opened),
+            (Done::Sealed(_), _) => Err(mixed_up()),
+        }
     }
 
     /// Does `work` on the session in use. If its token turns out dead, waits for the next
@@ -194,48 +163,6 @@ impl KmsService {
                 answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
             )
         })
-    }
-}
-
-#[tonic::async_trait]
-impl KeyManagementService for KmsService {
-    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let status = async {
-            let (answer, snapshot) = self.board.status();
-            let told = |snapshot: &Snapshot| Told {
-                key_id_hash: snapshot.keyring.current().key_id_hash.clone(),
-                request_id: String::new(),
-            };
-            match (answer, snapshot) {
-                (Answer::Lost(reason), _) => Err(Status::failed_precondition(reason)),
-                (Answer::Unknown(reason), _) => Err(Status::unavailable(reason)),
-                (answer, Some(snapshot)) => Ok((
-                    StatusResponse {
-                        version: API_VERSION.into(),
-                        healthz: answer.reason().unwrap_or("ok").to_owned(),
-                        key_id: snapshot.keyring.current().key_id.clone(),
-                    },
-                    told(&snapshot),
-                )),
-                (_, None) => Err(Status::unavailable("nothing is known yet")),
-            }
-        };
-        self.answer("status", "", "", patience(request.metadata()), status).await
-    }
-
-    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let patience = patience(request.metadata());
-        let request = request.into_inner();
-        let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
-        self.answer("decrypt", &request.uid, &request.key_id, patience, self.decrypt_within(&request, call))
-            .await
-    }
-
-    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let patience = patience(request.metadata());
-        let request = request.into_inner();
-        let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
-        self.answer("encrypt", &request.uid, "", patience, self.encrypt_within(&request, call)).await
     }
 }
 
@@ -316,12 +243,12 @@ async fn decrypt(
 }
 
 /// What the log tells of an answered call.
-struct Told {
-    key_id_hash: String,
-    request_id: String,
+pub(super) struct Told {
+    pub(super) key_id_hash: String,
+    pub(super) request_id: String,
 }
 
-fn at_most(what: &str, length: usize, most: usize) -> Result<(), Status> {
+pub(super) fn at_most(what: &str, length: usize, most: usize) -> Result<(), Status> {
     if length > most {
         return Err(Status::invalid_argument(format!(
             "the {what} has {length} bytes; at most {most} are taken"

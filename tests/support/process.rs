@@ -15,7 +15,7 @@ use super::wait::eventually;
 /// How much of its output a failing test shows.
 const TAIL: usize = 80;
 
-pub(super) struct Process {
+pub(crate) struct Process {
     name: &'static str,
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
@@ -24,7 +24,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts `command` with nothing of Vault, OpenBao or ours in its environment but what it sets.
-    pub(super) fn spawn(name: &'static str, command: &mut Command) -> Self {
+    pub(crate) fn spawn(name: &'static str, command: &mut Command) -> Self {
         unmeddled(command);
         let mut child = command
             .stdin(Stdio::null())
@@ -40,12 +40,12 @@ impl Process {
         Self { name, child, lines, readers }
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends `signal`; nothing happens if the process has ended.
-    pub(super) fn signal(&mut self, signal: Signal) {
+    pub(crate) fn signal(&mut self, signal: Signal) {
         // Until it is waited for, its id is not given to another process.
         if self.exited().is_none() {
             let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
@@ -54,18 +54,18 @@ impl Process {
     }
 
     /// Whether all its threads are stopped by a signal.
-    pub(super) fn is_frozen(&self) -> bool {
+    pub(crate) fn is_frozen(&self) -> bool {
         let process = procfs::process::Process::new(i32::try_from(self.child.id()).unwrap()).unwrap();
         process.tasks().unwrap().flatten().all(|task| task.stat().is_ok_and(|stat| stat.state == 'T'))
     }
 
     /// How it ended, if it has.
-    pub(super) fn exited(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
     /// Waits until it has ended and all that it printed is read.
-    pub(super) async fn ended(&mut self, within: Duration) -> ExitStatus {
+    pub(crate) async fn ended(&mut self, within: Duration) -> ExitStatus {
         let what = format!("{} ends", self.name);
         let status = eventually(&what, within, async || self.exited()).await;
         self.read_to_end();
@@ -73,7 +73,7 @@ impl Process {
     }
 
     /// Kills it and waits.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // Fails only if it has ended.
         drop(self.child.kill());
         drop(self.child.wait());
@@ -81,7 +81,7 @@ impl Process {
     }
 
     /// All that it has printed so far, standard output and standard error.
-    pub(super) fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
@@ -106,7 +106,7 @@ impl Drop for Process {
 }
 
 /// Takes away what Vault, OpenBao or we would heed of the test's own environment.
-pub(super) fn unmeddled(command: &mut Command) {
+pub(crate) fn unmeddled(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
         let meddles = ["BAO_", "TRANSIT_KMS_", "VAULT_"].iter().any(|prefix| text.starts_with(prefix));

@@ -13,7 +13,7 @@ const COUNT: u32 = 15_000;
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A port of the loopback that is free now and given to nobody else of this process.
-pub(super) fn unused() -> u16 {
+pub(crate) fn unused() -> u16 {
     // Two test processes begin at different places.
     let begin = std::process::id().wrapping_mul(97);
     for _ in 0..COUNT {

@@ -1,0 +1,144 @@
+//! A real kube-apiserver.
+
+use std::{process::Command, sync::Arc, time::Duration};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::{api::Api, encryption::EncryptionConfig, etcd::Etcd, kubectl::Kubectl, pki::Pki, tools::tool};
+use crate::support::{eventually, port, process::Process, scratch};
+
+/// Three seconds on two cores that have nothing else to do.
+pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
+/// SIGTERM to exit.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+/// How an API server is to be.
+#[derive(Default)]
+pub(crate) struct ApiServerOptions {
+    /// Further flags.
+    pub(crate) arguments: Vec<String>,
+}
+
+impl ApiServerOptions {
+    /// With these flags.
+    pub(crate) fn arguments<const N: usize>(arguments: [&str; N]) -> Self {
+        Self { arguments: arguments.map(str::to_owned).into() }
+    }
+}
+
+/// A running kube-apiserver; it is killed with this value.
+pub(crate) struct ApiServer {
+    api: Api,
+    arguments: Vec<String>,
+    dir: TempDir,
+    pki: Arc<Pki>,
+    port: u16,
+    process: Process,
+}
+
+impl ApiServer {
+    pub(super) fn start(
+        etcd: &Etcd,
+        pki: Arc<Pki>,
+        config: &EncryptionConfig,
+        options: ApiServerOptions,
+    ) -> Self {
+        let dir = scratch("api-server-");
+        let file = dir.path().join("encryption.yaml");
+        config.write(&file);
+        let port = port::unused();
+        let (chain, key) = pki.server();
+        let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
+        let mut arguments = vec![
+            flag("advertise-address", &"127.0.0.1"),
+            flag("bind-address", &"127.0.0.1"),
+            flag("cert-dir", &dir.path().display()),
+            flag("client-ca-file", &pki.ca_file().display()),
+            flag("encryption-provider-config", &file.display()),
+            // Else two on one etcd quarrel over the addresses of the Service `kubernetes`.
+            flag("endpoint-reconciler-type", &"none"),
+            flag("etcd-servers", &etcd.address()),
+            flag("secure-port", &port),
+            flag("service-account-issuer", &"https://kubernetes.default.svc"),
+            flag("service-account-key-file", &pki.service_account_public_key().display()),
+            flag("service-account-signing-key-file", &pki.service_account_key().display()),
+            flag("service-cluster-ip-range", &"10.0.0.0/24"),
+            flag("authorization-mode", &"RBAC"),
+            flag("tls-cert-file", &chain.display()),
+            flag("tls-private-key-file", &key.display()),
+        ];
+        arguments.extend(options.arguments);
+        let process = spawn(&arguments);
+        let api = Api::new(&pki, &format!("https://127.0.0.1:{port}"));
+        Self { api, arguments, dir, pki, port, process }
+    }
+
+    /// A client of it.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// The real client of it.
+    pub(crate) fn kubectl(&self) -> Kubectl {
+        Kubectl::of(&self.pki, &format!("https://127.0.0.1:{}", self.port))
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// All that it has printed so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Replaces its EncryptionConfiguration; it reads it anew if a flag says so, or at its next start.
+    pub(crate) fn configure(&self, config: &EncryptionConfig) {
+        config.write(&self.dir.path().join("encryption.yaml"));
+    }
+
+    /// Waits until `/readyz` is 200 and the namespace `default` is there.
+    ///
+    /// # Panics
+    /// If it is not within this time, or if the process ends.
+    pub(crate) async fn wait_ready(&mut self, within: Duration) {
+        let Self { api, process, .. } = self;
+        eventually("kube-apiserver is ready", within, async || {
+            if let Some(status) = process.exited() {
+                panic!("kube-apiserver ended: {status}");
+            }
+            for path in ["/readyz", "/api/v1/namespaces/default"] {
+                let (status, text) = api.text(path).await;
+                if status != 200 {
+                    return Err(format!("{path}: {status} {text}"));
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Ends it as an operator does, and waits for it.
+    pub(crate) async fn stop(&mut self) {
+        self.process.signal(Signal::TERM);
+        self.process.ended(ENDS_WITHIN).await;
+    }
+
+    /// Ends it as a crash does.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again after [`ApiServer::stop`] or [`ApiServer::kill`], with the same flags.
+    pub(crate) fn start_again(&mut self) {
+        self.process = spawn(&self.arguments);
+        // What was kept open has gone with the process.
+        self.api = Api::new(&self.pki, &format!("https://127.0.0.1:{}", self.port));
+    }
+}
+
+fn spawn(arguments: &[String]) -> Process {
+    Process::spawn("kube-apiserver", Command::new(tool("kube-apiserver")).args(arguments))
+}

@@ -1,0 +1,63 @@
+//! `--encryption-provider-config`.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::{rendered, unix_url};
+
+/// The name of our provider: part of every stored value.
+pub(crate) const NAME: &str = "transit";
+
+/// One entry of `providers`.
+#[derive(Clone)]
+pub(crate) struct Provider(Value);
+
+impl Provider {
+    /// KMS v2, on this socket.
+    pub(crate) fn v2(name: &str, socket: &Path) -> Self {
+        Self::kms("v2", name, socket)
+    }
+
+    /// KMS v1, on this socket.
+    pub(crate) fn v1(name: &str, socket: &Path) -> Self {
+        Self::kms("v1", name, socket)
+    }
+
+    /// No encryption.
+    pub(crate) fn identity() -> Self {
+        Self(json!({"identity": {}}))
+    }
+
+    fn kms(version: &str, name: &str, socket: &Path) -> Self {
+        let endpoint = unix_url(socket).into_string().unwrap();
+        Self(json!({"kms": {"apiVersion": version, "name": name, "endpoint": endpoint, "timeout": "3s"}}))
+    }
+}
+
+/// The file, for Secrets and ConfigMaps: the first provider writes, all read.
+#[derive(Clone)]
+pub(crate) struct EncryptionConfig(Vec<Provider>);
+
+impl EncryptionConfig {
+    pub(crate) fn new<const N: usize>(providers: [Provider; N]) -> Self {
+        Self(providers.into())
+    }
+
+    /// Ours writes, and what is not encrypted is read too, as the README has it.
+    pub(crate) fn ours(socket: &Path) -> Self {
+        Self::new([Provider::v2(NAME, socket), Provider::identity()])
+    }
+
+    /// Writes the file, as a tool that is careful would.
+    pub(super) fn write(&self, to: &Path) {
+        let providers: Vec<&Value> = self.0.iter().map(|provider| &provider.0).collect();
+        let file = json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "EncryptionConfiguration",
+            "resources": [{"resources": ["secrets", "configmaps"], "providers": providers}],
+        });
+        // JSON is YAML.
+        rendered::by_rename(to, &file.to_string());
+    }
+}

@@ -1,0 +1,69 @@
+//! The real kubectl.
+
+use std::{path::PathBuf, process::Command};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{pki::Pki, tools::tool};
+use crate::support::{rendered, scratch};
+
+/// kubectl as an administrator of one API server.
+pub(crate) struct Kubectl {
+    dir: TempDir,
+}
+
+/// What a run left behind.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) good: bool,
+    pub(crate) stderr: String,
+    pub(crate) stdout: String,
+}
+
+impl Kubectl {
+    pub(super) fn of(pki: &Pki, server: &str) -> Self {
+        let dir = scratch("kubectl-");
+        let kubectl = Self { dir };
+        let (chain, key) = pki.admin();
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "it",
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "admin"}}],
+            "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": pki.ca_file()}}],
+            "users": [{"name": "admin", "user": {"client-certificate": chain, "client-key": key}}],
+        });
+        rendered::by_rename(&kubectl.config(), &config.to_string());
+        kubectl
+    }
+
+    /// Runs it with these arguments.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
+        let mut command = Command::new(tool("kubectl"));
+        command.arg("--kubeconfig").arg(self.config()).args(arguments);
+        // Else it keeps a cache there.
+        command.env("HOME", self.dir.path()).env_remove("KUBECONFIG");
+        let mut command = tokio::process::Command::from(command);
+        let output = command.kill_on_drop(true).output().await.unwrap();
+        Ran {
+            good: output.status.success(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        }
+    }
+
+    /// Runs it with `-o json` and answers what it printed.
+    ///
+    /// # Panics
+    /// Unless it ends well.
+    pub(crate) async fn json(&self, arguments: &[&str]) -> Value {
+        let ran = self.run(&[arguments, &["-o", "json"]].concat()).await;
+        assert!(ran.good, "kubectl {arguments:?}: {}", ran.stderr);
+        serde_json::from_str(&ran.stdout).unwrap()
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("kubeconfig")
+    }
+}

@@ -1,0 +1,15 @@
+//! The real kube-apiserver and a real etcd before the real daemon, agent and OpenBao.
+//!
+//! What the KMS contract says counts once the client that it is about has been seen to do it: each
+//! file here is a scenario or two, and looks at what etcd holds and at what clients of the API see.
+//! `cluster` starts and stops the parts; `scripts/e2e-tools` gets the binaries.
+//!
+//! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
+
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+#[path = "../support/mod.rs"]
+mod support;
+#[cfg(test)]
+mod written;

@@ -1,0 +1,43 @@
+//! What reaches etcd, and what comes back.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+
+use crate::{
+    cluster::{CONFIG_MAPS, Cluster, EncryptionConfig, NAME, SECRETS, figure},
+    support::{Stage, version_of_key_id},
+};
+
+const IN_SECRET: &str = "the very secret value of a Secret";
+const IN_CONFIG_MAP: &str = "the less secret value of a ConfigMap";
+
+#[tokio::test]
+async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
+    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+    let (daemon, caller) = stage.ready([]).await;
+    let server = cluster.ready(&EncryptionConfig::ours(daemon.socket())).await;
+
+    server.api().create_secret("first", IN_SECRET).await.unwrap();
+    server.api().create_config_map("first", IN_CONFIG_MAP).await.unwrap();
+
+    let key_id = caller.key_id().await;
+    for resource in [SECRETS, CONFIG_MAPS] {
+        let stored = cluster.etcd.stored(resource, "first").await;
+        assert_eq!(stored.prefix(), format!("k8s:enc:kms:v2:{NAME}:"), "{resource}");
+        let object = stored.object();
+        assert_eq!(object.key_id, key_id, "{resource}");
+        assert_eq!(object.annotations, [].into(), "{resource}");
+        let source = std::str::from_utf8(&object.encrypted_dek_source).unwrap();
+        assert!(source.starts_with(&format!("vault:v{}:", version_of_key_id(&key_id))), "{source}");
+        // HKDF_SHA256_XNONCE_AES_GCM_SEED: one seed for many objects.
+        assert_eq!(object.dek_source_type, 1, "{resource}");
+    }
+    cluster.etcd.assert_nowhere(&[IN_SECRET, IN_CONFIG_MAP]).await;
+
+    let kubectl = server.kubectl();
+    let secret = kubectl.json(&["get", "secret", "first"]).await;
+    assert_eq!(secret["data"]["value"], BASE64.encode(IN_SECRET));
+    let config_map = kubectl.json(&["get", "configmap", "first"]).await;
+    assert_eq!(config_map["data"]["value"], IN_CONFIG_MAP);
+    let encrypts = daemon.metric("transit_kms_calls_total", &[("method", "encrypt")]).await;
+    figure("1, written", &format!("a Secret and a ConfigMap: {encrypts} Encrypts"));
+}
