@@ -7,9 +7,31 @@
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
 #[cfg(test)]
+mod boot;
+#[cfg(test)]
 mod cluster;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod moving_in;
+#[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod refused;
+#[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod rotation;
+#[cfg(test)]
+mod stand_in;
 #[cfg(test)]
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(test)]
+mod two;
 #[cfg(test)]
 mod written;

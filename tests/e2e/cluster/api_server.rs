@@ -1,6 +1,10 @@
 //! A real kube-apiserver.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{
+    process::{Command, ExitStatus},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -87,6 +91,11 @@ impl ApiServer {
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
     }
 
     /// All that it has printed so far.

@@ -1,12 +1,16 @@
 //! A real etcd, and a look at what it holds.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{stored::Stored, tools::tool};
+use super::{
+    api::{CONFIG_MAPS, SECRETS},
+    stored::Stored,
+    tools::tool,
+};
 use crate::support::{eventually, port, process::Process, scratch};
 
 /// It takes a third of a second.
@@ -69,6 +73,17 @@ impl Etcd {
         let found = self.range(json!({"key": BASE64.encode(&prefix), "range_end": BASE64.encode(end)})).await;
         let name = |key: &str| key.strip_prefix(&prefix).unwrap().to_owned();
         found.into_iter().map(|(key, value)| (name(&key), Stored(value))).collect()
+    }
+
+    /// The wrapped seeds of all Secrets and ConfigMaps, each once.
+    pub(crate) async fn seeds(&self) -> BTreeSet<Vec<u8>> {
+        let mut seeds = BTreeSet::new();
+        for resource in [SECRETS, CONFIG_MAPS] {
+            let ends = ["/", "0"].map(|end| BASE64.encode(format!("/registry/{resource}{end}")));
+            let stored = self.range(json!({"key": ends[0], "range_end": ends[1]})).await;
+            seeds.extend(stored.into_iter().map(|(_, value)| Stored(value).object().encrypted_dek_source));
+        }
+        seeds
     }
 
     /// # Panics

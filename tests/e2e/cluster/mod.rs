@@ -12,6 +12,7 @@ mod figures;
 mod kubectl;
 mod load;
 mod pki;
+mod plane;
 mod stored;
 mod tools;
 
@@ -22,12 +23,18 @@ pub(crate) use etcd::Etcd;
 pub(crate) use figures::figure;
 pub(crate) use kubectl::Kubectl;
 pub(crate) use load::{ApiLoad, ApiLoadReport};
+pub(crate) use plane::Plane;
 pub(crate) use stored::Stored;
-pub(crate) use tools::is_oldest;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pki::Pki;
+use transit_kms::kms::key_id::key_id_hash;
+
+use crate::support::eventually;
+
+/// kube-apiserver asks for Status each minute, or every twenty seconds where `/readyz` is polled.
+const MOVES_WITHIN: Duration = Duration::from_secs(100);
 
 /// An etcd and what API servers on it share; each of them is started by [`Cluster::api_server`].
 pub(crate) struct Cluster {
@@ -51,5 +58,27 @@ impl Cluster {
         let mut server = self.api_server(config, ApiServerOptions::default());
         server.wait_ready(READY_WITHIN).await;
         server
+    }
+
+    /// Waits until this API server writes under `key_id`, and has written a Secret of this name so.
+    pub(crate) async fn wait_moved(&self, api: &Api, key_id: &str, name: &str) {
+        let hash = key_id_hash(key_id);
+        // Asking `/readyz` makes it ask for Status.
+        eventually("kube-apiserver has seen the key_id", MOVES_WITHIN, async || {
+            let (_, said) = api.text("/readyz?verbose").await;
+            let metric = "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds";
+            if api.metric(metric, &[("key_id_hash", &hash)]).await > 0.0 { Ok(()) } else { Err(said) }
+        })
+        .await;
+        // It notes what Status says before it has a seed under it.
+        let mut tries = 0;
+        eventually("kube-apiserver writes under the key_id", MOVES_WITHIN, async || {
+            tries += 1;
+            let name = if tries == 1 { name.to_owned() } else { format!("{name}-{tries}") };
+            api.create_secret(&name, &name).await.map_err(|error| error.to_string())?;
+            let found = self.etcd.stored(SECRETS, &name).await.object().key_id;
+            if found == key_id { Ok(()) } else { Err(found) }
+        })
+        .await;
     }
 }

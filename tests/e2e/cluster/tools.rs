@@ -38,8 +38,3 @@ pub(super) fn versions() -> &'static str {
         format!("{}, {}", first_line("kube-apiserver"), first_line("etcd"))
     })
 }
-
-/// Whether the API server is of a minor below 1.34, where some metrics do not exist yet.
-pub(crate) fn is_oldest() -> bool {
-    versions().contains("v1.32.") || versions().contains("v1.33.")
-}

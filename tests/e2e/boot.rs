@@ -1,0 +1,71 @@
+//! The order in which things come up, when it is the wrong one.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    cluster::{ApiServerOptions, Cluster, EncryptionConfig, READY_WITHIN, figure},
+    support::{Daemon, DaemonOptions, Stage, calls, eventually, scratch},
+};
+
+/// How often kube-apiserver asks a plugin that is not healthy.
+/// Source: `kmsPluginHealthzNegativeInterval` in k8s.io/apiserver `pkg/server/options/encryptionconfig/config.go`.
+const ASKS_EVERY: Duration = Duration::from_secs(10);
+/// The default of `--probe-interval`.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn the_plugin_comes_after_kube_apiserver() {
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("late-"));
+    let socket = dir.path().join("kms.sock");
+    let mut server = cluster.api_server(&EncryptionConfig::ours(&socket), ApiServerOptions::default());
+    eventually("kube-apiserver says what is missing", READY_WITHIN, async || {
+        let (status, text) = server.api().text("/readyz?verbose").await;
+        if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let refused = server.api().create_secret("early", "never stored").await.unwrap_err();
+    assert_eq!(refused.status, 500, "{refused}");
+
+    let begun = Instant::now();
+    let daemon =
+        Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket), ..DaemonOptions::default() })
+            .await;
+    server.wait_ready(READY_WITHIN).await;
+    let took = begun.elapsed();
+    server.api().create_secret("late", "stored").await.unwrap();
+    assert_eq!(server.api().secret("late").await.unwrap(), "stored");
+    drop(daemon);
+    figure(
+        "5 boot",
+        &format!(
+            "kube-apiserver is ready {:.1} s after the start of a plugin that was missing",
+            took.as_secs_f64()
+        ),
+    );
+}
+
+#[tokio::test]
+async fn vault_comes_after_everything() {
+    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
+    stage.bao.stop();
+    // With its defaults, as an operator would have it.
+    let daemon = Daemon::start_with(&stage.config, DaemonOptions::arguments(["--log-level", "debug"])).await;
+    let mut server =
+        cluster.api_server(&EncryptionConfig::ours(daemon.socket()), ApiServerOptions::default());
+    eventually("kube-apiserver waits for the plugin", READY_WITHIN, async || {
+        let (status, text) = server.api().text("/readyz?verbose").await;
+        if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let reason = calls::status(&daemon.kms().await).await.unwrap_err();
+    assert!(reason.message().contains("cannot be reached"), "{reason}");
+
+    stage.bao.start_again().await;
+    let begun = Instant::now();
+    // The bound is what the issue is about: nothing here waits for longer than two clocks say.
+    server.wait_ready(ASKS_EVERY + PROBE_INTERVAL).await;
+    let took = begun.elapsed();
+    server.api().create_secret("late", "stored").await.unwrap();
+    assert_eq!(server.api().secret("late").await.unwrap(), "stored");
+    figure("5 boot", &format!("kube-apiserver is ready {:.1} s after Vault", took.as_secs_f64()));
+}

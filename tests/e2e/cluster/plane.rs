@@ -1,0 +1,28 @@
+//! The usual set: one of each part.
+
+use super::{ApiServer, Cluster, EncryptionConfig};
+use crate::support::{Caller, Daemon, Stage};
+
+/// A control plane whose Secrets and ConfigMaps go through a daemon, all of it ready.
+pub(crate) struct Plane {
+    pub(crate) caller: Caller,
+    pub(crate) cluster: Cluster,
+    pub(crate) daemon: Daemon,
+    pub(crate) server: ApiServer,
+    pub(crate) stage: Stage,
+}
+
+impl Plane {
+    /// With these arguments of the daemon, which is in a hurry: see [`Stage::daemon`].
+    pub(crate) async fn ready<const N: usize>(arguments: [&str; N]) -> Self {
+        let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+        let (daemon, caller) = stage.ready(arguments).await;
+        let server = cluster.ready(&EncryptionConfig::ours(daemon.socket())).await;
+        Self { caller, cluster, daemon, server, stage }
+    }
+
+    /// How many KMS calls of this method the daemon has answered, well or not.
+    pub(crate) async fn calls(&self, method: &str) -> f64 {
+        self.daemon.metric("transit_kms_calls_total", &[("method", method)]).await
+    }
+}

@@ -1,0 +1,171 @@
+//! From other providers to this one, without encrypting anything anew first.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use tokio::task::JoinSet;
+
+use crate::{
+    cluster::{
+        Api, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
+    },
+    stand_in::StandIn,
+    support::{Daemon, DaemonOptions, Stage, eventually, scratch, unix_url},
+};
+
+/// The name that Trousseau's documentation gives the provider; it is in every value.
+const TROUSSEAU: &str = "vaultprovider";
+/// The same of vault-kubernetes-kms.
+const VAULT_KUBERNETES_KMS: &str = "vault-kubernetes-kms";
+/// Secrets, each with a DEK of its own: the one real storm of Decrypts.
+const COUNT: usize = 5000;
+/// Clients that write at once.
+const WRITERS: usize = 8;
+
+#[tokio::test]
+async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("moving-in-"));
+    let old = dir.path().join("trousseau@localhost");
+    let trousseau = StandIn::trousseau(&stage.bao, &old);
+    let before = EncryptionConfig::new([Provider::v1(TROUSSEAU, &old), Provider::identity()]);
+    let mut server = cluster.api_server(&before, with_kms_v1());
+    server.wait_ready(READY_WITHIN).await;
+    let began = Instant::now();
+    write(server.api(), COUNT).await;
+    let wrote = began.elapsed();
+    let prefix = cluster.etcd.stored(SECRETS, "secret-0").await.prefix();
+    assert_eq!(prefix, format!("k8s:enc:kms:v1:{TROUSSEAU}:"));
+    server.kill();
+    drop(trousseau);
+
+    // The name stays, for it is in every value; the endpoint is ours, and new values go to KMS v2.
+    let new = dir.path().join("v1@localhost");
+    let daemon = daemon_with_v1(&stage, &new).await;
+    let ours = Provider::v2(NAME, daemon.socket());
+    server.configure(&EncryptionConfig::new([
+        ours.clone(),
+        Provider::v1(TROUSSEAU, &new),
+        Provider::identity(),
+    ]));
+    let begun = Instant::now();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    let ready = begun.elapsed();
+    let read = server.api().secrets().await.unwrap();
+    let listed = begun.elapsed();
+    assert_eq!(read.len(), COUNT);
+    assert!(read.iter().all(|(name, value)| *value == format!("value of {name}")));
+    let decrypts = daemon.metric("transit_kms_calls_total", &[("method", "v1_decrypt")]).await;
+    assert!(decrypts as usize >= COUNT, "a DEK for each: {decrypts}");
+    let failed = daemon.metric("transit_kms_calls_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
+    assert_eq!(failed.to_bits(), decrypts.to_bits(), "none failed");
+    figure(
+        "11 moving in from KMS v1",
+        &format!(
+            "{COUNT} Secrets, a DEK each, written in {:.1} s: ready {:.1} s after the start, all listed after {:.1} s, \
+             {decrypts} Decrypts, 0 failures",
+            wrote.as_secs_f64(),
+            ready.as_secs_f64(),
+            listed.as_secs_f64(),
+        ),
+    );
+
+    // Rewritten, nothing needs KMS v1 any more, and kube-apiserver does without it.
+    let kubectl = server.kubectl();
+    for name in ["secret-0", "secret-1"] {
+        let object = kubectl.run(&["get", "secret", name, "-o", "json"]).await;
+        assert!(object.good, "{object:?}");
+        server.api().rewrite_secret(name).await.unwrap();
+        let prefix = cluster.etcd.stored(SECRETS, name).await.prefix();
+        assert_eq!(prefix, format!("k8s:enc:kms:v2:{NAME}:"));
+        assert_eq!(server.api().secret(name).await.unwrap(), format!("value of {name}"));
+    }
+}
+
+#[tokio::test]
+async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoint() {
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("moving-in-"));
+    let old = dir.path().join("vaultkms.socket");
+    let theirs = StandIn::vault_kubernetes_kms(&stage.bao, &old);
+    let config = |socket: &Path| {
+        EncryptionConfig::new([Provider::v2(VAULT_KUBERNETES_KMS, socket), Provider::identity()])
+    };
+    let mut server = cluster.ready(&config(&old)).await;
+    write(server.api(), 20).await;
+    assert_eq!(cluster.etcd.stored(SECRETS, "secret-0").await.object().key_id, "1");
+    server.kill();
+    drop(theirs);
+
+    let (daemon, caller) = stage.ready([]).await;
+    server.configure(&config(daemon.socket()));
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    let read = server.api().secrets().await.unwrap();
+    assert_eq!(read.len(), 20);
+    assert!(read.iter().all(|(name, value)| *value == format!("value of {name}")));
+    // The same provider, and our key_id from now on.
+    server.api().rewrite_secret("secret-0").await.unwrap();
+    let stored = cluster.etcd.stored(SECRETS, "secret-0").await;
+    assert_eq!(stored.prefix(), format!("k8s:enc:kms:v2:{VAULT_KUBERNETES_KMS}:"));
+    assert_eq!(stored.object().key_id, caller.key_id().await);
+    assert_eq!(server.api().secret("secret-0").await.unwrap(), "value of secret-0");
+}
+
+/// `docs/moving-in.md` says which names a socket for KMS v1 may have; this is where that is known from.
+#[tokio::test]
+async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("names-"));
+    let abstract_name = PathBuf::from(format!("@transit-kms-test-v1-{}", std::process::id()));
+    for socket in [abstract_name, dir.path().join("v1@localhost")] {
+        let daemon = daemon_with_v1(&stage, &socket).await;
+        let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &socket), Provider::identity()]);
+        let mut server = cluster.api_server(&config, with_kms_v1());
+        server.wait_ready(READY_WITHIN).await;
+        let name = format!("through-{}", daemon.pid());
+        server.api().create_secret(&name, &name).await.unwrap();
+        assert_eq!(server.api().secret(&name).await.unwrap(), name, "{}", socket.display());
+    }
+
+    // And one that it cannot use; our own flag refuses it, so a stand-in serves there.
+    let plain = dir.path().join("v1.sock");
+    let _stand_in = StandIn::trousseau(&stage.bao, &plain);
+    let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &plain), Provider::identity()]);
+    let server = cluster.api_server(&config, with_kms_v1());
+    eventually("kube-apiserver's client is refused", READY_WITHIN, async || {
+        let (status, text) = server.api().text("/readyz?verbose").await;
+        let refused = server.log().contains("PROTOCOL_ERROR");
+        if status == 500 && text.contains("[-]kms-provider") && refused { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+fn with_kms_v1() -> ApiServerOptions {
+    ApiServerOptions::arguments(["--feature-gates=KMSv1=true"])
+}
+
+async fn daemon_with_v1(stage: &Stage, socket: &Path) -> Daemon {
+    let v1 = unix_url(socket).into_string().unwrap();
+    let arguments = ["--kms-v1-listen", &v1, "--log-level", "info", "--probe-interval", "1s"];
+    let daemon = Daemon::start_with(&stage.config, DaemonOptions::arguments(arguments)).await;
+    daemon.wait_ready().await;
+    daemon
+}
+
+/// Writes Secrets with names from 0 on that hold `value of` their name.
+async fn write(api: &Api, count: usize) {
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let api = api.clone();
+        writers.spawn(async move {
+            for number in (writer..count).step_by(WRITERS) {
+                let name = format!("secret-{number}");
+                api.create_secret(&name, &format!("value of {name}")).await.unwrap();
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+}

@@ -1,0 +1,115 @@
+//! Vault is away while API servers run.
+
+use std::time::Instant;
+
+use crate::{
+    cluster::{Cluster, EncryptionConfig, Plane, READY_WITHIN, figure},
+    support::{Stage, TAKEN_WITHIN, eventually},
+};
+
+#[tokio::test]
+async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
+    let mut plane = Plane::ready(["--outage-grace", "5s"]).await;
+    let api = plane.server.api().clone();
+    api.create_secret("before", "written before").await.unwrap();
+    plane.stage.bao.seal().await;
+    let sealed = Instant::now();
+
+    // In the grace: well, and it says what is amiss.
+    eventually("our /readyz tells of the outage", TAKEN_WITHIN, async || {
+        let (status, text) = plane.daemon.admin("/readyz").await;
+        if status == 200 && text.contains("Vault does not answer right now") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(plane.caller.health().await, "ok");
+    assert_eq!(api.text("/readyz").await.0, 200);
+
+    // After it: not well, with the reason; and yet all goes on that needs no new seed.
+    plane.caller.wait_health("Vault is sealed", TAKEN_WITHIN).await;
+    let told = sealed.elapsed();
+    assert_eq!(plane.daemon.admin("/readyz").await.0, 503);
+    eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
+        let (status, text) = api.text("/readyz?verbose").await;
+        if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    assert_eq!(api.secret("before").await.unwrap(), "written before");
+    api.create_secret("during", "written while it was sealed").await.unwrap();
+    assert_eq!(api.secret("during").await.unwrap(), "written while it was sealed");
+    assert_eq!(api.secrets().await.unwrap().len(), 2);
+
+    plane.stage.bao.unseal().await;
+    let unsealed = Instant::now();
+    plane.server.wait_ready(READY_WITHIN).await;
+    assert_eq!(plane.daemon.admin("/readyz").await.0, 200);
+    figure(
+        "7 sealed",
+        &format!(
+            "with --outage-grace 5s Status has the reason after {:.1} s; kube-apiserver is ready {:.1} s after \
+             the unseal",
+            told.as_secs_f64(),
+            unsealed.elapsed().as_secs_f64(),
+        ),
+    );
+}
+
+/// What `docs/operations.md` tells of: what a load balancer sees of API servers that share an outage.
+#[tokio::test]
+async fn a_shared_outage_behind_a_load_balancer() {
+    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
+    let daemons = [stage.ready([]).await.0, stage.ready([]).await.0];
+    let configs = daemons.each_ref().map(|daemon| EncryptionConfig::ours(daemon.socket()));
+    let mut servers = [cluster.ready(&configs[0]).await, cluster.ready(&configs[1]).await];
+    servers[0].api().create_secret("before", "written before").await.unwrap();
+    assert_eq!(servers[1].api().secret("before").await.unwrap(), "written before");
+
+    stage.bao.stop();
+    for server in &servers {
+        eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
+            let (status, text) = server.api().text("/readyz").await;
+            if status == 500 { Ok(()) } else { Err(text) }
+        })
+        .await;
+        // A load balancer that asks so takes none of them away.
+        assert_eq!(server.api().text("/readyz?exclude=kms-providers").await.0, 200);
+        // `/livez` does not ask plugins, so nobody restarts them.
+        assert_eq!(server.api().text("/livez").await.0, 200);
+    }
+    // And it is right: seeds that a server has seen are enough, whoever made them.
+    for (number, server) in servers.iter().enumerate() {
+        server.api().create_secret(&format!("during-{number}"), "written during the outage").await.unwrap();
+        assert_eq!(server.api().secret("before").await.unwrap(), "written before");
+        assert_eq!(server.api().secret("during-0").await.unwrap(), "written during the outage");
+    }
+    // But what the second one wrote is the first under its seed, which nobody else can have seen.
+    assert_eq!(servers[1].api().secret("during-1").await.unwrap(), "written during the outage");
+    let unseen = servers[0].api().secret("during-1").await.unwrap_err();
+    assert_eq!(unseen.status, 500, "{unseen}");
+    assert!(unseen.message.contains("cannot be reached"), "{unseen}");
+
+    // What does not work: a server that starts now knows no seed.
+    servers[0].kill();
+    servers[0].start_again();
+    let said =
+        eventually("the restarted server no longer waits for its storage", READY_WITHIN * 3, async || {
+            let (_, text) = servers[0].api().text("/readyz?verbose&exclude=kms-providers").await;
+            if text.contains("[+]poststarthook/storage-readiness ok") { Ok(text) } else { Err(text) }
+        })
+        .await;
+    assert!(said.contains("[+]kms-providers excluded: ok"), "{said}");
+    // It is not the check that is excluded that keeps clients away from it.
+    let failed: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+    assert_eq!(failed, ["informer-sync failed: reason withheld"]);
+    assert_eq!(servers[0].api().text("/livez").await.0, 200);
+    let error = servers[0].api().secret("before").await.unwrap_err();
+    assert_eq!(error.status, 500, "{error}");
+    assert_eq!(servers[1].api().secret("before").await.unwrap(), "written before");
+
+    stage.bao.start_again().await;
+    for server in &mut servers {
+        server.wait_ready(READY_WITHIN).await;
+        for name in ["during-0", "during-1"] {
+            assert_eq!(server.api().secret(name).await.unwrap(), "written during the outage");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! kube-apiserver takes another EncryptionConfiguration while it runs.
+
+use std::time::Duration;
+
+use crate::{
+    cluster::{
+        ApiLoad, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
+    },
+    support::{Stage, eventually},
+};
+
+/// It looks at the file once a minute, and then wants the new provider healthy first.
+const TAKEN_WITHIN: Duration = Duration::from_secs(150);
+
+#[tokio::test]
+async fn first_identity_and_then_ours_without_a_restart() {
+    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+    let (daemon, _) = stage.ready([]).await;
+    let ours = || Provider::v2(NAME, daemon.socket());
+    let options = ApiServerOptions::arguments(["--encryption-provider-config-automatic-reload=true"]);
+    let before = EncryptionConfig::new([Provider::identity(), ours()]);
+    let mut server = cluster.api_server(&before, options);
+    server.wait_ready(READY_WITHIN).await;
+    let api = server.api().clone();
+    api.create_secret("plain", "written before").await.unwrap();
+    assert_eq!(cluster.etcd.stored(SECRETS, "plain").await.prefix(), "");
+    let connections = async || daemon.metric("transit_kms_connections_open", &[]).await;
+    assert_eq!(connections().await, 1.0, "one client, the one that reads");
+
+    let load = ApiLoad::start(std::slice::from_ref(&api), "load");
+    server.configure(&EncryptionConfig::new([ours(), Provider::identity()]));
+    let both = eventually("the old client and the new one share the socket", TAKEN_WITHIN, async || {
+        let open = connections().await;
+        if open >= 2.0 { Ok(open) } else { Err(open) }
+    })
+    .await;
+    let mut tries = 0;
+    eventually("new Secrets are written through ours", TAKEN_WITHIN, async || {
+        tries += 1;
+        let name = format!("new-{tries}");
+        api.create_secret(&name, "written after").await.unwrap();
+        let prefix = cluster.etcd.stored(SECRETS, &name).await.prefix();
+        if prefix == format!("k8s:enc:kms:v2:{NAME}:") { Ok(()) } else { Err(prefix) }
+    })
+    .await;
+    let took = load.age();
+    load.stop().await.assert_nothing_failed();
+
+    assert_eq!(api.secret("plain").await.unwrap(), "written before");
+    api.rewrite_secret("plain").await.unwrap();
+    assert_eq!(cluster.etcd.stored(SECRETS, "plain").await.prefix(), format!("k8s:enc:kms:v2:{NAME}:"));
+    assert_eq!(api.secret("plain").await.unwrap(), "written before");
+    figure(
+        "10 reload",
+        &format!(
+            "taken after {:.0} s under load, 0 failures; {both} connections meanwhile",
+            took.as_secs_f64()
+        ),
+    );
+}

@@ -1,0 +1,107 @@
+//! Two API servers on one etcd, each with a daemon of its own.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cluster::{Api, Cluster, EncryptionConfig, SECRETS, figure},
+    support::{KEY, Stage, TAKEN_WITHIN, eventually, version_of_key_id},
+};
+
+/// Between two looks at everything.
+const PACE: Duration = Duration::from_millis(20);
+
+#[tokio::test]
+async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() {
+    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+    let (quick, quick_caller) = stage.ready([]).await;
+    // Of itself it would not notice for ten minutes.
+    let (slow, slow_caller) = stage.ready_without_probes().await;
+    let first = cluster.ready(&EncryptionConfig::ours(quick.socket())).await;
+    let second = cluster.ready(&EncryptionConfig::ours(slow.socket())).await;
+    let apis = [first.api().clone(), second.api().clone()];
+    for (number, api) in apis.iter().enumerate() {
+        api.create_secret(&format!("old-{number}"), &format!("old-{number}")).await.unwrap();
+    }
+    let old = quick_caller.key_id().await;
+    assert_eq!(slow_caller.key_id().await, old);
+
+    let polls = Polls::start(&apis);
+    stage.bao.rotate_key(KEY).await;
+    let new = eventually("one node has seen it", TAKEN_WITHIN, async || {
+        let key_id = quick_caller.key_id().await;
+        (key_id != old).then_some(key_id)
+    })
+    .await;
+    assert_eq!(slow_caller.key_id().await, old, "the other has not");
+    cluster.wait_moved(&apis[0], &new, "new").await;
+    // The server of the slow one has read what it could not know of, and so its daemon looked.
+    assert_eq!(apis[1].secret("new").await.unwrap(), "new");
+    eventually("the other node has seen it", TAKEN_WITHIN, async || slow_caller.key_id().await == new).await;
+    assert!(slow.log().contains("another node has seen a newer key version"), "{}", slow.log());
+    cluster.wait_moved(&apis[1], &new, "newer").await;
+    let reads = polls.stop().await;
+
+    for api in &apis {
+        let mut read: Vec<String> = api.secrets().await.unwrap().into_iter().map(|(name, _)| name).collect();
+        read.sort();
+        let mut stored = cluster.etcd.all_stored(SECRETS).await;
+        stored.sort_by(|one, other| one.0.cmp(&other.0));
+        assert_eq!(read, stored.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+        let versions: Vec<u64> =
+            stored.iter().map(|(_, stored)| version_of_key_id(&stored.object().key_id)).collect();
+        assert!(versions.contains(&1) && versions.contains(&2), "{versions:?}");
+    }
+    figure(
+        "9 two nodes",
+        &format!("{reads} reads of everything on both servers during the rotation, 0 failed"),
+    );
+}
+
+/// Reads all Secrets from both servers, over and over.
+struct Polls {
+    reads: Arc<AtomicU64>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Polls {
+    fn start(apis: &[Api]) -> Self {
+        let mut polls = Self { reads: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
+        for api in apis {
+            let (api, reads, stop) = (api.clone(), polls.reads.clone(), polls.stop.clone());
+            polls.tasks.spawn(async move {
+                while !stop.is_cancelled() {
+                    for (name, _) in api.secrets().await.unwrap() {
+                        // Uncached: kube-apiserver reads a single object from etcd.
+                        let value = api.secret(&name).await.unwrap();
+                        assert!(value == name || name.starts_with(&value), "{name}: {value}");
+                        reads.fetch_add(1, Ordering::Relaxed);
+                    }
+                    drop(tokio::time::timeout(PACE, stop.cancelled()).await);
+                }
+            });
+        }
+        polls
+    }
+
+    /// How many objects were read.
+    ///
+    /// # Panics
+    /// If a read failed.
+    async fn stop(mut self) -> u64 {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+        self.reads.load(Ordering::Relaxed)
+    }
+}
