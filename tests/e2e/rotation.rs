@@ -76,11 +76,10 @@ async fn a_key_rotation_moves_new_writes_and_leaves_old_ones_readable() {
         (key_id != old).then_some(key_id)
     })
     .await;
-    cluster.wait_moved(server.api(), &new, "new").await;
-    let stored = cluster.etcd.stored(SECRETS, "new").await;
-    if stored.object().key_id == new {
-        assert_eq!(version_of_ciphertext(&stored.object().encrypted_dek_source), 2);
-    }
+    let name = cluster.wait_moved(server.api(), &new, "new").await;
+    let source = cluster.etcd.stored(SECRETS, &name).await.object().encrypted_dek_source;
+    assert_eq!(version_of_ciphertext(&source), 2);
+    assert_eq!(server.api().secret(&name).await.unwrap(), name);
 
     // Old values stay as they are, and are read; a rewrite moves them.
     assert_eq!(cluster.etcd.stored(SECRETS, "old").await.object().key_id, old);

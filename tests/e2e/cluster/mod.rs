@@ -60,8 +60,9 @@ impl Cluster {
         server
     }
 
-    /// Waits until this API server writes under `key_id`, and has written a Secret of this name so.
-    pub(crate) async fn wait_moved(&self, api: &Api, key_id: &str, name: &str) {
+    /// Waits until this API server writes under `key_id`; answers a Secret that it has written so,
+    /// and that holds its own name, which begins with `prefix`.
+    pub(crate) async fn wait_moved(&self, api: &Api, key_id: &str, prefix: &str) -> String {
         let hash = key_id_hash(key_id);
         // Asking `/readyz` makes it ask for Status.
         eventually("kube-apiserver has seen the key_id", MOVES_WITHIN, async || {
@@ -74,11 +75,11 @@ impl Cluster {
         let mut tries = 0;
         eventually("kube-apiserver writes under the key_id", MOVES_WITHIN, async || {
             tries += 1;
-            let name = if tries == 1 { name.to_owned() } else { format!("{name}-{tries}") };
+            let name = format!("{prefix}-{tries}");
             api.create_secret(&name, &name).await.map_err(|error| error.to_string())?;
             let found = self.etcd.stored(SECRETS, &name).await.object().key_id;
-            if found == key_id { Ok(()) } else { Err(found) }
+            if found == key_id { Ok(name) } else { Err(found) }
         })
-        .await;
+        .await
     }
 }
