@@ -56,11 +56,7 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
     stage.bao.rotate_key(KEY).await;
-    let key_id = eventually("Status moves", TAKEN_WITHIN, async || {
-        let key_id = caller.key_id().await;
-        (key_id != before).then_some(key_id)
-    })
-    .await;
+    let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
     cluster.wait_moved(server.api(), &key_id, "after").await;
     for (name, value) in &requests.written {
         assert_eq!(server.api().secret(name).await.unwrap(), *value);

@@ -10,7 +10,7 @@ use crate::{
     support::{
         Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN,
         calls::timed,
-        eventually, kms_client, program,
+        kms_client, program,
         raw::{self, PREFACE, RawClient, SETTINGS},
         scratch, unix_url,
     },
@@ -52,11 +52,7 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
     stage.bao.rotate_key(KEY).await;
-    let key_id = eventually("Status moves", TAKEN_WITHIN, async || {
-        let key_id = caller.key_id().await;
-        (key_id != before).then_some(key_id)
-    })
-    .await;
+    let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
     cluster.wait_moved(server.api(), &key_id, "after").await;
     let (requests, calls) = (api_load.stop().await, load.stop().await);
     requests.assert_nothing_failed();

@@ -71,11 +71,7 @@ async fn a_key_rotation_moves_new_writes_and_leaves_old_ones_readable() {
     assert_eq!(cluster.etcd.stored(SECRETS, "old").await.object().key_id, old);
 
     stage.bao.rotate_key(KEY).await;
-    let new = eventually("Status moves", TAKEN_WITHIN, async || {
-        let key_id = caller.key_id().await;
-        (key_id != old).then_some(key_id)
-    })
-    .await;
+    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
     let name = cluster.wait_moved(server.api(), &new, "new").await;
     let source = cluster.etcd.stored(SECRETS, &name).await.object().encrypted_dek_source;
     assert_eq!(version_of_ciphertext(&source), 2);

@@ -36,11 +36,7 @@ async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() 
 
     let polls = Polls::start(&apis);
     stage.bao.rotate_key(KEY).await;
-    let new = eventually("one node has seen it", TAKEN_WITHIN, async || {
-        let key_id = quick_caller.key_id().await;
-        (key_id != old).then_some(key_id)
-    })
-    .await;
+    let new = quick_caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
     assert_eq!(slow_caller.key_id().await, old, "the other has not");
     let name = cluster.wait_moved(&apis[0], &new, "new").await;
     // The server of the slow one has read what it could not know of, and so its daemon looked.

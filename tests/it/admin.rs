@@ -10,7 +10,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest};
 
-use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
+use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN};
 
 #[tokio::test]
 async fn each_path_answers_and_nothing_else_does() {
@@ -58,10 +58,7 @@ async fn the_key_id_hash_is_that_of_kube_apiserver() {
         format!("transit_kms_key_id_hash_info{{key_id_hash=\"{}\"}} 1", hash(&key_id))
     );
     stage.bao.rotate_key(KEY).await;
-    let newer = eventually("the next key_id", TAKEN_WITHIN, async || {
-        Some(caller.key_id().await).filter(|newer| *newer != key_id)
-    })
-    .await;
+    let newer = caller.wait_key_id_after(&key_id, TAKEN_WITHIN).await;
     assert_eq!(
         of_metric().await,
         format!("transit_kms_key_id_hash_info{{key_id_hash=\"{}\"}} 1", hash(&newer))

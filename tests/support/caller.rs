@@ -69,6 +69,15 @@ impl Caller {
         self.status().await.unwrap().key_id
     }
 
+    /// Waits until Status has another key_id than `old`, and answers it.
+    pub(crate) async fn wait_key_id_after(&self, old: &str, within: Duration) -> String {
+        eventually("Status has another key_id", within, async || match self.status().await {
+            Ok(status) if status.key_id != old => Ok(status.key_id),
+            answer => Err(format!("{answer:?}")),
+        })
+        .await
+    }
+
     /// Encrypts, and decrypts again.
     ///
     /// # Panics
