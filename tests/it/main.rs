@@ -30,6 +30,8 @@ mod socket;
 #[path = "../support/mod.rs"]
 mod support;
 #[cfg(test)]
+mod survive;
+#[cfg(test)]
 mod token;
 #[cfg(test)]
 mod words;

@@ -113,11 +113,16 @@ impl Agent {
     /// # Panics
     /// For AppRole: its agent cannot be told to. Revoke its token, or give it a short one.
     pub(crate) async fn log_in_again(&mut self) -> String {
-        assert!(self.dir.path().join("jwt").exists(), "only for Login::Jwt");
         let old = self.token();
+        self.try_to_log_in_again();
+        self.wait_for_another_token(&old, PATIENCE).await
+    }
+
+    /// As [`Agent::log_in_again`], without waiting for what becomes of it.
+    pub(crate) fn try_to_log_in_again(&mut self) {
+        assert!(self.dir.path().join("jwt").exists(), "only for Login::Jwt");
         self.logins += 1;
         write_jwt(&self.dir, &self.key, self.logins);
-        self.wait_for_another_token(&old, PATIENCE).await
     }
 
     /// Waits until the rendered file holds another token than `old`, and answers it.

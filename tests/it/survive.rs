@@ -1,0 +1,139 @@
+//! Whatever goes wrong with the file and the one who renders it: no call fails.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::{
+    Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, Stage, TAKEN_WITHIN, eventually, scratch,
+    wait_for_session_after,
+};
+
+const CALLERS: usize = 2;
+const PAUSE: Duration = Duration::from_millis(20);
+/// Longer than a token lives whose agent is dead.
+const RENEWED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits for so many calls that one of them would have met what is wrong.
+async fn load_goes_on(load: &Load) {
+    let calls = load.calls();
+    eventually("load goes on", TAKEN_WITHIN, async || load.calls() >= calls + 40).await;
+}
+
+async fn daemon_of(agent: &Agent) -> Daemon {
+    let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+    let daemon = Daemon::start_with(agent.config(), options).await;
+    daemon.wait_ready().await;
+    daemon
+}
+
+#[tokio::test]
+async fn the_agent_dies_and_the_token_is_renewed_all_the_same() {
+    let (bao, dir) = (Bao::start().await, scratch("rendered-"));
+    let options = AgentOptions { role: json!({"token_ttl": "6s"}), ..AgentOptions::default() };
+    let agent = Agent::start(&bao, &dir.path().join("config.yaml"), options).await;
+    let daemon = daemon_of(&agent).await;
+    let load = Load::start(&daemon, CALLERS, PAUSE).await;
+    drop(agent);
+    let renewed = async || daemon.metric("transit_kms_token_renewals_total", &[("result", "renewed")]).await;
+    let before = renewed().await;
+    // Without these the token would be dead by then.
+    eventually("the token outlives its agent", RENEWED_WITHIN, async || renewed().await >= before + 3.0)
+        .await;
+    load_goes_on(&load).await;
+    load.stop().await.assert_nothing_failed();
+    assert_eq!(daemon.generation().await, 1);
+}
+
+#[tokio::test]
+async fn the_rendered_file_is_deleted_and_comes_back() {
+    let mut stage = Stage::start().await;
+    let (daemon, _) = stage.ready([]).await;
+    let load = Load::start(&daemon, CALLERS, PAUSE).await;
+    fs::remove_file(&stage.config).unwrap();
+    eventually("its loss is told", TAKEN_WITHIN, async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        if status == 200 && text.contains("the newest config is not in use") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    load_goes_on(&load).await;
+    let token = stage.bao.token().await;
+    stage.render_and_wait(&daemon, &token).await;
+    load_goes_on(&load).await;
+    load.stop().await.assert_nothing_failed();
+}
+
+#[tokio::test]
+async fn the_disk_is_full_where_the_agent_renders() {
+    let Some(disk) = SmallDisk::mounted() else { return };
+    let bao = Bao::start().await;
+    let mut agent = Agent::start(&bao, &disk.path().join("config.yaml"), AgentOptions::default()).await;
+    let daemon = daemon_of(&agent).await;
+    let load = Load::start(&daemon, CALLERS, PAUSE).await;
+    let rendered = agent.token();
+
+    let filler = disk.fill();
+    agent.try_to_log_in_again();
+    eventually("the agent cannot render", TAKEN_WITHIN, async || {
+        let said = agent.output();
+        if said.contains("no space left on device") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    assert_eq!(agent.token(), rendered, "what was there stays");
+    load_goes_on(&load).await;
+
+    fs::remove_file(filler).unwrap();
+    let generation = daemon.generation().await;
+    agent.log_in_again().await;
+    wait_for_session_after(&daemon, generation).await;
+    load_goes_on(&load).await;
+    load.stop().await.assert_nothing_failed();
+}
+
+/// A file system of its own that is soon full.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// None if we may not mount, which only root may; in CI that is a failure.
+    fn mounted() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "transit-kms-test"])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        if mount.status.success() {
+            return Some(Self(dir));
+        }
+        assert!(std::env::var_os("CI").is_none(), "in CI this is tested, as root: {mount:?}");
+        eprintln!("not tested, no right to mount here: {mount:?}");
+        None
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A file that takes all the room there is.
+    fn fill(&self) -> PathBuf {
+        let filler = self.path().join("filler");
+        let block = vec![7; 4096];
+        let mut file = fs::File::create(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a daemon that is still ending may have its folder open.
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
