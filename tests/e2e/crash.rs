@@ -47,9 +47,9 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     .await;
     let answering = killed.elapsed();
     goes_on().await;
-    let (requests, calls) = (api_load.stop().await, load.stop().await);
+    let (api, calls) = (api_load.stop().await, load.stop().await);
     // Seeds live in kube-apiserver's memory; it needs the daemon for new ones only.
-    requests.assert_nothing_failed();
+    api.requests.assert_nothing_failed();
     assert!(calls.failed < calls.calls / 2, "{calls:?}");
 
     // It has found the new process: a rotation reaches it.
@@ -58,7 +58,7 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     stage.bao.rotate_key(KEY).await;
     let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
     cluster.wait_moved(server.api(), &key_id, "after").await;
-    for (name, value) in &requests.written {
+    for (name, value) in &api.written {
         assert_eq!(server.api().secret(name).await.unwrap(), *value);
     }
     figure(
@@ -70,7 +70,7 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
             answering.as_secs_f64() * 1000.0,
             calls.calls,
             calls.failed,
-            requests.calls,
+            api.requests.calls,
         ),
     );
 }

@@ -54,8 +54,8 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     stage.bao.rotate_key(KEY).await;
     let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
     cluster.wait_moved(server.api(), &key_id, "after").await;
-    let (requests, calls) = (api_load.stop().await, load.stop().await);
-    requests.assert_nothing_failed();
+    let (api, calls) = (api_load.stop().await, load.stop().await);
+    api.requests.assert_nothing_failed();
     calls.assert_nothing_failed();
     assert!(!daemon.log().contains("a panic: "), "{}", daemon.log());
     drop(crowd);
@@ -64,9 +64,9 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
         &format!(
             "beside noise, oversize messages, a wrong uid and {CROWD} idle connections: {} requests to kube-apiserver \
              and {} KMS calls, 0 failed, the longest {:.3} s and {:.3} s",
-            requests.calls,
+            api.requests.calls,
             calls.calls,
-            requests.longest.as_secs_f64(),
+            api.requests.longest.as_secs_f64(),
             calls.longest.as_secs_f64(),
         ),
     );

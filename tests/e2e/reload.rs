@@ -44,7 +44,7 @@ async fn first_identity_and_then_ours_without_a_restart() {
     })
     .await;
     let took = load.age();
-    load.stop().await.assert_nothing_failed();
+    load.stop().await.requests.assert_nothing_failed();
 
     assert_eq!(api.secret("plain").await.unwrap(), "written before");
     api.rewrite_secret("plain").await.unwrap();

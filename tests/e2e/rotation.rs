@@ -42,8 +42,8 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
         .await;
     }
     let took = api_load.age();
-    let (requests, calls) = (api_load.stop().await, load.stop().await);
-    requests.assert_nothing_failed();
+    let (api, calls) = (api_load.stop().await, load.stop().await);
+    api.requests.assert_nothing_failed();
     calls.assert_nothing_failed();
     assert_eq!((daemon.pid(), server.pid()), (daemon_pid, server_pid));
     assert_eq!((daemon.exited(), server.exited()), (None, None));
@@ -54,9 +54,9 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
             "{rotations} tokens in {:.1} s, each revoked behind its successor: {} requests to kube-apiserver and {} \
              KMS calls, 0 failed; the longest took {:.3} s and {:.3} s",
             took.as_secs_f64(),
-            requests.calls,
+            api.requests.calls,
             calls.calls,
-            requests.longest.as_secs_f64(),
+            api.requests.longest.as_secs_f64(),
             calls.longest.as_secs_f64(),
         ),
     );

@@ -12,15 +12,14 @@ use std::{
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
-use super::daemon::{Daemon, Kms, kms_client};
-
-/// kube-apiserver's timeout for each call.
-const TIMEOUT: Duration = Duration::from_secs(3);
-/// So many failures are kept with their words; all are counted.
-const KEPT: usize = 100;
+use super::{
+    calls::timed,
+    daemon::{Daemon, Kms, kms_client},
+    observed::{LoadReport, Observer},
+};
 
 /// Load that goes on until it is stopped. Each task has a connection of its own and goes round:
 /// Status, Encrypt of 32 new bytes, Status, Decrypt.
@@ -28,31 +27,6 @@ pub(crate) struct Load {
     calls: Arc<AtomicU64>,
     stop: CancellationToken,
     tasks: JoinSet<LoadReport>,
-}
-
-/// What became of the calls.
-#[derive(Debug, Default)]
-pub(crate) struct LoadReport {
-    /// Calls that were answered, well or not.
-    pub(crate) calls: u64,
-    /// How many failed: an error, a wrong plaintext, a key_id that was not Status's at the time,
-    /// or a Status that was not `ok`.
-    pub(crate) failed: u64,
-    /// The first failures in words, each with the time since the start of the load.
-    pub(crate) failures: Vec<String>,
-    /// The longest that a call took.
-    pub(crate) longest: Duration,
-}
-
-impl LoadReport {
-    /// # Panics
-    /// If a call failed, or if there was none.
-    #[track_caller]
-    pub(crate) fn assert_nothing_failed(&self) {
-        assert!(self.calls > 0, "there was no load");
-        let some = self.failures.iter().take(10).cloned().collect::<Vec<_>>().join("\n");
-        assert_eq!(self.failed, 0, "of {} calls these failed:\n{some}", self.calls);
-    }
 }
 
 impl Load {
@@ -67,13 +41,8 @@ impl Load {
         let mut load = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         let begun = Instant::now();
         for _ in 0..tasks {
-            let worker = Worker {
-                begun,
-                calls: load.calls.clone(),
-                kms: kms_client(socket).await,
-                pause,
-                report: LoadReport::default(),
-            };
+            let observer = Observer::new(begun, load.calls.clone());
+            let worker = Worker { kms: kms_client(socket).await, observer, pause };
             load.tasks.spawn(worker.run(load.stop.clone()));
         }
         load
@@ -89,22 +58,16 @@ impl Load {
         self.stop.cancel();
         let mut total = LoadReport::default();
         while let Some(report) = self.tasks.join_next().await {
-            let report = report.unwrap();
-            total.calls += report.calls;
-            total.failed += report.failed;
-            total.failures.extend(report.failures);
-            total.longest = total.longest.max(report.longest);
+            total.add(report.unwrap());
         }
         total
     }
 }
 
 struct Worker {
-    begun: Instant,
-    calls: Arc<AtomicU64>,
     kms: Kms,
+    observer: Observer,
     pause: Duration,
-    report: LoadReport,
 }
 
 impl Worker {
@@ -117,7 +80,7 @@ impl Worker {
                 drop(tokio::time::timeout(self.pause, stop.cancelled()).await);
             }
         }
-        self.report
+        self.observer.report()
     }
 
     async fn round(&mut self, uid: &str) {
@@ -133,7 +96,8 @@ impl Worker {
             && sealed.key_id != before
             && sealed.key_id != after
         {
-            self.failed(format!("Encrypt: key_id {}, Status {before} and then {after}", sealed.key_id));
+            self.observer
+                .failed(format!("Encrypt: key_id {}, Status {before} and then {after}", sealed.key_id));
         }
         let request = DecryptRequest {
             annotations: sealed.annotations,
@@ -144,7 +108,7 @@ impl Worker {
         if let Some(opened) = self.observed("Decrypt", kms.decrypt(timed(request))).await
             && opened.plaintext != seed[..]
         {
-            self.failed("Decrypt: another plaintext".into());
+            self.observer.failed("Decrypt: another plaintext".into());
         }
     }
 
@@ -153,7 +117,7 @@ impl Worker {
         let mut kms = self.kms.clone();
         let status = self.observed("Status", kms.status(timed(StatusRequest {}))).await?;
         if status.healthz != "ok" {
-            self.failed(format!("Status: {}", status.healthz));
+            self.observer.failed(format!("Status: {}", status.healthz));
         }
         Some(status.key_id)
     }
@@ -163,30 +127,10 @@ impl Worker {
         method: &str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Option<T> {
-        let begun = Instant::now();
-        let answer = call.await;
-        self.report.longest = self.report.longest.max(begun.elapsed());
-        self.report.calls += 1;
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        match answer {
-            Ok(answer) => Some(answer.into_inner()),
-            Err(e) => {
-                self.failed(format!("{method}: {:?}: {}", e.code(), e.message()));
-                None
-            }
-        }
+        let call = async {
+            let answer = call.await.map_err(|error| format!("{:?}: {}", error.code(), error.message()))?;
+            Ok::<_, String>(answer.into_inner())
+        };
+        self.observer.observed(method, call).await
     }
-
-    fn failed(&mut self, what: String) {
-        self.report.failed += 1;
-        if self.report.failures.len() < KEPT {
-            self.report.failures.push(format!("{:.3} s: {what}", self.begun.elapsed().as_secs_f64()));
-        }
-    }
-}
-
-fn timed<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(TIMEOUT);
-    request
 }

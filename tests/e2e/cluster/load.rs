@@ -11,42 +11,27 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::api::{Api, ApiError};
+use super::api::Api;
+use crate::support::{LoadReport, Observer};
 
 /// Between two rounds of one client; without a pause they would take all that the machine has.
 const PAUSE: Duration = Duration::from_millis(50);
-/// So many failures are kept with their words; all are counted.
-const KEPT: usize = 50;
 
 /// Load that goes on until it is stopped: each client creates a Secret and reads it back.
 pub(crate) struct ApiLoad {
     begun: Instant,
     calls: Arc<AtomicU64>,
     stop: CancellationToken,
-    tasks: JoinSet<ApiLoadReport>,
+    tasks: JoinSet<LoadReport>,
     written: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 /// What became of the requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ApiLoadReport {
-    pub(crate) calls: u64,
-    pub(crate) failed: u64,
-    /// The first failures in words, each with the time since the start of the load.
-    pub(crate) failures: Vec<String>,
-    pub(crate) longest: Duration,
+    pub(crate) requests: LoadReport,
     /// Name and value of every Secret whose creation was confirmed.
     pub(crate) written: Vec<(String, String)>,
-}
-
-impl ApiLoadReport {
-    /// # Panics
-    /// If a request failed, or if there was none.
-    #[track_caller]
-    pub(crate) fn assert_nothing_failed(&self) {
-        assert!(self.calls > 0, "there was no load");
-        assert_eq!(self.failed, 0, "of {} requests these failed: {:#?}", self.calls, self.failures);
-    }
 }
 
 impl ApiLoad {
@@ -60,10 +45,8 @@ impl ApiLoad {
         for (number, api) in apis.iter().enumerate() {
             let client = LoadClient {
                 api: api.clone(),
-                begun,
-                calls: calls.clone(),
+                observer: Observer::new(begun, calls.clone()),
                 prefix: format!("{prefix}-{number}"),
-                report: ApiLoadReport::default(),
                 written: written.clone(),
             };
             tasks.spawn(client.run(stop.clone()));
@@ -84,71 +67,45 @@ impl ApiLoad {
     /// Lets the requests in flight end, and answers what became of all.
     pub(crate) async fn stop(mut self) -> ApiLoadReport {
         self.stop.cancel();
-        let mut total = ApiLoadReport::default();
+        let mut requests = LoadReport::default();
         while let Some(report) = self.tasks.join_next().await {
-            let report = report.unwrap();
-            total.calls += report.calls;
-            total.failed += report.failed;
-            total.failures.extend(report.failures);
-            total.longest = total.longest.max(report.longest);
+            requests.add(report.unwrap());
         }
-        total.written = std::mem::take(&mut self.written.lock().unwrap_or_else(PoisonError::into_inner));
-        total
+        let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        ApiLoadReport { requests, written }
     }
 }
 
 struct LoadClient {
     api: Api,
-    begun: Instant,
-    calls: Arc<AtomicU64>,
+    observer: Observer,
     prefix: String,
-    report: ApiLoadReport,
     written: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl LoadClient {
-    async fn run(mut self, stop: CancellationToken) -> ApiLoadReport {
+    async fn run(mut self, stop: CancellationToken) -> LoadReport {
         let mut round = 0;
         while !stop.is_cancelled() {
             round += 1;
             self.round(round).await;
             drop(tokio::time::timeout(PAUSE, stop.cancelled()).await);
         }
-        self.report
+        self.observer.report()
     }
 
     async fn round(&mut self, round: u64) {
         let name = format!("{}-{round}", self.prefix);
         let value = format!("value of {name} {:016x}", rand::random::<u64>());
         let api = self.api.clone();
-        if self.observed("create", api.create_secret(&name, &value)).await.is_none() {
+        if self.observer.observed("create", api.create_secret(&name, &value)).await.is_none() {
             return;
         }
         self.written.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), value.clone()));
-        if let Some(read) = self.observed("get", api.secret(&name)).await
+        if let Some(read) = self.observer.observed("get", api.secret(&name)).await
             && read != value
         {
-            self.failed(format!("get: another value than was written: {read}"));
-        }
-    }
-
-    async fn observed<T>(
-        &mut self,
-        verb: &str,
-        request: impl Future<Output = Result<T, ApiError>>,
-    ) -> Option<T> {
-        let begun = Instant::now();
-        let answer = request.await;
-        self.report.longest = self.report.longest.max(begun.elapsed());
-        self.report.calls += 1;
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        answer.map_err(|error| self.failed(format!("{verb}: {error}"))).ok()
-    }
-
-    fn failed(&mut self, what: String) {
-        self.report.failed += 1;
-        if self.report.failures.len() < KEPT {
-            self.report.failures.push(format!("{:.3} s: {what}", self.begun.elapsed().as_secs_f64()));
+            self.observer.failed(format!("get: another value than was written: {read}"));
         }
     }
 }
