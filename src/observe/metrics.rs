@@ -29,6 +29,8 @@ pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Tells the time of day, which may jump at any moment: for time stamps, never to decide anything.
+    clock: fn() -> SystemTime,
     call_seconds: HistogramVec,
     calls: IntCounterVec,
     health: IntGaugeVec,
@@ -65,9 +67,19 @@ impl Metrics {
     /// # Errors
     /// Fails only if two metrics share a name, which a test rules out.
     pub fn new() -> Result<Self, prometheus::Error> {
+        #[expect(clippy::disallowed_methods, reason = "time stamps are what the time of day is for")]
+        Self::with_clock(SystemTime::now)
+    }
+
+    /// As [`Metrics::new`], with another time of day.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_clock(clock: fn() -> SystemTime) -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("transit_kms".into()), None)?;
         let metrics = Self {
             accept_errors: counter(&registry, "accept_errors_total", "Errors of accept on the KMS socket.")?,
+            clock,
             call_seconds: histograms(
                 &registry,
                 "call_duration_seconds",
@@ -202,7 +214,7 @@ impl Metrics {
     pub fn reload(&self, result: &'static str) {
         self.reloads.with_label_values(&[result]).inc();
         if result == "taken" {
-            self.reload_last_success.set(unix_seconds(SystemTime::now()));
+            self.reload_last_success.set(unix_seconds((self.clock)()));
         }
     }
 
@@ -227,9 +239,10 @@ impl Metrics {
     }
 
     /// What is known of the token's life; zero `ttl` means that it never ends.
-    pub fn token(&self, ttl: Duration, now: SystemTime) {
-        self.token_ttl.set(ttl.as_secs_f64());
-        self.token_expiry.set(if ttl.is_zero() { 0.0 } else { unix_seconds(now + ttl) });
+    pub fn token(&self, ttl: Duration) {
+        let ttl = ttl.as_secs_f64();
+        self.token_ttl.set(ttl);
+        self.token_expiry.set(if ttl == 0.0 { 0.0 } else { unix_seconds((self.clock)()) + ttl });
     }
 
     /// A renewal ended: `renewed`, `capped` or `failed`.
@@ -304,6 +317,8 @@ fn unix_seconds(time: SystemTime) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
     use super::*;
 
     #[test]
@@ -316,6 +331,27 @@ mod tests {
         assert!(text.contains("transit_kms_health{state=\"ok\"} 0"), "{text}");
         assert!(text.contains("process_resident_memory_bytes"), "{text}");
         assert!(text.contains("transit_kms_build_info{version="), "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_is_only_printed() {
+        static NOW: AtomicI64 = AtomicI64::new(0);
+        fn clock() -> SystemTime {
+            let now = NOW.load(Ordering::Relaxed);
+            let far = Duration::from_secs(now.unsigned_abs());
+            if now < 0 { UNIX_EPOCH - far } else { UNIX_EPOCH + far }
+        }
+        let metrics = Metrics::with_clock(clock).unwrap();
+        // Before 1970, at a time that is likely, and at the end of what a file system knows.
+        for (now, expiry) in [(-86_400, "3600"), (1_800_000_000, "1800003600"), (1 << 40, "1099511631376")] {
+            NOW.store(now, Ordering::Relaxed);
+            metrics.token(Duration::from_secs(3600));
+            metrics.reload("taken");
+            let text = metrics.render().unwrap();
+            let line = format!("transit_kms_token_expiry_timestamp_seconds {expiry}\n");
+            assert!(text.contains(&line), "{now}: {text}");
+            assert!(text.contains("transit_kms_token_ttl_seconds 3600\n"), "{now}: {text}");
+        }
     }
 
     #[test]

@@ -5,10 +5,7 @@
 //! away, or says no, it stays pending and is tried again, ever more slowly, until a newer
 //! config supersedes it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
@@ -209,7 +206,7 @@ impl Keeper {
         info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
         // Nothing is known of a token that may not look itself up; what was known of the one
         // before it must go, or its end would raise an alarm.
-        self.metrics.token(ttl, SystemTime::now());
+        self.metrics.token(ttl);
         if let Some(info) = info {
             info.warn();
             if info.renewable {
@@ -247,7 +244,7 @@ impl Keeper {
         if in_use.schedule.take_renewal() {
             match token::renew(&in_use.session, deadline).await {
                 Ok(renewal) => {
-                    self.metrics.token(renewal.ttl, SystemTime::now());
+                    self.metrics.token(renewal.ttl);
                     in_use.renewal_fails = false;
                     self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
                     if renewal.capped {
@@ -283,7 +280,7 @@ impl Keeper {
             in_use.schedule.looked_up();
             match token::lookup(&in_use.session, deadline).await {
                 Ok(info) => {
-                    self.metrics.token(info.ttl, SystemTime::now());
+                    self.metrics.token(info.ttl);
                     debug!(ttl_seconds = info.ttl.as_secs(), "token looked up");
                     if info.renewable && !in_use.schedule.will_renew() {
                         in_use.schedule.renew_before_end(info.ttl);

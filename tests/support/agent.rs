@@ -190,6 +190,7 @@ async fn prepare_login(bao: &Bao, dir: &TempDir, key: &KeyPair, options: &AgentO
 
 /// Writes the JWT of the `number`th login.
 fn write_jwt(dir: &TempDir, key: &KeyPair, number: u64) {
+    #[expect(clippy::disallowed_methods, reason = "a JWT says from when to when it holds")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let claims = json!({
         "aud": AUDIENCE,
