@@ -56,6 +56,8 @@ pub struct Settings {
     pub allow_http: bool,
     /// Who may call.
     pub allowed_peers: AllowedPeers,
+    /// Whether Decrypts that come at the same time are asked of Vault together.
+    pub coalescing: bool,
     /// The rendered file.
     pub config: PathBuf,
     /// How health is judged.
@@ -125,7 +127,8 @@ impl App {
     /// If the runtime cannot be set up; never because of Vault or the config.
     pub async fn run(self, shutdown: CancellationToken, reread: impl AsyncReread) -> anyhow::Result<CutOff> {
         let Self { admin, kms, kms_v1, metrics, settings } = self;
-        let board = Arc::new(Board::new(settings.health, Arc::clone(&metrics)));
+        let board = Board::new(settings.health, Arc::clone(&metrics));
+        let board = Arc::new(if settings.coalescing { board } else { board.without_coalescing() });
         let inspector = Inspector {
             board: Arc::clone(&board),
             ended: Arc::default(),

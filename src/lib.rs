@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! server   socket -> accept loop -> peer check
-//! kms      gRPC service -> key_id rules -> trait Transit
+//! kms      gRPC service -> key_id rules -> coalescer -> trait Transit
 //! vault    session -> pool -> one HTTP call
 //! ```
 //!

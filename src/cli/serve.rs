@@ -106,6 +106,14 @@ pub struct ServeArgs {
     #[arg(long, env = "TRANSIT_KMS_PROBE_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = probe_interval)]
     probe_interval: Duration,
 
+    /// Ask Vault once for each Decrypt, instead of once for those that come at the same time.
+    #[arg(
+        long, env = "TRANSIT_KMS_NO_COALESCING", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", default_value = "false", hide_default_value = true,
+        hide_possible_values = true
+    )]
+    no_coalescing: bool,
+
     /// Speak to Vault without TLS if the address says so: token and seeds then cross the network in the open.
     #[arg(
         long, env = "TRANSIT_KMS_ALLOW_HTTP", num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -213,6 +221,7 @@ impl ServeArgs {
             admin_listen: self.admin_listen,
             allow_http: self.allow_http,
             allowed_peers: AllowedPeers::new(self.allow_uid),
+            coalescing: !self.no_coalescing,
             config: self.config,
             health: HealthSettings { outage_grace: self.outage_grace, probe_interval: self.probe_interval },
             listen: self.listen,

@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
+    coalescer::Coalescer,
     health::{Answer, HealthSettings, Verdict},
     keyring::Keyring,
     probe::{Proof, Witness},
@@ -30,6 +31,8 @@ use crate::observe::metrics::Metrics;
 
 /// A proven way to Transit and the keys behind it; immutable.
 pub struct Snapshot {
+    /// Calls decrypt through it, over `transit`; it lives as long as the session.
+    pub decrypts: Arc<Coalescer>,
     /// Counts the sessions of this process from 1.
     pub generation: u64,
     /// What was known of the keys when this was published.
@@ -62,6 +65,7 @@ pub struct Outdated;
 
 /// Publishes snapshots and health; shared by everybody.
 pub struct Board {
+    coalescing: bool,
     metrics: Arc<Metrics>,
     posted: watch::Sender<Posted>,
     probe_request: Notify,
@@ -78,6 +82,7 @@ impl Board {
         let trouble = Some("starting: the config has not been read yet".into());
         let posted = watch::Sender::new(Posted { known: None, trouble });
         Self {
+            coalescing: true,
             metrics,
             posted,
             probe_request: Notify::new(),
@@ -85,6 +90,12 @@ impl Board {
             settings,
             told: Mutex::new("unknown"),
         }
+    }
+
+    /// The same, but every Decrypt is a call to Vault of its own.
+    #[must_use]
+    pub fn without_coalescing(self) -> Self {
+        Self { coalescing: false, ..self }
     }
 
     /// The settings that health is judged by.
@@ -137,6 +148,11 @@ impl Board {
     /// [`Outdated`] if another key_id was published since the proof began: prove it again.
     pub fn take_session(&self, transit: Arc<dyn Transit>, proof: Proof) -> Result<Arc<Snapshot>, Outdated> {
         let snapshot = Arc::new(Snapshot {
+            decrypts: Arc::new(Coalescer::new(
+                Arc::clone(&transit),
+                self.coalescing,
+                Arc::clone(&self.metrics),
+            )),
             generation: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
             keyring: proof.keyring,
             transit,
@@ -169,6 +185,7 @@ impl Board {
                 return false;
             };
             let snapshot = Arc::new(Snapshot {
+                decrypts: Arc::clone(&known.snapshot.decrypts),
                 generation,
                 keyring: proof.keyring,
                 transit: Arc::clone(&known.snapshot.transit),
@@ -198,6 +215,7 @@ impl Board {
             | Fault::KeyLost
             | Fault::Lagging
             | Fault::Nonsense
+            | Fault::TooMuch
             | Fault::TooOld
             | Fault::Unreachable => self.probe_soon(),
             Fault::BadCiphertext => {}

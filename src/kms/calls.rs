@@ -213,7 +213,7 @@ async fn decrypt(
     };
     let mut last = None;
     for entry in &entries {
-        match snapshot.transit.decrypt(&entry.name, ciphertext, call).await {
+        match snapshot.decrypts.decrypt(&entry.name, ciphertext, call).await {
             Ok(opened) => return Ok(opened),
             Err(error) => {
                 if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
@@ -264,7 +264,7 @@ fn into_status(error: TransitError) -> Status {
         Fault::Denied | Fault::TokenDead => Code::PermissionDenied,
         Fault::KeyLost | Fault::TooOld => Code::FailedPrecondition,
         Fault::Lagging | Fault::Unreachable => Code::Unavailable,
-        Fault::Nonsense => Code::Internal,
+        Fault::Nonsense | Fault::TooMuch => Code::Internal,
     };
     Status::new(code, error.message)
 }

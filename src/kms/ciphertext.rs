@@ -11,7 +11,7 @@ use super::key_id::KeyVersion;
 pub const MAX_CIPHERTEXT_BYTES: usize = 1024;
 
 /// A ciphertext whose form, but not whose content, has been checked.
-#[derive(Clone, Eq, PartialEq)]
+#[derive(Clone, Eq, Hash, PartialEq)]
 pub struct Ciphertext {
     text: String,
     version: KeyVersion,

@@ -73,7 +73,11 @@ impl Verdict {
                 };
                 Self::Refused { since, reason, token_dead: dead }
             }
-            Fault::DeadlineExceeded | Fault::Lagging | Fault::Nonsense | Fault::Unreachable => match self {
+            Fault::DeadlineExceeded
+            | Fault::Lagging
+            | Fault::Nonsense
+            | Fault::TooMuch
+            | Fault::Unreachable => match self {
                 Self::Lost { .. } | Self::Refused { .. } => self.clone(),
                 Self::Unreachable { since, .. } => Self::Unreachable { since: *since, reason },
                 Self::Good => Self::Unreachable { since: now, reason },

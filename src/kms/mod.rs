@@ -6,6 +6,7 @@
 pub mod board;
 mod calls;
 pub mod ciphertext;
+pub mod coalescer;
 pub mod deadline;
 pub mod health;
 pub mod key_id;

@@ -61,6 +61,8 @@ pub(super) struct State {
     pub(super) delays: VecDeque<u8>,
     pub(super) fails: BTreeMap<&'static str, Fault>,
     pub(super) keys: BTreeMap<String, ModelKey>,
+    /// Larger ones are too much.
+    pub(super) largest_batch: Option<usize>,
     /// The node that answers has not heard of the newest so many versions.
     pub(super) lag: u32,
     /// It does not answer at all.
@@ -165,6 +167,24 @@ fn visible<'a>(state: &'a State, key: &KeyName) -> Result<(&'a ModelKey, u32), T
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
 
+fn open(state: &State, key: &KeyName, ciphertext: &Ciphertext) -> Result<Opened, TransitError> {
+    let (key, latest) = visible(state, key)?;
+    let version = ciphertext.version().number();
+    if version > latest {
+        return Err(TransitError::new(Fault::Lagging, "version is too new"));
+    }
+    if version < key.min_decryption {
+        return Err(TransitError::new(Fault::TooOld, "too old"));
+    }
+    let body = ciphertext.as_str().rsplit(':').next().unwrap();
+    let inner = STANDARD.decode(body).unwrap();
+    let (making, plaintext) = inner.split_at(8);
+    if making != key.making.to_be_bytes() {
+        return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+    }
+    Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+}
+
 #[async_trait]
 impl Transit for ModelSession {
     async fn decrypt(
@@ -173,22 +193,22 @@ impl Transit for ModelSession {
         ciphertext: &Ciphertext,
         _: Call<'_>,
     ) -> Result<Opened, TransitError> {
-        self.at_some_moment("decrypt", |state| {
-            let (key, latest) = visible(state, key)?;
-            let version = ciphertext.version().number();
-            if version > latest {
-                return Err(TransitError::new(Fault::Lagging, "version is too new"));
+        self.at_some_moment("decrypt", |state| open(state, key, ciphertext)).await
+    }
+
+    async fn decrypt_batch(
+        &self,
+        key: &KeyName,
+        ciphertexts: &[&Ciphertext],
+        _: Call<'_>,
+    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
+        self.at_some_moment("decrypt_batch", |state| {
+            if state.largest_batch.is_some_and(|largest| ciphertexts.len() > largest) {
+                return Err(TransitError::new(Fault::TooMuch, "high complexity"));
             }
-            if version < key.min_decryption {
-                return Err(TransitError::new(Fault::TooOld, "too old"));
-            }
-            let body = ciphertext.as_str().rsplit(':').next().unwrap();
-            let inner = STANDARD.decode(body).unwrap();
-            let (making, plaintext) = inner.split_at(8);
-            if making != key.making.to_be_bytes() {
-                return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
-            }
-            Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+            visible(state, key)?;
+            let ask = |ciphertext: &&Ciphertext| open(state, key, ciphertext);
+            Ok(ciphertexts.iter().map(ask).collect())
         })
         .await
     }

@@ -610,6 +610,56 @@ async fn a_refused_additional_key_does_not_make_the_first_look_unwell() {
     assert_eq!(bench.healthz().await, "ok");
 }
 
+#[tokio::test(start_paused = true)]
+async fn decrypts_at_once_are_few_calls_and_a_damaged_one_fails_alone() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let mut sealed = Vec::new();
+    for number in 0..100_u8 {
+        sealed.push(bench.encrypt(&[number; 32]).await.unwrap());
+    }
+    let before = bench.model.calls();
+    let decrypt = |ciphertext: Bytes, key_id: &str| {
+        let request =
+            DecryptRequest { ciphertext, uid: "uid".into(), key_id: key_id.into(), annotations: [].into() };
+        let service = bench.service.clone();
+        tokio::spawn(async move { Ok(service.decrypt(Request::new(request)).await?.into_inner().plaintext) })
+    };
+    let calls: Vec<_> =
+        sealed.iter().map(|sealed| decrypt(sealed.ciphertext.clone(), &sealed.key_id)).collect();
+    let damaged = decrypt(Bytes::from_static(b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA"), &sealed[0].key_id);
+    for (number, call) in (0..).zip(calls) {
+        assert_eq!(call.await.unwrap().unwrap(), [number; 32][..]);
+    }
+    let error: Status = damaged.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert_eq!(bench.model.calls() - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn decrypts_at_once_wait_for_the_next_session_if_the_token_is_dead() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    bench.session.kill_token();
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let request = DecryptRequest {
+                ciphertext: sealed.ciphertext.clone(),
+                uid: "uid".into(),
+                key_id: sealed.key_id.clone(),
+                annotations: [].into(),
+            };
+            let service = bench.service.clone();
+            tokio::spawn(async move { service.decrypt(Request::new(request)).await })
+        })
+        .collect();
+    settle().await;
+    assert!(calls.iter().all(|call| !call.is_finished()));
+    bench.take_session(&["kms"]).await.unwrap();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().into_inner().plaintext, b"seed"[..]);
+    }
+}
+
 // Rotation.
 
 #[tokio::test(start_paused = true)]

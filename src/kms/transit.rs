@@ -50,6 +50,7 @@ pub struct Sealed {
 }
 
 /// Bytes that Transit has unwrapped.
+#[derive(Clone)]
 pub struct Opened {
     /// Wiped when dropped.
     pub plaintext: Zeroizing<Vec<u8>>,
@@ -79,6 +80,17 @@ pub trait Transit: Send + Sync + 'static {
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> Result<Opened, TransitError>;
+
+    /// Unwraps many in one call: an answer for each, in their order.
+    ///
+    /// # Errors
+    /// What failed the call as a whole; [`Fault::TooMuch`] if it would not have with fewer.
+    async fn decrypt_batch(
+        &self,
+        key: &KeyName,
+        ciphertexts: &[&Ciphertext],
+        call: Call<'_>,
+    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError>;
 
     /// Wraps with exactly `version`, and has checked that the answer did.
     ///
@@ -128,6 +140,8 @@ pub enum Fault {
     Nonsense,
     /// The token is expired, revoked, used up or unknown.
     TokenDead,
+    /// More was asked for at once than is taken; a batch, that is, for one call alone is small.
+    TooMuch,
     /// The version is below `min_encryption_version` or `min_decryption_version`.
     TooOld,
     /// Refused connection, timeout, sealed, standby without a leader, 5xx, 429.
@@ -146,6 +160,7 @@ impl Fault {
             Self::Lagging => "lagging",
             Self::Nonsense => "nonsense",
             Self::TokenDead => "token_dead",
+            Self::TooMuch => "too_much",
             Self::TooOld => "too_old",
             Self::Unreachable => "unreachable",
         }

@@ -22,6 +22,9 @@ const LATENCY_BUCKETS: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// From a lone Decrypt to the largest batch.
+const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
 /// The states of `transit_kms_health`; exactly one is 1.
 pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown", "unreachable"];
 
@@ -45,6 +48,8 @@ pub struct Metrics {
     vault_calls: IntCounterVec,
     /// Errors of `accept(2)`, such as running out of descriptors.
     pub accept_errors: IntCounter,
+    /// How many Decrypts went to Vault in one request.
+    pub batch_size: Histogram,
     /// Connections open on the KMS socket.
     pub connections_open: IntGauge,
     /// Connections that ended without a complete HTTP/2 preface in time.
@@ -53,6 +58,8 @@ pub struct Metrics {
     pub key_version_regressions: IntCounter,
     /// Peers refused for their uid.
     pub peers_refused: IntCounter,
+    /// Decrypts that were answered by what another one had asked for.
+    pub decrypts_shared: IntCounter,
     /// Duration of whole probes.
     pub probe_seconds: Histogram,
     /// The generation of the session in use; 0 before the first.
@@ -79,6 +86,13 @@ impl Metrics {
         let registry = Registry::new_custom(Some("transit_kms".into()), None)?;
         let metrics = Self {
             accept_errors: counter(&registry, "accept_errors_total", "Errors of accept on the KMS socket.")?,
+            batch_size: registered(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("decrypt_batch_size", "Decrypts that went to Vault in one request.")
+                        .buckets(BATCH_BUCKETS.to_vec()),
+                )?,
+            )?,
             clock,
             call_seconds: histograms(
                 &registry,
@@ -95,6 +109,11 @@ impl Metrics {
             connections_open: registered(
                 &registry,
                 IntGauge::new("connections_open", "Open connections on the KMS socket.")?,
+            )?,
+            decrypts_shared: counter(
+                &registry,
+                "decrypts_shared_total",
+                "Decrypts answered by what another one had asked for at the same time.",
             )?,
             handshake_timeouts: counter(
                 &registry,

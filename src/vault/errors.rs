@@ -4,6 +4,8 @@
 //! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
 //! `vault/request_handling.go`).
 
+use serde::{Deserialize, de::IgnoredAny};
+
 use crate::kms::{Fault, TransitError};
 
 /// What was asked of Vault, as metrics name it and as messages speak of it.
@@ -45,9 +47,44 @@ fn errors_of(body: &[u8]) -> Option<Vec<String>> {
     Some(errors.iter().filter_map(|error| error.as_str().map(str::to_owned)).collect())
 }
 
+/// Whether this answers what was asked: a success, or a batch of which some items failed, which comes
+/// as 400 (500 if only Vault is to blame) with the results of all of them.
+///
+/// Source: `batchRequestResponse` in `builtin/logical/transit/path_encrypt.go`
+pub(super) fn is_answer(status: u16, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Batch {
+        #[serde(rename = "data")]
+        _data: Data,
+    }
+    #[derive(Deserialize)]
+    struct Data {
+        #[serde(rename = "batch_results")]
+        _results: Vec<IgnoredAny>,
+    }
+    match status {
+        200..300 => true,
+        400 | 500 => serde_json::from_slice::<Batch>(body).is_ok(),
+        _ => false,
+    }
+}
+
 /// The meaning of an answer that is not a success. `path` is without `/v1/`.
 pub(super) fn meaning(operation: Operation, path: &str, status: u16, body: &[u8]) -> TransitError {
-    let vaults = errors_of(body);
+    meaning_of_words(operation, path, status, errors_of(body))
+}
+
+/// The meaning of `error`, which one item of a batch failed with.
+pub(super) fn meaning_of_item(operation: Operation, path: &str, error: String) -> TransitError {
+    meaning_of_words(operation, path, 400, Some(vec![error]))
+}
+
+fn meaning_of_words(
+    operation: Operation,
+    path: &str,
+    status: u16,
+    vaults: Option<Vec<String>>,
+) -> TransitError {
     let is_vaults = vaults.is_some();
     let errors = vaults.unwrap_or_default();
     let said = quotable(&errors);
@@ -87,6 +124,12 @@ pub(super) fn meaning(operation: Operation, path: &str, status: u16, body: &[u8]
         ),
         400 if has("missing 'context'") => {
             error(Fault::Denied, format!("the key is derived: use one that is not ({path})"))
+        }
+        400 if has("high complexity") => {
+            error(Fault::TooMuch, format!("Vault takes less at once than was asked for: {said}"))
+        }
+        413 => {
+            error(Fault::TooMuch, "a request was longer than Vault, or a proxy in front of it, takes".into())
         }
         400 if has("missing client token") => error(Fault::TokenDead, said),
         403 if is_about_the_token(&errors) => error(

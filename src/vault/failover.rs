@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    errors::{Operation, meaning},
+    errors::{Operation, is_answer, meaning},
     pool::{Incoming, NoAnswer, Outgoing, Pool},
 };
 use crate::{
@@ -53,7 +53,7 @@ pub(super) async fn ask(
             let began = Instant::now();
             let outcome = node.exchange(outgoing, deadline).await;
             let error = match outcome {
-                Ok(incoming) if (200..300).contains(&incoming.status) => {
+                Ok(incoming) if is_answer(incoming.status, &incoming.body) => {
                     pool.preferred.store(index, Ordering::Relaxed);
                     metrics.vault_call(operation.name(), "ok", began.elapsed());
                     return Ok(incoming);

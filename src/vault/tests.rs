@@ -303,6 +303,69 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
     assert!(!fake.heads().pop().unwrap().contains("x-kms-uid"));
 }
 
+async fn decrypt_batch(
+    session: &Session,
+    bodies: &[&str],
+) -> Result<Vec<Result<Vec<u8>, TransitError>>, TransitError> {
+    let ciphertexts: Vec<_> =
+        bodies.iter().map(|body| Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap()).collect();
+    let ciphertexts: Vec<_> = ciphertexts.iter().collect();
+    let results = session.decrypt_batch(&KeyName::new("kms").unwrap(), &ciphertexts, call()).await?;
+    Ok(results.into_iter().map(|result| result.map(|opened| opened.plaintext.to_vec())).collect())
+}
+
+#[tokio::test]
+async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
+    let results = r#"{"request_id":"r","data":{"batch_results":[{"plaintext":"QUJD","reference":""},
+        {"plaintext":"","error":"cipher: message authentication failed","reference":""},
+        {"error":"invalid ciphertext: version is too new"}]}}"#;
+    for status in [200, 207, 400, 500] {
+        let fake = Fake::with(vec![json(status, results)]).await;
+        let opened = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB", "CCCC"]).await.unwrap();
+        assert_eq!(opened[0].as_deref().unwrap(), b"ABC");
+        let fault = |index: usize| opened[index].as_ref().unwrap_err().fault;
+        assert_eq!((fault(1), fault(2)), (Fault::BadCiphertext, Fault::Lagging), "{status}");
+        assert_eq!(fake.requests(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_as_a_whole_says_why() {
+    let complex = "refused JSON input due to high complexity: exceeded maximum number of strings";
+    for (status, words, fault) in [
+        (400, complex, Fault::TooMuch),
+        (413, "", Fault::TooMuch),
+        (400, "encryption key not found", Fault::KeyLost),
+        (403, "permission denied", Fault::TokenDead),
+    ] {
+        let fake = Fake::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
+        let error = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap_err();
+        assert_eq!(error.fault, fault, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
+    for results in [
+        r#"[{"plaintext":"QUJD"}]"#,
+        r#"[{"plaintext":"QUJD"},{"plaintext":"QUJD"},{"plaintext":"QUJD"}]"#,
+        r#"[{"plaintext":"QUJD"},{"plaintext":"QU\u004aD"}]"#,
+        r#"{"0":{"plaintext":"QUJD"}}"#,
+    ] {
+        let body = format!(r#"{{"data":{{"batch_results":{results}}}}}"#);
+        let fake = Fake::with(vec![json(200, &body)]).await;
+        let error = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap_err();
+        assert_eq!(error.fault, Fault::Nonsense, "{results}");
+    }
+    for result in ["{}", r#"{"plaintext":null}"#, r#"{"plaintext":"!"}"#, r#"{"error":""}"#] {
+        let body = format!(r#"{{"data":{{"batch_results":[{{"plaintext":"QUJD"}},{result}]}}}}"#);
+        let fake = Fake::with(vec![json(200, &body)]).await;
+        let opened = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap();
+        assert!(opened[0].is_ok());
+        assert_eq!(opened[1].as_ref().unwrap_err().fault, Fault::Nonsense, "{result}");
+    }
+}
+
 #[tokio::test]
 async fn a_refusal_is_final() {
     let fake = Fake::with(vec![json(403, r#"{"errors":["permission denied"]}"#)]).await;

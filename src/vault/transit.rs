@@ -10,7 +10,11 @@ use http::Method;
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use super::{errors::Operation, pool::Incoming, session::Session};
+use super::{
+    errors::{Operation, meaning_of_item},
+    pool::Incoming,
+    session::Session,
+};
 use crate::{
     config::{KeyName, KeyNames},
     kms::{
@@ -38,6 +42,20 @@ struct DecryptData<'a> {
     /// Borrowed from the body, which is wiped.
     #[serde(borrow)]
     plaintext: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct BatchData<'a> {
+    #[serde(borrow)]
+    batch_results: Vec<BatchResult<'a>>,
+}
+
+#[derive(Deserialize)]
+struct BatchResult<'a> {
+    #[serde(default)]
+    error: String,
+    /// Borrowed, as in [`DecryptData`]; what cannot be is no base64, and refused as a whole.
+    plaintext: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -75,9 +93,32 @@ impl Transit for Session {
             // Base64 never needs escapes; if it had some, serde would have made a copy we cannot wipe.
             Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
         };
-        let mut plaintext = Zeroizing::new(Vec::with_capacity(base64::decoded_len_estimate(text.len())));
-        STANDARD.decode_vec(text, &mut plaintext).map_err(|_| nonsense(Operation::Decrypt))?;
-        Ok(Opened { plaintext, request_id: envelope.request_id })
+        Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id })
+    }
+
+    async fn decrypt_batch(
+        &self,
+        key: &KeyName,
+        ciphertexts: &[&Ciphertext],
+        call: Call<'_>,
+    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
+        let path = format!("{}/decrypt/{key}", self.mount.as_str());
+        let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
+        let answer = self.ask(Operation::Decrypt, Method::POST, path.clone(), body, call).await?;
+        let envelope: Envelope<BatchData<'_>> =
+            serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+        let results = envelope.data.batch_results;
+        if results.len() != ciphertexts.len() {
+            return Err(nonsense(Operation::Decrypt));
+        }
+        let opened = |result: BatchResult<'_>| {
+            if !result.error.is_empty() {
+                return Err(meaning_of_item(Operation::Decrypt, &path, result.error));
+            }
+            let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
+            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id.clone() })
+        };
+        Ok(results.into_iter().map(opened).collect())
     }
 
     async fn encrypt(
@@ -132,6 +173,17 @@ impl Transit for Session {
     fn scope(&self, key: &KeyName) -> Scope {
         Scope::of(&self.namespace, &self.mount, key)
     }
+}
+
+fn batch_body(ciphertexts: &[&Ciphertext]) -> String {
+    let items = ciphertexts.iter().map(|ciphertext| format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str()));
+    format!(r#"{{"batch_input":[{}]}}"#, items.collect::<Vec<_>>().join(","))
+}
+
+fn decoded(text: &str) -> Result<Zeroizing<Vec<u8>>, TransitError> {
+    let mut plaintext = Zeroizing::new(Vec::with_capacity(base64::decoded_len_estimate(text.len())));
+    STANDARD.decode_vec(text, &mut plaintext).map_err(|_| nonsense(Operation::Decrypt))?;
+    Ok(plaintext)
 }
 
 /// Written straight into one buffer that is wiped, with nothing to reallocate.

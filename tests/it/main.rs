@@ -11,6 +11,8 @@ mod candidates;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod coalescing;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod kms_v1;

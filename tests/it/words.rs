@@ -38,6 +38,10 @@ async fn the_server_says_the_words_that_we_listen_for() {
             "too-new" => (root, decrypt(KEY, &format!("vault:v9:{noise}"))),
             "too-old" => (root, decrypt(KEY, &old)),
             "no-key" => (root, decrypt("absent", &old)),
+            "complex" => {
+                let items = vec![json!({ "ciphertext": old }); 600];
+                (root, ("POST", format!("{MOUNT}/decrypt/{KEY}"), json!({ "batch_input": items })))
+            }
             "above-latest" => (root, encrypt(KEY, 9)),
             "below-min" => (root, encrypt(KEY, 1)),
             "soft-deleted" => (root, encrypt("gone", 1)),
@@ -59,5 +63,5 @@ async fn the_server_says_the_words_that_we_listen_for() {
         assert!(said.contains(words), "{case}: {said}");
         provoked += 1;
     }
-    assert_eq!(provoked, 14);
+    assert_eq!(provoked, 15);
 }

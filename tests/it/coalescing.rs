@@ -1,0 +1,111 @@
+//! Decrypts that come at the same time are asked of Vault together.
+
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use crate::support::{Bao, KEY, MOUNT, POLICY, Stage, calls};
+
+const SEEDS: u8 = 200;
+
+/// Seeds as another provider has left them, sealed by the server itself.
+async fn sealed(bao: &Bao) -> Vec<String> {
+    let mut sealed = Vec::new();
+    for number in 0..SEEDS {
+        sealed.push(bao.encrypt(KEY, &[number; 32]).await);
+    }
+    sealed
+}
+
+#[tokio::test]
+async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() {
+    let stage = Stage::start().await;
+    stage.bao.audit_uids().await;
+    let (daemon, _) = stage.ready_without_probes().await;
+    let sealed = sealed(&stage.bao).await;
+    let damaged = format!("vault:v1:{}", "A".repeat(64));
+    let kms = daemon.kms().await;
+    let mut running = JoinSet::new();
+    for (number, ciphertext) in (0..SEEDS).zip(sealed.clone()) {
+        let kms = kms.clone();
+        running.spawn(async move {
+            assert_eq!(calls::decrypt(&kms, ciphertext, "1", "many").await.unwrap(), [number; 32]);
+        });
+    }
+    for ciphertext in [&damaged; 3] {
+        let (kms, ciphertext) = (kms.clone(), ciphertext.clone());
+        running.spawn(async move {
+            let error = calls::decrypt(&kms, ciphertext, "1", "damaged").await.unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        });
+    }
+    running.join_all().await;
+    let requests = daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await;
+    let items = daemon.metric("transit_kms_decrypt_batch_size_sum", &[]).await;
+    let shared = daemon.metric("transit_kms_decrypts_shared_total", &[]).await;
+    assert_eq!((items + shared) as u8, SEEDS + 3);
+    assert!(requests < 40.0, "{items} items in {requests} requests");
+
+    // In Vault's log a batch has a name of its own, and our log has its request beside each call.
+    let audited = stage.bao.audit_log();
+    let of_batch = audited.iter().find(|entry| {
+        let uid = &entry["request"]["headers"]["x-kms-uid"][0];
+        entry["type"] == "response" && uid.as_str().is_some_and(|uid| uid.starts_with("batch-"))
+    });
+    let id = of_batch.expect("a batch")["request"]["id"].as_str().unwrap();
+    let log = daemon.log();
+    assert!(
+        log.lines().filter(|line| line.contains("uid=\"many\"") && line.contains(id)).count() > 1,
+        "{id}: {log}"
+    );
+}
+
+#[tokio::test]
+async fn without_coalescing_each_decrypt_is_a_request() {
+    let stage = Stage::start().await;
+    let (daemon, _) = stage.ready(["--no-coalescing"]).await;
+    let ciphertext = stage.bao.encrypt(KEY, b"seed").await;
+    let before = requests(&stage.bao);
+    let kms = daemon.kms().await;
+    let mut running = JoinSet::new();
+    for _ in 0..20 {
+        let (kms, ciphertext) = (kms.clone(), ciphertext.clone());
+        running.spawn(async move {
+            assert_eq!(calls::decrypt(&kms, ciphertext, "1", "single").await.unwrap(), b"seed");
+        });
+    }
+    running.join_all().await;
+    // The probes have some, too.
+    assert!(requests(&stage.bao) - before >= 20);
+    assert_eq!(daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await as usize, 0);
+}
+
+fn requests(bao: &Bao) -> usize {
+    let path = format!("{MOUNT}/decrypt/{KEY}");
+    let of_path =
+        |entry: &&serde_json::Value| entry["type"] == "request" && entry["request"]["path"] == *path;
+    bao.audit_log().iter().filter(of_path).count()
+}
+
+#[tokio::test]
+async fn a_policy_that_allows_no_batches_costs_speed_and_nothing_else() {
+    let stage = Stage::start().await;
+    let policy = crate::support::policy(MOUNT, KEY).replace(
+        &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ "),
+        &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ allowed_parameters = {{ \"ciphertext\" = [] }}\n"),
+    );
+    assert!(policy.contains("allowed_parameters"), "{policy}");
+    stage.bao.policy(POLICY, &policy).await;
+    let (daemon, caller) = stage.ready_without_probes().await;
+    let kms = daemon.kms().await;
+    let mut running = JoinSet::new();
+    for (number, ciphertext) in (0..SEEDS).zip(sealed(&stage.bao).await) {
+        let kms = kms.clone();
+        running.spawn(async move {
+            assert_eq!(calls::decrypt(&kms, ciphertext, "1", "many").await.unwrap(), [number; 32]);
+        });
+    }
+    running.join_all().await;
+    assert_eq!(caller.health().await, "ok");
+    let log = daemon.log();
+    assert!(log.contains("does the policy allow `batch_input`?"), "{log}");
+}
