@@ -30,6 +30,8 @@ const STARTS: usize = 20;
 const LATENCY_ROUNDS: usize = 5000;
 const MANY_CALLS: usize = 100_000;
 const CALLERS: usize = 16;
+const ROUNDS: usize = 50;
+const TURNS: usize = 5;
 
 #[tokio::main]
 async fn main() {
@@ -53,6 +55,7 @@ async fn main() {
     println!("resident when ready: {}", resident(&daemon));
 
     latencies(&bao, &daemon).await;
+    together(&bao, &config).await;
 
     let began = Instant::now();
     let mut callers = tokio::task::JoinSet::new();
@@ -127,6 +130,60 @@ async fn latencies(bao: &Bao, daemon: &Daemon) {
         through.p50.as_secs_f64() / direct.p50.as_secs_f64(),
         through.p99.as_secs_f64() / direct.p99.as_secs_f64()
     );
+}
+
+/// Different Decrypts at once, with and without coalescing, in turns.
+async fn together(bao: &Bao, config: &std::path::Path) {
+    let mut deks = Vec::new();
+    for _ in 0..256 {
+        deks.push(bao.encrypt(KEY, &[7; 32]).await);
+    }
+    let single = ["--log-level", "info", "--no-coalescing"];
+    let daemons = [
+        Daemon::start_with(config, quiet()).await,
+        Daemon::start_with(config, DaemonOptions::arguments(single)).await,
+    ];
+    for daemon in &daemons {
+        daemon.wait_ready().await;
+    }
+    for callers in [1, 8, 64, deks.len()] {
+        let mut took = [Duration::ZERO; 2];
+        for _ in 0..TURNS {
+            for (daemon, took) in daemons.iter().zip(&mut took) {
+                *took += all_by(daemon, &deks, callers).await;
+            }
+        }
+        let rate = took.map(|took| (TURNS * ROUNDS * callers) as f64 / took.as_secs_f64());
+        println!(
+            "{callers} callers of different Decrypts: {:.0}/s together, {:.0}/s each alone, ratio {:.1}",
+            rate[0],
+            rate[1],
+            rate[0] / rate[1]
+        );
+    }
+}
+
+/// How long it takes so many callers to have `ROUNDS` Decrypts each, all different at any moment.
+async fn all_by(daemon: &Daemon, deks: &[String], callers: usize) -> Duration {
+    let kms = daemon.kms().await;
+    let began = Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for ciphertext in deks.iter().take(callers) {
+        let (mut kms, ciphertext) = (kms.clone(), bytes::Bytes::from(ciphertext.clone()));
+        running.spawn(async move {
+            for _ in 0..ROUNDS {
+                let request = DecryptRequest {
+                    ciphertext: ciphertext.clone(),
+                    uid: "figures".into(),
+                    key_id: "1".into(),
+                    annotations: [].into(),
+                };
+                kms.decrypt(request).await.unwrap();
+            }
+        });
+    }
+    running.join_all().await;
+    began.elapsed()
 }
 
 fn resident(daemon: &Daemon) -> String {
