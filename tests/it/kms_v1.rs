@@ -1,6 +1,9 @@
 //! KMS v1, on a socket of its own, for those who move in.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -9,8 +12,12 @@ use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
 };
-use transit_kms::kms::proto::v1beta1::{
-    DecryptRequest, EncryptRequest, VersionRequest, key_management_service_client::KeyManagementServiceClient,
+use transit_kms::{
+    kms::proto::v1beta1::{
+        DecryptRequest, EncryptRequest, VersionRequest,
+        key_management_service_client::KeyManagementServiceClient,
+    },
+    server::address::UnixAddress,
 };
 
 use crate::support::{Daemon, DaemonOptions, KEY, Stage, calls, connect, scratch, unix_url};
@@ -35,20 +42,20 @@ impl Bench {
         Self { daemon, dir, stage }
     }
 
-    fn socket(&self) -> std::path::PathBuf {
+    fn socket(&self) -> PathBuf {
         self.dir.path().join("v1@localhost")
     }
 
     async fn client(&self) -> KeyManagementServiceClient<Channel> {
-        v1_client(&self.socket()).await
+        // What kube-apiserver's sends for this socket.
+        let address: UnixAddress = unix_url(&self.socket()).into_string().unwrap().parse().unwrap();
+        v1_client(&self.socket(), &address.grpc_authority()).await
     }
 }
 
-/// A client that sends what kube-apiserver's would send for this socket.
-async fn v1_client(socket: &Path) -> KeyManagementServiceClient<Channel> {
-    let address: transit_kms::server::address::UnixAddress =
-        unix_url(socket).into_string().unwrap().parse().unwrap();
-    let endpoint = Endpoint::try_from(format!("http://{}", address.grpc_authority())).unwrap();
+/// A client that sends this authority.
+async fn v1_client(socket: &Path, authority: &str) -> KeyManagementServiceClient<Channel> {
+    let endpoint = Endpoint::try_from(format!("http://{authority}")).unwrap();
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
@@ -90,7 +97,7 @@ async fn version_encrypt_and_decrypt() {
 async fn each_api_has_its_socket_and_both_go_with_the_daemon() {
     let mut bench = Bench::start().await;
     calls::round_trip(&bench.daemon.kms().await, "v2").await;
-    let mut wrong = v1_client(bench.daemon.socket()).await;
+    let mut wrong = v1_client(bench.daemon.socket(), "localhost").await;
     let error = wrong.version(VersionRequest { version: API.into() }).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented, "{error}");
 
