@@ -15,7 +15,11 @@ use std::{
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit};
-use tokio::{task::JoinSet, time::interval};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{interval, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -31,11 +35,12 @@ use crate::{
     },
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     server::{
-        accept::{self, CutOff, Limits},
+        accept::{self, CutOff, GrpcService, Limits},
         address::{ListenAddress, UnixAddress},
         admin::{self, AdminHandle, BoundAdmin, Inspect},
         peer::AllowedPeers,
-        socket::{self, BindError, BoundSocket, SocketOptions},
+        socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
+        takeover::{self, Stand},
     },
     vault::Keeper,
 };
@@ -46,6 +51,11 @@ const RUNTIME_BEAT: Duration = Duration::from_secs(1);
 const RUNTIME_STUCK: Duration = Duration::from_secs(10);
 /// Longer than the longest probe and the keeper's patience with it.
 const PROBER_MARGIN: Duration = Duration::from_secs(30);
+
+/// How long connections wait for us to know anything: a session, or why there is none. An answer that
+/// all is unknown would cost kube-apiserver ten seconds until it asks again, and a caller gives up
+/// after three, of which a predecessor's drain may have taken some.
+const FIRST_NEWS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Everything that needs a restart to change.
 #[derive(Clone, Debug)]
@@ -68,7 +78,7 @@ pub struct Settings {
     pub listen_v1: Option<UnixAddress>,
     /// How long calls in flight may take at the end.
     pub shutdown_grace: Duration,
-    /// Mode and group of the socket.
+    /// Mode and group of the sockets, and whether a live predecessor is succeeded.
     pub socket: SocketOptions,
 }
 
@@ -129,12 +139,15 @@ impl App {
         let Self { admin, kms, kms_v1, metrics, settings } = self;
         let board = Board::new(settings.health, Arc::clone(&metrics));
         let board = Arc::new(if settings.coalescing { board } else { board.without_coalescing() });
+        let (kms, stand) = Front::new(kms, "listening");
+        let (kms_v1, stand_v1) = kms_v1.map(|kms| Front::new(kms, "listening for KMS v1 too")).unzip();
         let inspector = Inspector {
             board: Arc::clone(&board),
             ended: Arc::default(),
             metrics: Arc::clone(&metrics),
             prober: Heartbeat::new(),
             runtime: Heartbeat::new(),
+            stands: std::iter::once(stand).chain(stand_v1).collect(),
         };
 
         // Dropped at the end of this function, whatever ends it; sessions and keys go with them.
@@ -162,36 +175,32 @@ impl App {
         let ended = Arc::clone(&inspector.ended);
         let admin: AdminHandle =
             admin::spawn(admin, Arc::new(inspector)).context("cannot start the admin thread")?;
-        let (listener, file) = kms.into_listener().context("cannot serve the KMS socket")?;
-        info!(socket = %file.address(), "listening");
-        let kms_v1 = kms_v1.map(BoundSocket::into_listener).transpose();
-        let (listener_v1, file_v1) = kms_v1.context("cannot serve the KMS v1 socket")?.unzip();
-        if let Some(file) = &file_v1 {
-            info!(socket = %file.address(), "listening for KMS v1 too");
-        }
-
         // The two share what the limits are made of.
-        let sockets = 1 + u64::from(listener_v1.is_some());
+        let sockets = 1 + u64::from(kms_v1.is_some());
         let open_files = getrlimit(Resource::Nofile).current.map(|most| most / sockets);
-        let accepting = accept::Settings {
-            grace: settings.shutdown_grace,
-            limits: Limits::default().within(open_files),
-            metrics: Arc::clone(&metrics),
-            peers: settings.allowed_peers,
+        let backstage = Backstage {
+            accepting: accept::Settings {
+                grace: settings.shutdown_grace,
+                limits: Limits::default().within(open_files),
+                metrics: Arc::clone(&metrics),
+                peers: settings.allowed_peers,
+            },
+            board: Arc::clone(&board),
+            shutdown,
+            socket: settings.socket,
         };
         let v2 = KmsV2::new(Arc::clone(&board), Arc::clone(&metrics)).into_server();
         let v1 = KmsV1::new(board, metrics).into_server();
         let serving = async {
-            let v2 = accept::serve(listener, v2, accepting.clone(), shutdown.clone());
-            let Some(listener_v1) = listener_v1 else { return v2.await };
-            let v1 = accept::serve(listener_v1, v1, accepting.clone(), shutdown.clone());
-            let (v2, v1) = tokio::join!(v2, v1);
-            v2.and(v1)
+            let v2 = kms.serve(v2, &backstage);
+            let Some(kms_v1) = kms_v1 else { return v2.await };
+            let (v2, v1) = tokio::try_join!(v2, kms_v1.serve(v1, &backstage))?;
+            Ok(v2.and(v1))
         };
         tokio::pin!(serving);
         let cut_off = loop {
             tokio::select! {
-                cut_off = &mut serving => break cut_off,
+                cut_off = &mut serving => break cut_off?,
                 Some(_) = background.join_next() => {
                     // Calls go on with what there is, but nothing follows what changes any more.
                     error!("a background task has ended: this is a bug; /livez fails, so that we are restarted");
@@ -199,18 +208,6 @@ impl App {
                 }
             }
         };
-        for file in std::iter::once(&file).chain(&file_v1) {
-            let socket = file.address();
-            match file.remove_if_ours() {
-                Ok(true) => {}
-                Ok(false) => {
-                    info!(%socket, "the socket is no longer ours, or has no file: nothing to remove")
-                }
-                Err(error) => {
-                    warn!(%socket, %error, "the socket could not be removed; the next start replaces it");
-                }
-            }
-        }
         admin.stop().await;
         background.shutdown().await;
         info!(
@@ -219,6 +216,70 @@ impl App {
             "stopped; calls and connections cut off"
         );
         Ok(cut_off)
+    }
+}
+
+/// What both KMS sockets are served with.
+struct Backstage {
+    accepting: accept::Settings,
+    board: Arc<Board>,
+    shutdown: CancellationToken,
+    socket: SocketOptions,
+}
+
+/// One KMS socket, from its turn at the path to the end of its drain.
+struct Front {
+    listening: &'static str,
+    socket: BoundSocket,
+    stand: watch::Sender<Stand>,
+}
+
+impl Front {
+    /// And how it stands; `listening` is logged once it serves.
+    fn new(socket: BoundSocket, listening: &'static str) -> (Self, watch::Receiver<Stand>) {
+        let (stand, seen) = watch::channel(Stand::Waiting);
+        (Self { listening, socket, stand }, seen)
+    }
+
+    async fn serve(mut self, service: impl GrpcService, backstage: &Backstage) -> anyhow::Result<CutOff> {
+        let Backstage { accepting, board, shutdown, socket: options } = backstage;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {
+                // The predecessor serves on.
+                forget(&self.socket);
+                return Ok(CutOff::default());
+            }
+            () = takeover::take_over(&mut self.socket, *options, board.well()) => {}
+        }
+        let (listener, file) = self.socket.into_listener().context("cannot serve the KMS socket")?;
+        info!(socket = %file.address(), "{}", self.listening);
+        self.stand.send_replace(Stand::Serving);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            _ = timeout(FIRST_NEWS_WITHIN, board.first_news()) => {}
+        }
+        let cut_off = tokio::select! {
+            cut_off = accept::serve(listener, service, accepting.clone(), shutdown.clone()) => cut_off,
+            never = takeover::watch(&file, &self.stand) => match never {},
+        };
+        remove(&file);
+        Ok(cut_off)
+    }
+}
+
+fn remove(file: &SocketFile) {
+    let socket = file.address();
+    match file.remove_if_ours() {
+        Ok(true) => {}
+        Ok(false) if file.has_file() => {
+            info!(%socket, "the socket is no longer ours and stays; it belongs to {}", takeover::whose(file));
+        }
+        Ok(false) => {}
+        Err(error) => {
+            warn!(%socket, %error, "the socket could not be removed; the next start replaces it");
+        }
     }
 }
 
@@ -244,6 +305,15 @@ struct Inspector {
     metrics: Arc<Metrics>,
     prober: Heartbeat,
     runtime: Heartbeat,
+    stands: Vec<watch::Receiver<Stand>>,
+}
+
+impl Inspector {
+    /// How the sockets stand, but for those that serve.
+    fn not_serving(&self) -> Option<Stand> {
+        let stands = self.stands.iter().map(|stand| stand.borrow().clone());
+        stands.filter(|stand| *stand != Stand::Serving).max_by_key(|stand| *stand == Stand::Waiting)
+    }
 }
 
 impl Inspect for Inspector {
@@ -273,6 +343,8 @@ impl Inspect for Inspector {
         match (answer.reason(), snapshot) {
             (Some(reason), _) => Err(reason.to_owned()),
             (None, None) => Err("nothing is known yet".into()),
+            // Who is ready has its predecessor removed: by then the path must be ours.
+            (None, Some(_)) if self.not_serving() == Some(Stand::Waiting) => Err(Stand::Waiting.to_string()),
             (None, Some(snapshot)) => {
                 let current = snapshot.keyring.current();
                 let mut text = format!(
@@ -289,6 +361,9 @@ impl Inspect for Inspector {
                 if let Some(trouble) = self.board.trouble() {
                     text.push_str("; the newest config is not in use: ");
                     text.push_str(&trouble);
+                }
+                if let Some(stand) = self.not_serving() {
+                    text.push_str(&format!("; {stand}"));
                 }
                 Ok(text)
             }
@@ -310,6 +385,7 @@ mod tests {
             metrics,
             prober: Heartbeat::aged(prober),
             runtime: Heartbeat::aged(runtime),
+            stands: Vec::new(),
         }
     }
 

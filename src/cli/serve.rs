@@ -12,6 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::EXIT_USAGE;
 use crate::{
     app::{self, AsyncReread, Settings},
     hardening,
@@ -90,6 +91,17 @@ pub struct ServeArgs {
     #[arg(long, env = "TRANSIT_KMS_SOCKET_GROUP", value_name = "GROUP")]
     socket_group: Option<Group>,
 
+    /// Take the place of a live predecessor: wait beside its socket, and have the path once a first probe is good.
+    ///
+    /// For a DaemonSet that surges. Until then, for ever if need be, the predecessor serves; then new connections come
+    /// here and it keeps those that it has until it is stopped. Without a predecessor this changes nothing. Sockets
+    /// need a path for it, not @name.
+    #[arg(
+        long, env = "TRANSIT_KMS_TAKEOVER", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        default_value = "false", hide_default_value = true, hide_possible_values = true
+    )]
+    takeover: bool,
+
     /// A uid that may call; may be repeated [default: 0 and our own].
     #[arg(long, env = "TRANSIT_KMS_ALLOW_UID", value_name = "UID", value_delimiter = ',')]
     allow_uid: Vec<u32>,
@@ -128,6 +140,10 @@ pub fn main(args: ServeArgs) -> ExitCode {
     telemetry::start(args.log_format, args.log_level);
     hardening::harden();
     warn_of_ignored_environment();
+    if let Err(unfit) = args.check() {
+        error!("cannot start: {unfit}");
+        return ExitCode::from(EXIT_USAGE);
+    }
 
     // One thread serves all calls: seeds are few, and a single thread has the better tail.
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
@@ -216,6 +232,18 @@ impl AsyncReread for Hangup {
 }
 
 impl ServeArgs {
+    /// What no flag alone is wrong about.
+    fn check(&self) -> Result<(), String> {
+        let nameless = |address: &&UnixAddress| address.path().is_none();
+        match std::iter::once(&self.listen).chain(&self.kms_v1_listen).find(nameless) {
+            Some(address) if self.takeover => Err(format!(
+                "--takeover cannot be had with {address}: an abstract name has no file that could be replaced in one \
+                 step; listen on unix:///path, or leave --takeover out"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn into_settings(self) -> Settings {
         Settings {
             admin_listen: self.admin_listen,
@@ -227,7 +255,11 @@ impl ServeArgs {
             listen: self.listen,
             listen_v1: self.kms_v1_listen,
             shutdown_grace: self.shutdown_grace,
-            socket: SocketOptions { group: self.socket_group, mode: self.socket_mode },
+            socket: SocketOptions {
+                group: self.socket_group,
+                mode: self.socket_mode,
+                takeover: self.takeover,
+            },
         }
     }
 }

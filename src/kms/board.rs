@@ -29,6 +29,9 @@ use super::{
 };
 use crate::observe::metrics::Metrics;
 
+/// The trouble before any other is known.
+const STARTING: &str = "starting: the config has not been read yet";
+
 /// A proven way to Transit and the keys behind it; immutable.
 pub struct Snapshot {
     /// Calls decrypt through it, over `transit`; it lives as long as the session.
@@ -79,7 +82,7 @@ impl Board {
     /// An empty board: nothing is known.
     #[must_use]
     pub fn new(settings: HealthSettings, metrics: Arc<Metrics>) -> Self {
-        let trouble = Some("starting: the config has not been read yet".into());
+        let trouble = Some(STARTING.into());
         let posted = watch::Sender::new(Posted { known: None, trouble });
         Self {
             coalescing: true,
@@ -249,6 +252,31 @@ impl Board {
     /// Resolves when a probe was asked for.
     pub async fn probe_requested(&self) {
         self.probe_request.notified().await;
+    }
+
+    /// Resolves once a session is published and its last probe is good.
+    pub async fn well(&self) {
+        self.until(|| self.status().0 == Answer::Well { in_grace: false }).await;
+    }
+
+    /// Resolves once anything is known: a session, or why there is none.
+    pub async fn first_news(&self) {
+        self.until(|| {
+            let posted = self.posted.borrow();
+            posted.known.is_some() || posted.trouble.as_deref() != Some(STARTING)
+        })
+        .await;
+    }
+
+    /// Resolves once `holds`, which is asked at each posting.
+    async fn until(&self, holds: impl Fn() -> bool) {
+        let mut posted = self.posted.subscribe();
+        while !holds() {
+            if posted.changed().await.is_err() {
+                // Cannot happen while `self` holds the sender.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Resolves with the snapshot of a session newer than `generation`, or of that one once its

@@ -1,9 +1,9 @@
 //! Sockets and connections: everything between the kernel and a service.
 //!
-//! [`socket`] binds, [`accept`] serves a `tower` service over HTTP/2 to the
-//! peers that [`peer`] allows and drains at shutdown, [`admin`] answers
-//! probes and scrapes on a thread of its own. Nothing here knows what a call
-//! means.
+//! [`socket`] binds, [`takeover`] succeeds a predecessor, [`accept`] serves a
+//! `tower` service over HTTP/2 to the peers that [`peer`] allows and drains at
+//! shutdown, [`admin`] answers probes and scrapes on a thread of its own.
+//! Nothing here knows what a call means.
 
 pub mod accept;
 pub mod address;
@@ -14,6 +14,7 @@ pub mod group;
 pub mod peer;
 mod roster;
 pub mod socket;
+pub mod takeover;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 //! Under a lock on the parent directory: what is at the path is looked at
 //! first. Nothing there: bind. A socket that nobody listens on is stale and
 //! is replaced. A socket that somebody listens on is never taken. Whatever is
-//! not a socket is left alone.
+//! not a socket is left alone. Where a live listener is to be succeeded, ours
+//! waits beside it: see [`super::takeover`].
 
 use std::{
     fs,
@@ -42,18 +43,24 @@ const DIRECTORY_MODE: u32 = 0o755;
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Who may open the socket's file. Abstract sockets have none.
+/// What a socket's name begins with while it waits for the path; eight hex digits follow. Short,
+/// because the name has to fit where the path's own does.
+const BESIDE: &str = ".tkms-";
+
+/// Who may open the socket's file, and whose place it may have. Abstract sockets have no file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct SocketOptions {
     /// Its group; ours if `None`.
     pub group: Option<Group>,
     /// Permission bits, at most 0777.
     pub mode: u32,
+    /// Whether to wait beside a live listener instead of refusing to start.
+    pub takeover: bool,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { group: None, mode: 0o600 }
+        Self { group: None, mode: 0o600, takeover: false }
     }
 }
 
@@ -83,7 +90,8 @@ pub enum BindError {
     },
     /// Somebody listens there.
     #[error(
-        "{address} is in use: {} listens there; stop it, or listen elsewhere with --listen",
+        "{address} is in use: {} listens there; stop it, take its place with --takeover, or listen \
+         elsewhere with --listen",
         named(.owner.as_ref())
     )]
     InUse {
@@ -132,7 +140,7 @@ pub enum BindError {
     },
 }
 
-fn named(owner: Option<&Peer>) -> String {
+pub(super) fn named(owner: Option<&Peer>) -> String {
     match owner {
         Some(Peer { uid, pid: Some(pid), .. }) => format!("the process with pid {pid} and uid {uid}"),
         Some(Peer { uid, pid: None, .. }) => {
@@ -145,7 +153,7 @@ fn named(owner: Option<&Peer>) -> String {
 /// A socket that listens.
 #[derive(Debug)]
 pub struct BoundSocket {
-    file: SocketFile,
+    pub(super) file: SocketFile,
     listener: StdUnixListener,
 }
 
@@ -177,7 +185,9 @@ impl BoundSocket {
 /// The file of a socket that we bound.
 #[derive(Debug)]
 pub struct SocketFile {
-    address: UnixAddress,
+    pub(super) address: UnixAddress,
+    /// Where it is while the path is still another's.
+    pub(super) beside: Option<PathBuf>,
     /// Keeps the inode alive, so that its number is not given to another file
     /// and a look at the path always tells ours from another.
     pinned: Option<OwnedFd>,
@@ -196,25 +206,40 @@ impl SocketFile {
     /// # Errors
     /// Fails if the directory cannot be locked or the file not be removed.
     pub fn remove_if_ours(&self) -> io::Result<bool> {
-        let (Some(path), Some(pinned)) = (self.address.path(), &self.pinned) else {
-            return Ok(false);
-        };
+        let Some(path) = self.place() else { return Ok(false) };
         // Others look and bind under the same lock, so the path cannot change between our look
         // and our unlink.
         let _lock = match Lock::on(parent(path)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             lock => lock?,
         };
+        if !self.is_at(path)? {
+            return Ok(false);
+        }
+        fs::remove_file(path)?;
+        Ok(true)
+    }
+
+    /// Whether it has a file that we made, wherever that is by now.
+    #[must_use]
+    pub fn has_file(&self) -> bool {
+        self.place().is_some()
+    }
+
+    /// Where it was put last; an abstract or inherited one has no place of ours.
+    pub(super) fn place(&self) -> Option<&Path> {
+        self.pinned.as_ref().and(self.beside.as_deref().or(self.address.path()))
+    }
+
+    /// Whether what is at `path` is the one that we made.
+    pub(super) fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let Some(pinned) = &self.pinned else { return Ok(false) };
         let there = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             there => there?,
         };
         let ours = rustix::fs::fstat(pinned)?;
-        if (there.dev(), there.ino()) != (ours.st_dev, ours.st_ino) {
-            return Ok(false);
-        }
-        fs::remove_file(path)?;
-        Ok(true)
+        Ok((there.dev(), there.ino()) == (ours.st_dev, ours.st_ino))
     }
 }
 
@@ -225,6 +250,9 @@ impl SocketFile {
 /// changed for that moment; it only ever takes rights of group and others
 /// away from what other threads create meanwhile. Waits at most a second for
 /// another process that is binding in the same directory.
+///
+/// If somebody listens there and `options` allow it, the socket gets a name beside the path, with
+/// the same mode and group, and waits there for [`super::takeover::take_over`].
 ///
 /// # Errors
 /// See [`BindError`]. What was at the path is then still there.
@@ -246,7 +274,7 @@ pub fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket
                 bound => bound.map_err(failed("bind"))?,
             }
             rustix::net::listen(&socket, BACKLOG).map_err(failed("listen"))?;
-            SocketFile { address: address.clone(), pinned: None }
+            SocketFile { address: address.clone(), beside: None, pinned: None }
         }
         UnixAddress::Path(path) => {
             let directory = parent(path);
@@ -256,14 +284,26 @@ pub fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket
                 ErrorKind::WouldBlock => BindError::Locked { path: directory.into() },
                 _ => BindError::Directory { path: directory.into(), source },
             })?;
-            let name = SocketAddrUnix::new(path).map_err(failed("name"))?;
-            clear_the_way(address, path, &name)?;
+            let beside = match clear_the_way(address, path) {
+                Err(BindError::InUse { owner, .. }) if options.takeover => {
+                    info!(
+                        socket = %address,
+                        "{} listens there; waiting beside it until a first probe is good",
+                        named(owner.as_ref())
+                    );
+                    sweep(directory);
+                    Some(directory.join(format!("{BESIDE}{:08x}", rand::random::<u32>())))
+                }
+                cleared => cleared.map(|()| None)?,
+            };
+            let place = beside.as_deref().unwrap_or(path);
+            let name = SocketAddrUnix::new(place).map_err(failed("name"))?;
             bind_as(&socket, &name, options.mode).map_err(failed("bind"))?;
-            match settle(&socket, address, path, options) {
-                Ok(file) => file,
+            match settle(&socket, address, place, options) {
+                Ok(pinned) => SocketFile { address: address.clone(), beside, pinned: Some(pinned) },
                 Err(error) => {
                     // Still under the lock: what is at the path is what we just made.
-                    drop(fs::remove_file(path));
+                    drop(fs::remove_file(place));
                     return Err(error);
                 }
             }
@@ -273,10 +313,28 @@ pub fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket
 }
 
 /// Makes sure that nothing is at `path`, or says why something stays.
-fn clear_the_way(address: &UnixAddress, path: &Path, name: &SocketAddrUnix) -> Result<(), BindError> {
+fn clear_the_way(address: &UnixAddress, path: &Path) -> Result<(), BindError> {
+    match occupant(address, path)? {
+        Occupant::Live(owner) => Err(BindError::InUse { address: address.clone(), owner }),
+        Occupant::Nobody => {
+            info!(path = %path.display(), "nobody listens on the socket that is there; replacing it");
+            fs::remove_file(path).map_err(|source| {
+                let step = "remove the stale socket";
+                BindError::Unix { address: address.clone(), step, source }
+            })
+        }
+        Occupant::Nothing => Ok(()),
+    }
+}
+
+/// What is at `path`.
+///
+/// # Errors
+/// Something that is not a socket, or that does not let itself be asked.
+pub(super) fn occupant(address: &UnixAddress, path: &Path) -> Result<Occupant, BindError> {
     let failed = |step, source| BindError::Unix { address: address.clone(), step, source };
     let kind = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Occupant::Nothing),
         Err(error) => return Err(failed("look at the path", error)),
         Ok(there) => there.file_type(),
     };
@@ -292,19 +350,39 @@ fn clear_the_way(address: &UnixAddress, path: &Path, name: &SocketAddrUnix) -> R
         };
         return Err(BindError::NotASocket { kind, path: path.into() });
     }
-    match look(name) {
-        Ok(Occupant::Live(owner)) => Err(BindError::InUse { address: address.clone(), owner }),
-        Ok(Occupant::Nobody) => {
-            info!(path = %path.display(), "nobody listens on the socket that is there; replacing it");
-            fs::remove_file(path).map_err(|error| failed("remove the stale socket", error))
-        }
-        Err(error) => Err(failed("ask the socket that is there whether anybody listens", error.into())),
-    }
+    SocketAddrUnix::new(path)
+        .and_then(|name| look(&name))
+        .map_err(|error| failed("ask the socket that is there whether anybody listens", error.into()))
 }
 
-enum Occupant {
+/// Who has a path.
+pub(super) enum Occupant {
+    /// Somebody listens; who, if the kernel tells.
     Live(Option<Peer>),
+    /// A socket on which nobody listens.
     Nobody,
+    /// It is free.
+    Nothing,
+}
+
+/// Removes what killed processes left behind when they waited; the caller holds the lock.
+fn sweep(directory: &Path) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let waited =
+            entry.file_name().to_str().and_then(|name| name.strip_prefix(BESIDE)).is_some_and(|digits| {
+                digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+            });
+        let path = entry.path();
+        // Who binds listens before it lets go of the lock: nobody is between the two.
+        if waited
+            && entry.file_type().is_ok_and(|kind| kind.is_socket())
+            && SocketAddrUnix::new(&path).is_ok_and(|name| matches!(look(&name), Ok(Occupant::Nobody)))
+        {
+            debug!(path = %path.display(), "removing the socket of one that waited here and was killed");
+            drop(fs::remove_file(path));
+        }
+    }
 }
 
 fn look(name: &SocketAddrUnix) -> Result<Occupant, Errno> {
@@ -352,7 +430,7 @@ fn settle(
     address: &UnixAddress,
     path: &Path,
     options: SocketOptions,
-) -> Result<SocketFile, BindError> {
+) -> Result<OwnedFd, BindError> {
     let failed =
         |step| move |error: Errno| BindError::Unix { address: address.clone(), step, source: error.into() };
     let pinned = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
@@ -371,10 +449,10 @@ fn settle(
         rustix::fs::chmodat(CWD, path, wanted, AtFlags::empty()).map_err(failed("chmod"))?;
     }
     rustix::net::listen(socket, BACKLOG).map_err(failed("listen"))?;
-    Ok(SocketFile { address: address.clone(), pinned: Some(pinned) })
+    Ok(pinned)
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
@@ -387,21 +465,30 @@ fn make_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// An advisory lock on a directory, until dropped.
-struct Lock {
+pub(super) struct Lock {
     _directory: OwnedFd,
 }
 
 impl Lock {
     /// # Errors
     /// `WouldBlock` if somebody else keeps it.
-    fn on(directory: &Path) -> io::Result<Self> {
+    pub(super) fn on(directory: &Path) -> io::Result<Self> {
+        Self::within(directory, LOCK_TRIES)
+    }
+
+    /// As [`Lock::on`], without waiting for anybody.
+    pub(super) fn at_once(directory: &Path) -> io::Result<Self> {
+        Self::within(directory, 0)
+    }
+
+    fn within(directory: &Path, most_tries: u32) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())?;
         let mut tries = 0;
         loop {
             match try_lock(directory.as_fd()) {
                 Ok(()) => return Ok(Self { _directory: directory }),
-                Err(Errno::INTR | Errno::WOULDBLOCK) if tries < LOCK_TRIES => {
+                Err(Errno::INTR | Errno::WOULDBLOCK) if tries < most_tries => {
                     tries += 1;
                     thread::sleep(LOCK_PAUSE);
                 }
@@ -462,7 +549,7 @@ mod tests {
     fn the_mode_is_the_one_asked_for_whatever_the_umask() {
         for wanted in [0o600, 0o660, 0o666, 0o777, 0o640] {
             let (_directory, path, address) = place();
-            let options = SocketOptions { mode: wanted, group: None };
+            let options = SocketOptions { mode: wanted, ..SocketOptions::default() };
             let _socket = bind(&address, options).unwrap();
             assert_eq!(mode(&path), wanted);
         }
@@ -506,7 +593,7 @@ mod tests {
         bind_as(&socket, &SocketAddrUnix::new(&path).unwrap(), 0o600).unwrap();
         let refused = StdUnixStream::connect(&path).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-        let _file = settle(&socket, &address, &path, SocketOptions::default()).unwrap();
+        let _pinned = settle(&socket, &address, &path, SocketOptions::default()).unwrap();
         StdUnixStream::connect(&path).unwrap();
     }
 
@@ -516,7 +603,8 @@ mod tests {
         // A supplementary group works for anybody, any number for root.
         let gid =
             if rustix::process::geteuid().is_root() { 4242 } else { rustix::process::getegid().as_raw() };
-        let options = SocketOptions { mode: 0o660, group: Some(Group::from_gid(gid)) };
+        let options =
+            SocketOptions { mode: 0o660, group: Some(Group::from_gid(gid)), ..SocketOptions::default() };
         let _socket = bind(&address, options).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().gid(), gid);
         assert_eq!(mode(&path), 0o660);
@@ -623,7 +711,8 @@ mod tests {
             return;
         }
         let (_directory, path, address) = place();
-        let options = SocketOptions { mode: 0o660, group: Some(Group::from_gid(0)) };
+        let options =
+            SocketOptions { mode: 0o660, group: Some(Group::from_gid(0)), ..SocketOptions::default() };
         let error = bind(&address, options).unwrap_err().to_string();
         assert!(error.contains("--socket-group"), "{error}");
         assert!(!path.exists());

@@ -52,6 +52,7 @@ const BAD_VALUES: &[(&str, &str, &str)] = &[
     ("socket-mode", "0o888", "permission bits in octal"),
     ("socket-mode", "4755", "permission bits in octal"),
     ("socket-mode", "rw-------", "permission bits in octal"),
+    ("takeover", "maybe", "possible values"),
 ];
 
 #[tokio::test]
@@ -187,6 +188,7 @@ async fn help_names_every_flag_and_variable() {
         "shutdown-grace",
         "socket-group",
         "socket-mode",
+        "takeover",
     ];
     for help in [&["serve", "--help"][..], &["serve", "-h"], &["help", "serve"]] {
         let ran = run(help).await;

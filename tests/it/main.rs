@@ -36,6 +36,8 @@ mod support;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]
+mod takeover;
+#[cfg(test)]
 mod token;
 #[cfg(test)]
 mod words;

@@ -6,7 +6,7 @@
 //! | Vault merely unreachable | `a_sealed_vault_...`, `a_killed_vault_...`, `a_frozen_vault_...` |
 //! | token dead, policy refuses | `a_policy_that_refuses_...`; the token's death in `token.rs` |
 //! | key missing, soft-deleted, made anew | `a_deleted_key_...`, `a_soft_deleted_key_...`, `a_key_made_anew_...` |
-//! | nothing known yet | `a_vault_that_is_down_at_the_start_...`, `a_file_that_does_not_exist_yet_...` |
+//! | nothing known yet | `a_vault_that_is_down_at_the_start_...`, `a_file_that_does_not_exist_yet_...`, `who_calls_...`, `a_vault_that_is_silent_...` |
 
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,28 @@ async fn a_file_that_does_not_exist_yet_is_waited_for() {
     stage.render(&token);
     caller.wait_ok(TAKEN_WITHIN).await;
     caller.round_trip().await;
+}
+
+#[tokio::test]
+async fn who_calls_at_the_first_moment_waits_for_the_first_session() {
+    let stage = Stage::start().await;
+    for _ in 0..3 {
+        let daemon = stage.daemon([]).await;
+        // Nothing is tried twice here: had it been told that nothing is known, this would be it.
+        Caller::of(&daemon).await.round_trip().await;
+    }
+}
+
+#[tokio::test]
+async fn a_vault_that_is_silent_at_the_start_lets_nobody_wait_beyond_the_deadline() {
+    let mut stage = Stage::start().await;
+    stage.bao.freeze().await;
+    let daemon = stage.daemon([]).await;
+    let caller = Caller::of(&daemon).await;
+    let error = caller.status().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    stage.bao.thaw();
+    caller.wait_ok(HEALED_WITHIN).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Constant load, as several API servers would make it, without mercy: nothing is tried again.
+//! Constant load, as several API servers would make it, without mercy: nothing that was sent is tried
+//! again, and a connection that is refused is a failure.
 
 use std::{
     path::Path,
@@ -16,9 +17,10 @@ use tonic::{Response, Status};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
 use super::{
-    calls::timed,
-    daemon::{Daemon, Kms, kms_client},
+    calls::{TIMEOUT, timed},
+    daemon::Daemon,
     observed::{LoadReport, Observer},
+    redial::{LastingKms, lasting_client},
 };
 
 /// Load that goes on until it is stopped. Each task has a connection of its own and goes round:
@@ -42,7 +44,7 @@ impl Load {
         let begun = Instant::now();
         for _ in 0..tasks {
             let observer = Observer::new(begun, load.calls.clone());
-            let worker = Worker { kms: kms_client(socket).await, observer, pause };
+            let worker = Worker { kms: lasting_client(socket), observer, pause };
             load.tasks.spawn(worker.run(load.stop.clone()));
         }
         load
@@ -65,7 +67,7 @@ impl Load {
 }
 
 struct Worker {
-    kms: Kms,
+    kms: LastingKms,
     observer: Observer,
     pause: Duration,
 }
@@ -128,7 +130,9 @@ impl Worker {
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Option<T> {
         let call = async {
-            let answer = call.await.map_err(|error| format!("{:?}: {}", error.code(), error.message()))?;
+            let late = |_| Err(Status::deadline_exceeded("no answer in time"));
+            let answer = tokio::time::timeout(TIMEOUT, call).await.unwrap_or_else(late);
+            let answer = answer.map_err(|error| format!("{:?}: {}", error.code(), error.message()))?;
             Ok::<_, String>(answer.into_inner())
         };
         self.observer.observed(method, call).await

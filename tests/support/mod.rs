@@ -17,6 +17,7 @@ pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod raw;
+mod redial;
 pub(crate) mod rendered;
 mod scratch;
 mod seed;
@@ -31,6 +32,7 @@ pub(crate) use daemon::{Daemon, DaemonOptions, Kms, connect, kms_client, unix_ur
 pub(crate) use load::Load;
 pub(crate) use observed::{LoadReport, Observer};
 pub(crate) use port::closed_address;
+pub(crate) use redial::{LastingKms, lasting_client};
 pub(crate) use rendered::Rendered;
 pub(crate) use scratch::scratch;
 pub(crate) use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy};

@@ -1,0 +1,270 @@
+//! `--takeover`: who has the socket, and when, while one daemon follows another.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
+use tempfile::TempDir;
+use transit_kms::kms::proto::StatusRequest;
+
+use crate::support::{
+    Daemon, DaemonOptions, Load, Stage, calls, eventually, kms_client, program::run, scratch, unix_url,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// In a row, in the one test here that has load; `tests/e2e/upgrades.rs` has more.
+const UPGRADES: usize = 5;
+
+/// A folder with the socket that one hands to the next.
+struct Place {
+    dir: TempDir,
+    socket: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = scratch("takeover-");
+        Self { socket: dir.path().join("kms.sock"), dir }
+    }
+
+    /// Starts a daemon that is to take this place, and does not wait for that.
+    async fn daemon<const N: usize>(&self, config: &Path, more: [&str; N]) -> Daemon {
+        let mut arguments = vec!["--takeover", "--log-level", "debug", "--probe-interval", "1s"];
+        arguments.extend(more);
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        let socket = Some(self.socket.clone());
+        // Whoever has it, the path is connected to.
+        Daemon::start_with(config, DaemonOptions { arguments, socket, ..DaemonOptions::default() }).await
+    }
+
+    fn inode(&self) -> u64 {
+        fs::symlink_metadata(&self.socket).unwrap().ino()
+    }
+
+    /// What is in the folder besides the socket.
+    fn others(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != "kms.sock").collect()
+    }
+
+    async fn wait_taken(&self, before: u64) {
+        eventually("the successor has the path", PATIENCE, async || self.inode() != before).await;
+    }
+}
+
+async fn answered(daemon: &Daemon) -> f64 {
+    daemon.metric("transit_kms_calls_total", &[]).await
+}
+
+#[tokio::test]
+async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let mut first = place.daemon(&stage.config, []).await;
+    first.wait_ready().await;
+    let old = kms_client(&place.socket).await;
+    calls::round_trip(&old, "old").await;
+
+    // A successor that knows nothing takes nothing.
+    let later = place.dir.path().join("later");
+    fs::create_dir(&later).unwrap();
+    let before = place.inode();
+    let mut second = place.daemon(&later.join("config.yaml"), []).await;
+    assert!(second.log().contains(&format!("the process with pid {} and uid ", first.pid())));
+    eventually("it knows that it knows nothing", PATIENCE, async || {
+        let (status, why) = second.admin("/readyz").await;
+        assert_eq!(status, 503, "{why}");
+        if why.contains("config.yaml") { Ok(()) } else { Err(why) }
+    })
+    .await;
+    assert_eq!(place.inode(), before);
+    calls::round_trip(&kms_client(&place.socket).await, "still the first").await;
+
+    fs::copy(&stage.config, later.join("config.yaml")).unwrap();
+    place.wait_taken(before).await;
+    second.wait_ready().await;
+    assert_eq!(place.others(), ["later"]);
+    let (said, first_pid) = (second.log(), first.pid());
+    assert!(said.contains(&format!("took the socket over from the process with pid {first_pid} ")), "{said}");
+    eventually("the first knows by whom it is superseded", PATIENCE, async || {
+        let (log, by) = (first.log(), format!("with pid {} ", second.pid()));
+        log.lines().any(|line| line.contains("superseded: new connections go to") && line.contains(&by))
+    })
+    .await;
+    let (status, text) = first.admin("/readyz").await;
+    assert!(status == 200 && text.contains("; superseded: "), "{status} {text}");
+
+    // Each serves its own.
+    let (by_first, by_second) = (answered(&first).await, answered(&second).await);
+    calls::round_trip(&old, "old again").await;
+    assert_eq!(answered(&first).await, by_first + 3.0);
+    let new = kms_client(&place.socket).await;
+    calls::round_trip(&new, "new").await;
+    assert_eq!(answered(&second).await, by_second + 3.0);
+
+    // And at its end the first takes nothing with it, not even its clients' next call.
+    let taken = place.inode();
+    assert!(first.terminate().await.success());
+    assert!(first.log().contains("calls=0 connections=0"), "{}", first.log());
+    assert_eq!(place.inode(), taken);
+    calls::round_trip(&old, "the old one at the second").await;
+    assert!(second.terminate().await.success());
+    assert!(!place.socket.exists());
+}
+
+/// A rollout stops the predecessor of whoever is ready: then the path has to be its own.
+#[tokio::test]
+async fn nobody_is_ready_before_it_has_the_path() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let first = place.daemon(&stage.config, []).await;
+    first.wait_ready().await;
+    let before = place.inode();
+    let later = place.dir.path().join("later.yaml");
+    let second = place.daemon(&later, []).await;
+    // Whoever changes something in the folder has its lock; now it is we.
+    let folder = fs::File::open(place.dir.path()).unwrap();
+    flock(&folder, FlockOperation::LockExclusive).unwrap();
+    fs::copy(&stage.config, &later).unwrap();
+    eventually("it is well and waits", PATIENCE, async || {
+        let (status, why) = second.admin("/readyz").await;
+        assert_eq!(status, 503, "{why}");
+        if why == "waiting to take the socket over\n" { Ok(()) } else { Err(why) }
+    })
+    .await;
+    assert_eq!(place.inode(), before);
+    drop(folder);
+    second.wait_ready().await;
+    assert_ne!(place.inode(), before);
+}
+
+#[tokio::test]
+async fn one_after_the_other_takes_over_under_load_and_no_call_fails() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let mut daemon = place.daemon(&stage.config, []).await;
+    daemon.wait_ready().await;
+    let load = Load::start_on(&place.socket, 4, Duration::from_millis(5)).await;
+    for _ in 0..UPGRADES {
+        let before = place.inode();
+        let next = place.daemon(&stage.config, []).await;
+        // Ready is what a rollout waits for before it removes the predecessor.
+        next.wait_ready().await;
+        assert_ne!(place.inode(), before, "it is ready only once it has the path");
+        assert!(daemon.terminate().await.success());
+        daemon = next;
+        let calls = load.calls();
+        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+    }
+    load.stop().await.assert_nothing_failed();
+    assert!(place.others().is_empty(), "{:?}", place.others());
+}
+
+#[tokio::test]
+async fn with_vault_away_the_predecessor_serves_until_it_is_gone() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let (stage, place) = (Stage::start().await, Place::new());
+        let mut first = place.daemon(&stage.config, []).await;
+        first.wait_ready().await;
+        let mut bao = stage.bao;
+        bao.stop();
+        let before = place.inode();
+        let second = place.daemon(&stage.config, []).await;
+        eventually("it has tried", PATIENCE, async || {
+            let (status, why) = second.admin("/readyz").await;
+            assert_eq!(status, 503, "{why}");
+            if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
+        })
+        .await;
+        assert_eq!(place.inode(), before);
+        calls::status(&kms_client(&place.socket).await).await.expect("the first knows the key");
+
+        first.signal(signal);
+        first.wait_ended(PATIENCE).await;
+        let said = eventually("the second answers, with the reason", PATIENCE, async || {
+            let mut kms = match crate::support::connect(&place.socket).await {
+                Ok(_) => kms_client(&place.socket).await,
+                Err(error) => return Err(error.to_string()),
+            };
+            Ok(kms.status(StatusRequest {}).await.unwrap_err())
+        })
+        .await;
+        assert!(said.message().contains("cannot be reached"), "{signal:?}: {said}");
+        assert!(second.log().contains("its predecessor is gone"), "{}", second.log());
+        bao.start_again().await;
+        second.wait_ready().await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_one_that_waits_leaves_nothing_behind() {
+    let place = Place::new();
+    let absent = place.dir.path().join("absent.yaml");
+    let first = place.daemon(&absent, []).await;
+    let before = place.inode();
+    let mut second = place.daemon(&absent, []).await;
+    assert_eq!(place.others().len(), 1);
+    assert_eq!(second.terminate().await.code(), Some(0));
+    assert!(place.others().is_empty());
+    assert_eq!(place.inode(), before);
+
+    // One that is killed cannot clean up; the next that waits does.
+    let mut third = place.daemon(&absent, []).await;
+    third.signal(Signal::KILL);
+    third.wait_ended(PATIENCE).await;
+    let left = place.others();
+    assert_eq!(left.len(), 1);
+    let _fourth = place.daemon(&absent, []).await;
+    assert_eq!(place.others().len(), 1);
+    assert_ne!(place.others(), left);
+    drop(first);
+}
+
+#[tokio::test]
+async fn without_a_live_predecessor_it_listens_at_once() {
+    let place = Place::new();
+    let absent = place.dir.path().join("absent.yaml");
+    for _ in 0..2 {
+        // The second time the socket of the first is there, stale.
+        let mut daemon = place.daemon(&absent, []).await;
+        let error = kms_client(&place.socket).await.status(StatusRequest {}).await.unwrap_err();
+        assert!(error.message().contains("absent.yaml"), "{error}");
+        assert!(place.others().is_empty());
+        daemon.signal(Signal::KILL);
+        daemon.wait_ended(PATIENCE).await;
+    }
+}
+
+#[tokio::test]
+async fn both_sockets_are_taken_over() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let v1 = place.dir.path().join("v1@localhost");
+    let url = unix_url(&v1).into_string().unwrap();
+    let more = ["--kms-v1-listen", &url];
+    let first = place.daemon(&stage.config, more).await;
+    first.wait_ready().await;
+    let inodes = || [place.inode(), fs::symlink_metadata(&v1).unwrap().ino()];
+    let before = inodes();
+    let second = place.daemon(&stage.config, more).await;
+    second.wait_ready().await;
+    let after = inodes();
+    assert!(before.iter().all(|inode| !after.contains(inode)), "{before:?} {after:?}");
+    assert_eq!(place.others(), ["v1@localhost"]);
+}
+
+#[tokio::test]
+async fn an_abstract_socket_cannot_be_taken_over_and_that_is_said_at_the_start() {
+    for address in
+        [["--listen", "unix:///@transit-kms-test"], ["--kms-v1-listen", "unix:///@transit-kms-test-v1"]]
+    {
+        let ran = run(&[&["serve", "--takeover", "--config=/absent.yaml"][..], &address].concat()).await;
+        assert_eq!(ran.code, Some(64), "{ran:?}");
+        assert!(ran.stderr.contains("--takeover cannot be had with unix:///@transit-kms-test"), "{ran:?}");
+        assert!(ran.stderr.contains("leave --takeover out"), "{ran:?}");
+    }
+}
