@@ -38,10 +38,12 @@ use crate::{
         accept::{self, CutOff, GrpcService, Limits},
         address::{ListenAddress, UnixAddress},
         admin::{self, AdminHandle, BoundAdmin, Inspect},
+        inherited::Inherited,
         peer::AllowedPeers,
         socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
         takeover::{self, Stand},
     },
+    supervisor,
     vault::Keeper,
 };
 
@@ -91,16 +93,24 @@ pub struct App {
     settings: Settings,
 }
 
-/// Binds everything; nothing is served before [`App::run`].
+/// Binds everything that is not `inherited`; nothing is served before [`App::run`].
 ///
 /// # Errors
 /// If an address is taken or cannot be made.
-pub fn build(settings: Settings) -> Result<App, BindError> {
-    let kms = socket::bind(&settings.listen, settings.socket)?;
+pub fn build(settings: Settings, inherited: Inherited) -> Result<App, BindError> {
+    let bind_unless = |inherited: Option<BoundSocket>, address: &UnixAddress| match inherited {
+        Some(socket) => Ok(socket),
+        None => socket::bind(address, settings.socket),
+    };
+    let kms = bind_unless(inherited.kms, &settings.listen)?;
     let others = || -> Result<_, BindError> {
-        let kms_v1 = settings.listen_v1.as_ref().map(|address| socket::bind(address, settings.socket));
-        let kms_v1 = kms_v1.transpose()?;
-        match settings.admin_listen.iter().map(admin::bind).collect::<Result<_, _>>() {
+        let kms_v1 = match (inherited.kms_v1, &settings.listen_v1) {
+            (None, None) => None,
+            (None, Some(address)) => Some(socket::bind(address, settings.socket)?),
+            (inherited, _) => inherited,
+        };
+        let admin = settings.admin_listen.iter().map(admin::bind);
+        match admin.collect::<Result<_, _>>() {
             Ok(admin) => Ok((kms_v1, admin)),
             Err(error) => {
                 kms_v1.iter().for_each(forget);
@@ -149,6 +159,7 @@ impl App {
             runtime: Heartbeat::new(),
             stands: std::iter::once(stand).chain(stand_v1).collect(),
         };
+        let inspector = Arc::new(inspector);
 
         // Dropped at the end of this function, whatever ends it; sessions and keys go with them.
         let mut background = JoinSet::new();
@@ -173,8 +184,24 @@ impl App {
         background.spawn(Keeper::new(watcher, Arc::clone(&board), Arc::clone(&metrics)).run());
 
         let ended = Arc::clone(&inspector.ended);
-        let admin: AdminHandle =
-            admin::spawn(admin, Arc::new(inspector)).context("cannot start the admin thread")?;
+        let stands = inspector.stands.clone();
+        background.spawn(async move {
+            for mut stand in stands {
+                // Fails only if the socket is served no more.
+                drop(stand.wait_for(|stand| *stand != Stand::Waiting).await);
+            }
+            supervisor::ready();
+            std::future::pending().await
+        });
+        let stopping = shutdown.clone();
+        background.spawn(async move {
+            stopping.cancelled().await;
+            supervisor::stopping();
+            std::future::pending().await
+        });
+        let inspected = Arc::clone(&inspector);
+        background.spawn(async move { match supervisor::watchdog(|| inspected.live().is_ok()).await {} });
+        let admin: AdminHandle = admin::spawn(admin, inspector).context("cannot start the admin thread")?;
         // The two share what the limits are made of.
         let sockets = 1 + u64::from(kms_v1.is_some());
         let open_files = getrlimit(Resource::Nofile).current.map(|most| most / sockets);
@@ -258,7 +285,7 @@ impl Front {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {}
-            _ = timeout(FIRST_NEWS_WITHIN, board.first_news()) => {}
+            () = knows_anything(board) => {}
         }
         let cut_off = tokio::select! {
             cut_off = accept::serve(listener, service, accepting.clone(), shutdown.clone()) => cut_off,
@@ -287,6 +314,11 @@ fn remove(file: &SocketFile) {
 pub trait AsyncReread: Send + 'static {
     /// Resolves with true each time, with false if that can never be again.
     fn wanted(&self) -> impl Future<Output = bool> + Send;
+}
+
+/// Waits for the first news, but no longer than callers would.
+async fn knows_anything(board: &Board) {
+    drop(timeout(FIRST_NEWS_WITHIN, board.first_news()).await);
 }
 
 async fn beat(heart: Heartbeat) {
@@ -399,6 +431,15 @@ mod tests {
         ended.ended.store(true, Ordering::Relaxed);
         assert!(ended.live().unwrap_err().contains("has ended"));
         assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("prober"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_calls_at_the_start_waits_for_news_and_not_for_ever() {
+        let board = inspector(Duration::ZERO, Duration::ZERO).board;
+        let callers_patience = Duration::from_secs(3);
+        timeout(callers_patience, knows_anything(&board)).await.unwrap();
+        board.set_trouble(Some("no config".into()));
+        timeout(Duration::from_millis(1), knows_anything(&board)).await.unwrap();
     }
 
     #[test]

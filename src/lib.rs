@@ -20,4 +20,5 @@ mod hardening;
 pub mod kms;
 pub mod observe;
 pub mod server;
+mod supervisor;
 pub mod vault;

@@ -21,8 +21,9 @@ use crate::{
     server::{
         address::{AddressError, ListenAddress, UnixAddress},
         group::Group,
+        inherited::Inherited,
         peer::AllowedPeers,
-        socket::SocketOptions,
+        socket::{BoundSocket, SocketOptions},
     },
 };
 
@@ -83,11 +84,11 @@ pub struct ServeArgs {
     #[arg(long, env = "TRANSIT_KMS_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
 
-    /// The socket's permission bits, octal.
-    #[arg(long, env = "TRANSIT_KMS_SOCKET_MODE", value_name = "MODE", default_value = "0600", value_parser = octal)]
-    socket_mode: u32,
+    /// The socket's permission bits, octal [default: 0600]. An inherited socket has those of its unit.
+    #[arg(long, env = "TRANSIT_KMS_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
+    socket_mode: Option<u32>,
 
-    /// The socket's group, by name or number [default: our own].
+    /// The socket's group, by name or number [default: our own]. An inherited socket has that of its unit.
     #[arg(long, env = "TRANSIT_KMS_SOCKET_GROUP", value_name = "GROUP")]
     socket_group: Option<Group>,
 
@@ -140,7 +141,15 @@ pub fn main(args: ServeArgs) -> ExitCode {
     telemetry::start(args.log_format, args.log_level);
     hardening::harden();
     warn_of_ignored_environment();
-    if let Err(unfit) = args.check() {
+    // Before there are threads.
+    let inherited = match Inherited::take() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::from(EXIT_CANNOT_BIND);
+        }
+    };
+    if let Err(unfit) = args.check(&inherited) {
         error!("cannot start: {unfit}");
         return ExitCode::from(EXIT_USAGE);
     }
@@ -153,13 +162,13 @@ pub fn main(args: ServeArgs) -> ExitCode {
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
-    let code = runtime.block_on(run(args.into_settings()));
+    let code = runtime.block_on(run(args.into_settings(), inherited));
     // A file system that hangs must not keep us from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
-async fn run(settings: Settings) -> ExitCode {
+async fn run(settings: Settings, inherited: Inherited) -> ExitCode {
     // Before the socket can be seen: a signal that nobody waits for would end us where we stand,
     // and leave the socket behind.
     let mut signals = match Signals::caught() {
@@ -169,7 +178,7 @@ async fn run(settings: Settings) -> ExitCode {
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
-    let app = match app::build(settings) {
+    let app = match app::build(settings, inherited) {
         Ok(app) => app,
         Err(error) => {
             error!(%error, "cannot start");
@@ -233,15 +242,29 @@ impl AsyncReread for Hangup {
 
 impl ServeArgs {
     /// What no flag alone is wrong about.
-    fn check(&self) -> Result<(), String> {
-        let nameless = |address: &&UnixAddress| address.path().is_none();
-        match std::iter::once(&self.listen).chain(&self.kms_v1_listen).find(nameless) {
-            Some(address) if self.takeover => Err(format!(
-                "--takeover cannot be had with {address}: an abstract name has no file that could be replaced in one \
-                 step; listen on unix:///path, or leave --takeover out"
-            )),
-            _ => Ok(()),
+    fn check(&self, inherited: &Inherited) -> Result<(), String> {
+        let bound = Some(&self.listen).filter(|_| inherited.kms.is_none());
+        let bound_v1 = self.kms_v1_listen.as_ref().filter(|_| inherited.kms_v1.is_none());
+        let mut bound = bound.into_iter().chain(bound_v1);
+        if self.takeover
+            && let Some(address) = bound.find(|address| address.path().is_none())
+        {
+            return Err(format!(
+                "--takeover cannot be had with {address}: an abstract name has no file that could be replaced in \
+                 one step; listen on unix:///path, or leave --takeover out"
+            ));
         }
+        if let Some(socket) = &inherited.kms_v1 {
+            fit_for_v1(socket.address())?;
+        }
+        let sockets = inherited.kms.iter().chain(&inherited.kms_v1).map(BoundSocket::address);
+        for socket in sockets {
+            info!(%socket, "inherited a listener; where it is, its mode and its owner are its unit's to say");
+            if self.takeover || self.socket_group.is_some() || self.socket_mode.is_some() {
+                warn!(%socket, "--socket-mode, --socket-group and --takeover have no effect on an inherited listener");
+            }
+        }
+        Ok(())
     }
 
     fn into_settings(self) -> Settings {
@@ -257,7 +280,7 @@ impl ServeArgs {
             shutdown_grace: self.shutdown_grace,
             socket: SocketOptions {
                 group: self.socket_group,
-                mode: self.socket_mode,
+                mode: self.socket_mode.unwrap_or(SocketOptions::default().mode),
                 takeover: self.takeover,
             },
         }
@@ -288,8 +311,13 @@ fn is_a_setting(variable: &str) -> bool {
 /// An address that the KMS v1 client of kube-apiserver can use, not just reach.
 fn v1_address(text: &str) -> Result<UnixAddress, String> {
     let address: UnixAddress = text.parse().map_err(|error: AddressError| error.to_string())?;
+    fit_for_v1(&address)?;
+    Ok(address)
+}
+
+fn fit_for_v1(address: &UnixAddress) -> Result<(), String> {
     if Authority::try_from(address.grpc_authority()).is_ok() {
-        return Ok(address);
+        return Ok(());
     }
     Err("kube-apiserver's KMS v1 client sends the socket's name as the HTTP/2 authority, which this one is \
          not fit for: write unix:///@name, or a path that has an @ in the file's name and none but letters, \

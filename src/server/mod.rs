@@ -1,9 +1,10 @@
 //! Sockets and connections: everything between the kernel and a service.
 //!
-//! [`socket`] binds, [`takeover`] succeeds a predecessor, [`accept`] serves a
-//! `tower` service over HTTP/2 to the peers that [`peer`] allows and drains at
-//! shutdown, [`admin`] answers probes and scrapes on a thread of its own.
-//! Nothing here knows what a call means.
+//! [`socket`] binds, [`inherited`] takes what systemd has bound, [`takeover`]
+//! succeeds a predecessor, [`accept`] serves a `tower` service over HTTP/2 to
+//! the peers that [`peer`] allows and drains at shutdown, [`admin`] answers
+//! probes and scrapes on a thread of its own. Nothing here knows what a call
+//! means.
 
 pub mod accept;
 pub mod address;
@@ -11,6 +12,7 @@ pub mod admin;
 mod backoff;
 mod connection;
 pub mod group;
+pub mod inherited;
 pub mod peer;
 mod roster;
 pub mod socket;

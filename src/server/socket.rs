@@ -158,6 +158,11 @@ pub struct BoundSocket {
 }
 
 impl BoundSocket {
+    /// One that somebody else has bound: its file is not ours to remove.
+    pub(super) fn inherited(address: UnixAddress, listener: StdUnixListener) -> Self {
+        Self { file: SocketFile { address, beside: None, pinned: None }, listener }
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> &UnixAddress {

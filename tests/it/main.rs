@@ -5,6 +5,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests look at time stamps")]
 
 #[cfg(test)]
+mod activation;
+#[cfg(test)]
 mod admin;
 #[cfg(test)]
 mod candidates;

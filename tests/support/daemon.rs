@@ -3,9 +3,9 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    os::linux::net::SocketAddrExt,
+    os::{fd::OwnedFd, linux::net::SocketAddrExt, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -30,6 +30,9 @@ pub(crate) type Kms = KeyManagementServiceClient<Channel>;
 /// How long the daemon may take for what needs nobody else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Passes on what came as standard input, as the first descriptor of sd_listen_fds(3).
+const PASS_STDIN: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=transit-kms.socket; exec \"$0\" \"$@\"";
+
 /// How a daemon is to be.
 #[derive(Default)]
 pub(crate) struct DaemonOptions {
@@ -39,6 +42,8 @@ pub(crate) struct DaemonOptions {
     /// Variables of its environment, besides those of the test without ours, Vault's and
     /// OpenBao's.
     pub(crate) environment: BTreeMap<String, String>,
+    /// A listener that it inherits, as systemd would pass it.
+    pub(crate) listener: Option<UnixListener>,
     /// How many files it may have open, if not as many as the test.
     pub(crate) open_files: Option<u64>,
     /// Where it listens, if not in a folder of its own: a path, or `@name`.
@@ -79,9 +84,9 @@ impl Daemon {
     }
 
     /// As [`Daemon::start_with`], without waiting for anything.
-    pub(crate) fn spawn(config: &Path, options: DaemonOptions) -> Self {
+    pub(crate) fn spawn(config: &Path, mut options: DaemonOptions) -> Self {
         let dir = tempfile::Builder::new().prefix("kms-").tempdir().unwrap();
-        let socket = options.socket.unwrap_or_else(|| dir.path().join("kms.sock"));
+        let socket = options.socket.take().unwrap_or_else(|| dir.path().join("kms.sock"));
         let mut arguments: Vec<OsString> = vec!["serve".into()];
         for (flag, value) in [
             ("--listen", unix_url(&socket)),
@@ -95,6 +100,14 @@ impl Daemon {
             }
         }
         arguments.extend(options.arguments.iter().map(OsString::from));
+        let stdin = match options.listener {
+            Some(listener) => {
+                assert!(options.wrapper.is_empty(), "there is a wrapper already");
+                options.wrapper = ["sh", "-c", PASS_STDIN].map(str::to_owned).into();
+                OwnedFd::from(listener).into()
+            }
+            None => Stdio::null(),
+        };
         let mut words = options.wrapper.iter().map(OsString::from).collect::<Vec<_>>();
         if let Some(most) = options.open_files {
             words.extend([
@@ -114,7 +127,7 @@ impl Daemon {
             command
         };
         command.args(arguments).envs(&options.environment);
-        Self { process: Process::spawn("transit-kms", &mut command), dir, socket }
+        Self { process: Process::spawn_with("transit-kms", &mut command, stdin), dir, socket }
     }
 
     /// The path of the admin socket.

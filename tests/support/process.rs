@@ -25,9 +25,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `command` with nothing of Vault, OpenBao or ours in its environment but what it sets.
     pub(crate) fn spawn(name: &'static str, command: &mut Command) -> Self {
+        Self::spawn_with(name, command, Stdio::null())
+    }
+
+    /// As [`Process::spawn`], with this as its standard input.
+    pub(crate) fn spawn_with(name: &'static str, command: &mut Command, stdin: Stdio) -> Self {
         unmeddled(command);
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -1,0 +1,281 @@
+//! Socket activation, with the test in systemd's place: it holds the listener, and is told how we are.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::net::UnixDatagram;
+use transit_kms::kms::proto::StatusRequest;
+
+use crate::support::{
+    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, lasting_client,
+    raw::RawClient, scratch,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// With it, whoever waits for connections that stand misses [`PATIENCE`].
+const LONG_GRACE: [&str; 2] = ["--shutdown-grace", "30s"];
+const RESTARTS: usize = 5;
+
+/// A socket unit.
+struct Unit {
+    dir: TempDir,
+    listener: UnixListener,
+    socket: PathBuf,
+}
+
+impl Unit {
+    fn new() -> Self {
+        let dir = scratch("unit-");
+        let socket = dir.path().join("kms.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o620)).unwrap();
+        Self { dir, listener, socket }
+    }
+
+    /// What the service of this unit is started with.
+    fn options<const N: usize>(&self, more: [&str; N]) -> DaemonOptions {
+        let mut arguments = vec!["--log-level", "debug", "--probe-interval", "1s"];
+        arguments.extend(more);
+        DaemonOptions {
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            listener: Some(self.listener.try_clone().unwrap()),
+            socket: Some(self.socket.clone()),
+            ..DaemonOptions::default()
+        }
+    }
+
+    async fn daemon<const N: usize>(&self, config: &Path, more: [&str; N]) -> Daemon {
+        Daemon::start_with(config, self.options(more)).await
+    }
+
+    fn absent_config(&self) -> PathBuf {
+        self.dir.path().join("absent.yaml")
+    }
+
+    fn assert_untouched(&self) {
+        let there = fs::symlink_metadata(&self.socket).unwrap();
+        assert_eq!(there.mode() & 0o7777, 0o620);
+        assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn one_restart_after_the_other_under_load_fails_no_call() {
+    let (stage, unit) = (Stage::start().await, Unit::new());
+    let mut daemon = unit.daemon(&stage.config, []).await;
+    daemon.wait_ready().await;
+    let load = Load::start_on(&unit.socket, 4, Duration::from_millis(5)).await;
+    for _ in 0..RESTARTS {
+        let calls = load.calls();
+        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+        assert!(daemon.terminate().await.success());
+        unit.assert_untouched();
+        daemon = unit.daemon(&stage.config, []).await;
+    }
+    load.stop().await.assert_nothing_failed();
+    assert!(daemon.log().contains("inherited a listener"), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn who_calls_while_nobody_runs_is_answered_by_the_next() {
+    let (stage, unit) = (Stage::start().await, Unit::new());
+    // Nobody has run yet, so this waits in the queue.
+    let mut kms = lasting_client(&unit.socket);
+    let mut request = tonic::Request::new(StatusRequest {});
+    request.set_timeout(PATIENCE);
+    let call = tokio::spawn(async move { kms.status(request).await });
+    let daemon = unit.daemon(&stage.config, []).await;
+    assert_eq!(call.await.unwrap().unwrap().into_inner().healthz, "ok");
+    drop(daemon);
+    unit.assert_untouched();
+}
+
+#[tokio::test]
+async fn connections_that_stand_do_not_hold_it_up() {
+    let unit = Unit::new();
+    let mut daemon = unit.daemon(&unit.absent_config(), LONG_GRACE).await;
+    let silent = RawClient::silent(&unit.socket).await;
+    let mut greeted = RawClient::greeted(&unit.socket).await;
+    greeted.frame().await.expect("SETTINGS");
+    let mut idle = kms_client(&unit.socket).await;
+    idle.status(StatusRequest {}).await.unwrap_err();
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.log().contains("calls=0 connections=0"), "{}", daemon.log());
+    unit.assert_untouched();
+    // The queue is the unit's, so it is still there to connect to.
+    connect(&unit.socket).await.unwrap();
+    drop((silent, greeted));
+}
+
+#[tokio::test]
+async fn mode_and_place_are_the_units_and_flags_that_say_otherwise_are_named() {
+    let unit = Unit::new();
+    for flags in [&["--socket-mode=0666"][..], &["--takeover"], &["--socket-group=0"], &[]] {
+        let mut options = unit.options([]);
+        options.arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let mut daemon = Daemon::start_with(&unit.absent_config(), options).await;
+        let warned = daemon.log().contains("have no effect on an inherited listener");
+        assert_eq!(warned, !flags.is_empty(), "{flags:?}: {}", daemon.log());
+        assert!(daemon.terminate().await.success());
+        unit.assert_untouched();
+    }
+}
+
+#[tokio::test]
+async fn two_listeners_are_told_apart_by_their_names() {
+    /// Binds two sockets and passes them on under the names in the first argument.
+    const PASS_TWO: &str = "\
+import os, socket, sys
+names, kms, v1, *rest = sys.argv[1:]
+held = []
+for path in (kms, v1):
+    one = socket.socket(socket.AF_UNIX)
+    one.bind(path)
+    one.listen()
+    held.append(os.dup2(one.detach(), 20 + len(held)))
+for at, one in enumerate(held):
+    os.dup2(one, 3 + at)
+os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=names)
+os.execv(rest[0], rest)";
+    let stage = Stage::start().await;
+    let spawn = |dir: &TempDir, names: &str, v1: &str| {
+        let (kms, v1) = (dir.path().join("kms.sock"), dir.path().join(v1));
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let wrapper =
+            vec!["python3".to_owned(), "-c".into(), PASS_TWO.into(), names.into(), text(&kms), text(&v1)];
+        Daemon::spawn(&stage.config, DaemonOptions { socket: Some(kms), wrapper, ..DaemonOptions::default() })
+    };
+    let dir = scratch("two-");
+    let mut daemon = spawn(&dir, "kms:kms-v1", "v1@localhost");
+    daemon.wait_listening().await;
+    daemon.wait_ready().await;
+    calls::round_trip(&kms_client(daemon.socket()).await, "v2").await;
+    assert!(daemon.log().contains("listening for KMS v1 too"), "{}", daemon.log());
+    assert!(daemon.terminate().await.success());
+    assert!(dir.path().join("kms.sock").exists() && dir.path().join("v1@localhost").exists());
+
+    let dir = scratch("two-");
+    for (names, v1, code, words) in [
+        ("one:other", "a", 73, "FileDescriptorName="),
+        // What no KMS v1 client can name is no use to anybody.
+        ("kms:kms-v1", "b", 64, "an @ in the file's name"),
+    ] {
+        let folder = dir.path().join(v1);
+        fs::create_dir(&folder).unwrap();
+        let dir = tempfile::tempdir_in(folder).unwrap();
+        let mut daemon = spawn(&dir, names, "v1.sock");
+        assert_eq!(daemon.wait_ended(PATIENCE).await.code(), Some(code), "{}", daemon.log());
+        assert!(daemon.log().contains(words), "{}", daemon.log());
+    }
+}
+
+#[tokio::test]
+async fn descriptors_of_others_are_left_alone_and_useless_ones_are_named() {
+    let dir = scratch("unit-");
+    let start = |pid: &str| {
+        let script = format!(
+            "exec 3</dev/null; export LISTEN_FDS=1 LISTEN_PID={pid} LISTEN_FDNAMES=odd; exec \"$0\" \"$@\""
+        );
+        let wrapper = vec!["sh".to_owned(), "-c".into(), script];
+        let config = dir.path().join("absent.yaml");
+        Daemon::spawn(&config, DaemonOptions { wrapper, ..DaemonOptions::default() })
+    };
+    let mut daemon = start("1");
+    daemon.wait_listening().await;
+    assert!(daemon.terminate().await.success());
+    assert!(!daemon.socket().exists(), "it was its own");
+
+    let mut daemon = start("$$");
+    assert_eq!(daemon.wait_ended(PATIENCE).await.code(), Some(73));
+    let said = daemon.log();
+    assert!(said.contains("descriptor \"odd\"") && said.contains("ListenStream="), "{said}");
+}
+
+/// The notification socket.
+struct Notified {
+    socket: UnixDatagram,
+    _dir: TempDir,
+    path: PathBuf,
+}
+
+impl Notified {
+    fn new() -> Self {
+        let dir = scratch("notify-");
+        let path = dir.path().join("notify.sock");
+        Self { socket: UnixDatagram::bind(&path).unwrap(), _dir: dir, path }
+    }
+
+    fn environment(&self, watchdog: Duration) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("NOTIFY_SOCKET".to_owned(), self.path.to_str().unwrap().to_owned()),
+            ("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string()),
+        ])
+    }
+
+    async fn next(&self) -> String {
+        let mut message = [0; 256];
+        let read = tokio::time::timeout(PATIENCE, self.socket.recv(&mut message)).await;
+        let length = read.expect("nothing more is told").unwrap();
+        String::from_utf8(message[..length].into()).unwrap()
+    }
+
+    /// Reads on until this is told; what was told before it.
+    async fn until(&self, wanted: &str) -> Vec<String> {
+        let mut before = Vec::new();
+        loop {
+            let told = self.next().await;
+            if told.trim_end() == wanted {
+                return before;
+            }
+            before.push(told);
+        }
+    }
+}
+
+#[tokio::test]
+async fn systemd_is_told_when_it_listens_that_it_lives_and_that_it_stops() {
+    let (unit, notified) = (Unit::new(), Notified::new());
+    // Nothing is known of Vault, and yet it listens, lives, and gives its reason.
+    let options = unit.options([]);
+    let environment = notified.environment(Duration::from_millis(100));
+    let mut daemon =
+        Daemon::start_with(&unit.absent_config(), DaemonOptions { environment, ..options }).await;
+    notified.until("READY=1").await;
+    for _ in 0..3 {
+        notified.until("WATCHDOG=1").await;
+    }
+    daemon.signal(Signal::TERM);
+    let before = notified.until("STOPPING=1").await;
+    assert!(!before.iter().any(|told| told.contains("READY")), "{before:?}");
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn one_that_waits_for_its_turn_lives_but_is_not_ready() {
+    let notified = Notified::new();
+    let dir = scratch("waits-");
+    let (socket, absent) = (dir.path().join("kms.sock"), dir.path().join("absent.yaml"));
+    let start = async |environment: BTreeMap<String, String>| {
+        let options = DaemonOptions::arguments(["--takeover"]);
+        let socket = Some(socket.clone());
+        Daemon::start_with(&absent, DaemonOptions { environment, socket, ..options }).await
+    };
+    let mut first = start(BTreeMap::new()).await;
+    let _second = start(notified.environment(Duration::from_millis(100))).await;
+    for _ in 0..5 {
+        assert_eq!(notified.next().await, "WATCHDOG=1\n");
+    }
+    first.terminate().await;
+    notified.until("READY=1").await;
+}
