@@ -98,6 +98,8 @@ pub struct App {
 /// # Errors
 /// If an address is taken or cannot be made.
 pub fn build(settings: Settings, inherited: Inherited) -> Result<App, BindError> {
+    // In an upgrade the predecessor may still hold the admin port.
+    let overlap = settings.socket.takeover || inherited.any();
     let bind_unless = |inherited: Option<BoundSocket>, address: &UnixAddress| match inherited {
         Some(socket) => Ok(socket),
         None => socket::bind(address, settings.socket),
@@ -109,7 +111,7 @@ pub fn build(settings: Settings, inherited: Inherited) -> Result<App, BindError>
             (None, Some(address)) => Some(socket::bind(address, settings.socket)?),
             (inherited, _) => inherited,
         };
-        let admin = settings.admin_listen.iter().map(admin::bind);
+        let admin = settings.admin_listen.iter().map(|address| admin::bind(address, overlap));
         match admin.collect::<Result<_, _>>() {
             Ok(admin) => Ok((kms_v1, admin)),
             Err(error) => {

@@ -19,6 +19,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, sockopt},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -35,6 +39,8 @@ use super::{
     socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
 };
 
+/// Connections that wait for accept.
+const BACKLOG: i32 = 128;
 const MAX_CONNECTIONS: usize = 64;
 const MAX_HEADERS: usize = 64;
 const BUFFER: usize = 16 * 1024;
@@ -88,14 +94,18 @@ impl BoundAdmin {
 
 /// Binds. A unix socket gets mode 0600 and the rules of [`socket::bind`]; TCP port 0 takes a free one.
 ///
+/// With `overlap` a TCP port may be held by a predecessor or a successor too, if that one allows it as
+/// well and has our uid. Who connects then gets the one or the other: good for scrapes that would fail
+/// otherwise, not for probes of one process, which ask through a unix socket of its own. It is off
+/// unless an upgrade needs it, because a port that is taken by mistake would go unnoticed.
+///
 /// # Errors
 /// See [`BindError`].
-pub fn bind(address: &ListenAddress) -> Result<BoundAdmin, BindError> {
+pub fn bind(address: &ListenAddress, overlap: bool) -> Result<BoundAdmin, BindError> {
     match address {
         ListenAddress::Tcp(address) => {
             let failed = |source| BindError::Tcp { address: *address, source };
-            let listener = StdTcpListener::bind(address).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
+            let listener = listen_tcp(*address, overlap).map_err(|error| failed(error.into()))?;
             let address: SocketAddr = listener.local_addr().map_err(failed)?;
             Ok(BoundAdmin { address: ListenAddress::Tcp(address), listener: Bound::Tcp(listener) })
         }
@@ -104,6 +114,20 @@ pub fn bind(address: &ListenAddress) -> Result<BoundAdmin, BindError> {
             Ok(BoundAdmin { address: address.clone().into(), listener: Bound::Unix(listener) })
         }
     }
+}
+
+/// As the standard library does it, but for `SO_REUSEPORT`, which has to be set before bind.
+fn listen_tcp(address: SocketAddr, overlap: bool) -> Result<StdTcpListener, Errno> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if overlap {
+        sockopt::set_socket_reuseport(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The admin thread; it stops when this is dropped.
@@ -350,7 +374,7 @@ mod tests {
     }
 
     fn tcp() -> BoundAdmin {
-        bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
+        bind(&"127.0.0.1:0".parse().unwrap(), false).unwrap()
     }
 
     fn connect(address: &ListenAddress) -> TcpStream {
@@ -415,7 +439,7 @@ mod tests {
     async fn several_listeners_tcp_and_unix() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let unix = bind(&UnixAddress::Path(path.clone()).into()).unwrap();
+        let unix = bind(&UnixAddress::Path(path.clone()).into(), false).unwrap();
         let metadata = std::fs::symlink_metadata(&path).unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
@@ -460,8 +484,25 @@ mod tests {
     #[test]
     fn a_port_in_use_is_named() {
         let first = tcp();
-        let error = bind(first.address()).unwrap_err().to_string();
-        assert!(error.contains(&first.address().to_string()), "{error}");
+        for overlap in [false, true] {
+            let error = bind(first.address(), overlap).unwrap_err().to_string();
+            assert!(error.contains(&first.address().to_string()), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_is_shared_with_who_shares_it_and_stays_served_when_one_goes() {
+        let first = bind(&"127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let address = first.address().clone();
+        bind(&address, false).unwrap_err();
+        let second = bind(&address, true).unwrap();
+        let [first, second] = [first, second].map(|one| spawn(vec![one], Arc::new(Told::default())).unwrap());
+        assert!(ask(connect(&address), "GET /livez").ends_with("ok\n"));
+        stopped(first).await;
+        for _ in 0..20 {
+            assert!(ask(connect(&address), "GET /livez").ends_with("ok\n"));
+        }
+        stopped(second).await;
     }
 
     #[tokio::test]

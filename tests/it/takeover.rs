@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use transit_kms::kms::proto::StatusRequest;
 
 use crate::support::{
-    Daemon, DaemonOptions, Load, Stage, calls, eventually, kms_client, program::run, scratch, unix_url,
+    Daemon, DaemonOptions, Load, Stage, calls, eventually, kms_client, port, program::run, scratch, unix_url,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -255,6 +255,37 @@ async fn both_sockets_are_taken_over() {
     let after = inodes();
     assert!(before.iter().all(|inode| !after.contains(inode)), "{before:?} {after:?}");
     assert_eq!(place.others(), ["v1@localhost"]);
+}
+
+/// A host port, which two pods of one node would otherwise not both get.
+#[tokio::test]
+async fn the_admin_port_is_answered_throughout() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let port = format!("127.0.0.1:{}", port::unused());
+    let start = || {
+        let socket = Some(place.socket.clone());
+        let options =
+            DaemonOptions::arguments(["--takeover", "--admin-listen", &port, "--log-level", "debug"]);
+        Daemon::spawn(&stage.config, DaemonOptions { socket, ..options })
+    };
+    let has_path = async |daemon: &Daemon| {
+        eventually("it has the path", PATIENCE, async || daemon.log().contains("listening")).await;
+    };
+    let live = async || reqwest::get(format!("http://{port}/livez")).await.unwrap().status().as_u16();
+    let mut first = start();
+    has_path(&first).await;
+    assert_eq!(live().await, 200);
+    let mut second = start();
+    has_path(&second).await;
+    assert!(first.terminate().await.success());
+    assert_eq!(live().await, 200);
+
+    // And only those that are told to share it do.
+    let options = DaemonOptions::arguments(["--admin-listen", &port]);
+    let mut third = Daemon::spawn(&stage.config, options);
+    assert_eq!(third.wait_ended(PATIENCE).await.code(), Some(73));
+    assert!(third.log().contains(&format!("cannot listen on {port}")), "{}", third.log());
+    assert!(second.terminate().await.success());
 }
 
 #[tokio::test]
