@@ -33,6 +33,7 @@ pub struct Metrics {
     call_seconds: HistogramVec,
     calls: IntCounterVec,
     health: IntGaugeVec,
+    hedges: IntCounterVec,
     key_info: IntGaugeVec,
     key_version: IntGaugeVec,
     published_key: Mutex<Option<(String, String)>>,
@@ -96,6 +97,12 @@ impl Metrics {
                 "Connections without a complete HTTP/2 preface in time.",
             )?,
             health: gauges(&registry, "health", "1 for the state that holds, 0 for the others.", &["state"])?,
+            hedges: counters(
+                &registry,
+                "hedges_total",
+                "Second requests made because the first took long, by whether they were faster.",
+                &["result"],
+            )?,
             key_info: gauges(
                 &registry,
                 "key_id_hash_info",
@@ -189,6 +196,9 @@ impl Metrics {
         for result in ["capped", "failed", "renewed"] {
             metrics.token_renewals.with_label_values(&[result]);
         }
+        for result in ["lost", "won"] {
+            metrics.hedges.with_label_values(&[result]);
+        }
         for reason in [
             "broken",
             "connect",
@@ -224,6 +234,11 @@ impl Metrics {
         for known in HEALTH_STATES {
             self.health.with_label_values(&[known]).set(i64::from(known == state));
         }
+    }
+
+    /// A hedge has `won` or `lost`.
+    pub fn hedge(&self, result: &'static str) {
+        self.hedges.with_label_values(&[result]).inc();
     }
 
     /// A config was read: `taken`, `refused`, `pending` or `unparsable`.

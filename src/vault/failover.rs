@@ -2,7 +2,8 @@
 //!
 //! A call begins with the node that answered last. It goes to the next one when a node refuses,
 //! breaks off, is sealed, not ready or behind, and when it has been silent for too long; an answer
-//! that comes late after all still counts. Encrypt and Decrypt may be sent twice without harm, so a
+//! that comes late after all still counts. For Encrypt and Decrypt "too long" is what is unusual of
+//! late: the second request is a hedge, and whoever loses is cancelled. Encrypt and Decrypt may be sent twice without harm, so a
 //! connection that breaks is no reason to give up either. Once no node is left, a caller's call
 //! waits for one to come back, as long as its deadline and the outage's age allow.
 
@@ -32,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const YOUNG_OUTAGE: Duration = Duration::from_secs(10);
 /// Requests in flight for one call.
 const MOST: usize = 3;
+/// Why a second node is asked while the first has not answered.
+const HEDGE: &str = "hedge";
 /// What `/sys/health` answers for the active node.
 const ACTIVE: u16 = 200;
 /// What it answers for a standby, a secondary for disaster recovery, and a performance standby.
@@ -76,6 +79,8 @@ struct Race<'a> {
 
 struct InFlight {
     began: Instant,
+    /// It was asked only because another one takes long.
+    hedge: bool,
     node: Arc<Node>,
     /// It has been silent for [`SILENCE`], and that has had its consequences.
     silent: bool,
@@ -174,7 +179,7 @@ impl<'a> Race<'a> {
         let Some(first) = queue.pop_front() else { return Round::Failed };
         let mut patience = self.patience();
         let mut impatient = Instant::now() + patience;
-        asked.push(self.begin(first));
+        asked.push(self.begin(first, false));
         loop {
             let silent = self.in_flight.iter().filter(|it| !it.silent).map(|it| it.began + SILENCE).min();
             let more = (!queue.is_empty() && asked.len() < MOST).then_some(impatient);
@@ -196,14 +201,14 @@ impl<'a> Race<'a> {
                     if now < impatient || asked.len() >= MOST {
                         continue;
                     }
-                    "silent"
+                    if self.in_flight.iter().any(|it| it.silent) { "silent" } else { HEDGE }
                 }
             };
             match queue.pop_front() {
                 Some(next) if self.may_ask_again(reason) => {
                     patience = (patience * 2).min(SILENCE);
                     impatient = Instant::now() + patience;
-                    asked.push(self.begin(next));
+                    asked.push(self.begin(next, reason == HEDGE));
                 }
                 Some(_) => queue.clear(),
                 None => {}
@@ -216,19 +221,22 @@ impl<'a> Race<'a> {
 
     /// After how long a second node is asked as well.
     fn patience(&self) -> Duration {
-        SILENCE
+        if self.question.operation.is_a_callers() { self.pool.hedge.delay() } else { SILENCE }
     }
 
-    fn begin(&mut self, node: Arc<Node>) -> impl Future<Output = Ended> + use<'a> {
+    fn begin(&mut self, node: Arc<Node>, hedge: bool) -> impl Future<Output = Ended> + use<'a> {
         let began = Instant::now();
-        self.in_flight.push(InFlight { began, node: Arc::clone(&node), silent: false });
+        self.in_flight.push(InFlight { began, hedge, node: Arc::clone(&node), silent: false });
         exchange(node, began, self.question.outgoing, self.question.deadline)
     }
 
     fn may_ask_again(&self, reason: &'static str) -> bool {
         let may = self.pool.budget.take();
         if may {
-            self.metrics.retry(reason);
+            // Whether it was worth it, shows at the end.
+            if reason != HEDGE {
+                self.metrics.retry(reason);
+            }
         } else {
             self.metrics.retries_denied.inc();
         }
@@ -256,9 +264,8 @@ impl<'a> Race<'a> {
     fn judge(&mut self, ended: Ended, queue: &mut VecDeque<Arc<Node>>) -> Verdict {
         let Question { operation, outgoing, token_is_fresh, .. } = self.question;
         let Ended { node, began, outcome } = ended;
-        if let Some(index) = self.in_flight.iter().position(|it| it.node.id == node.id && it.began == began) {
-            self.in_flight.swap_remove(index);
-        }
+        let index = self.in_flight.iter().position(|it| it.node.id == node.id && it.began == began);
+        let hedge = index.is_some_and(|index| self.in_flight.swap_remove(index).hedge);
         let record = |outcome: &'static str| {
             self.metrics.vault_call(operation.name(), outcome, began.elapsed());
             self.metrics.vault_node_call(&node.name, outcome);
@@ -267,6 +274,13 @@ impl<'a> Race<'a> {
             Ok(incoming) if (200..300).contains(&incoming.status) => {
                 self.pool.answered(&node);
                 record("ok");
+                if hedge {
+                    self.metrics.hedge("won");
+                }
+                if operation.is_a_callers() {
+                    self.pool.hedge.note(began.elapsed());
+                    self.in_flight.iter().for_each(|it| self.pool.hedge.note(it.began.elapsed()));
+                }
                 return Verdict::Answered(incoming);
             }
             Ok(incoming) => {
@@ -318,6 +332,9 @@ impl<'a> Race<'a> {
                 ("connect", error)
             }
         };
+        if hedge {
+            self.metrics.hedge("lost");
+        }
         // A node that lags, or does not know the token, says more than one that does not answer.
         if error.fault != Fault::Unreachable
             || self.last.as_ref().is_none_or(|last| last.fault == Fault::Unreachable)
@@ -341,6 +358,9 @@ impl Drop for Race<'_> {
     /// Whoever is still asked has lost, or nobody listens any more.
     fn drop(&mut self) {
         for it in &self.in_flight {
+            if it.hedge {
+                self.metrics.hedge("lost");
+            }
             self.metrics.vault_call(self.question.operation.name(), "cancelled", it.began.elapsed());
             self.metrics.vault_node_call(&it.node.name, "cancelled");
         }

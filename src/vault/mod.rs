@@ -8,6 +8,7 @@ mod budget;
 mod condition;
 mod errors;
 mod failover;
+mod hedge;
 pub mod keeper;
 mod node;
 mod pool;

@@ -301,7 +301,7 @@ impl Node {
             back
         };
         if back {
-            info!(node = self.name, ip = ?self.ip, "a Vault node is back");
+            info!(node = self.name, ip = self.ip.map(display), "a Vault node is back");
             self.back();
         }
     }
@@ -319,7 +319,7 @@ impl Node {
             news
         };
         if news {
-            debug!(node = self.name, ip = ?self.ip, %error, "a Vault node is left alone for a while");
+            debug!(node = self.name, ip = self.ip.map(display), %error, "a Vault node is left alone for a while");
             self.changed.notify_one();
         }
     }
@@ -357,7 +357,11 @@ impl Node {
                         back
                     };
                     if back {
-                        debug!(node = self.name, ip = ?self.ip, "a Vault node can be asked again");
+                        debug!(
+                            node = self.name,
+                            ip = self.ip.map(display),
+                            "a Vault node can be asked again"
+                        );
                         self.back();
                     }
                     continue;

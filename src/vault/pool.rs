@@ -25,6 +25,7 @@ pub(super) use super::node::{Incoming, NoAnswer, Node, Outgoing};
 use super::{
     budget::Budget,
     condition::Pace,
+    hedge::Hedge,
     node::{Dialling, Mood, literal},
     resolver::{Resolver, System},
     schedule::jittered,
@@ -42,6 +43,7 @@ const LEAST_RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 /// The nodes of one Vault.
 pub(super) struct Pool {
     pub(super) budget: Budget,
+    pub(super) hedge: Hedge,
     /// The node that answered last; the next call begins there.
     preferred: AtomicUsize,
     roll: Arc<Roll>,
@@ -121,7 +123,13 @@ impl Pool {
         for (site, address, host) in names {
             resolving.spawn(Arc::clone(&roll).keep_resolving(site, address, host, Arc::clone(&resolver)));
         }
-        Ok(Self { budget: Budget::new(), preferred: AtomicUsize::new(0), roll, _resolving: resolving })
+        Ok(Self {
+            budget: Budget::new(),
+            hedge: Hedge::new(),
+            preferred: AtomicUsize::new(0),
+            roll,
+            _resolving: resolving,
+        })
     }
 
     /// All nodes: those that are well first, and among them the one that answered last.

@@ -22,6 +22,8 @@ use crate::support::{
 
 /// Of [`Stage::daemon`].
 const GRACE: Duration = Duration::from_secs(3);
+/// For tests in which calls wait meanwhile.
+const LONG_GRACE: Duration = Duration::from_secs(8);
 /// What a recovery may take: the pause between two tries, and some slack for a busy machine.
 const HEALED_WITHIN: Duration = Duration::from_secs(15);
 
@@ -67,12 +69,12 @@ async fn a_file_that_does_not_exist_yet_is_waited_for() {
 #[tokio::test]
 async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by_itself() {
     let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+    let (daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
     let key_id = caller.key_id().await;
     let sealing = Instant::now();
     stage.bao.seal().await;
 
-    eventually("the grace shows", GRACE, async || {
+    eventually("the grace shows", LONG_GRACE, async || {
         let (_, words) = daemon.admin("/readyz").await;
         if words.contains("within the outage grace") { Ok(()) } else { Err(words) }
     })
@@ -83,8 +85,8 @@ async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.message().contains("Vault is sealed"), "{error}");
 
-    caller.wait_health("Vault is sealed", GRACE * 3).await;
-    assert!(sealing.elapsed() >= GRACE, "a reason after {:?} already", sealing.elapsed());
+    caller.wait_health("Vault is sealed", LONG_GRACE * 3).await;
+    assert!(sealing.elapsed() >= LONG_GRACE, "a reason after {:?} already", sealing.elapsed());
     // A reason, and the same key_id: kube-apiserver may go on with the seed that it has.
     assert_eq!(caller.key_id().await, key_id);
     assert_health(&daemon, "unreachable").await;
@@ -101,15 +103,17 @@ async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by
 #[tokio::test]
 async fn a_killed_vault_is_found_again_when_it_is_back() {
     let mut stage = Stage::start().await;
-    let (mut daemon, caller) = stage.ready([]).await;
+    let (mut daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
     let sealed = caller.round_trip().await;
     stage.bao.stop();
-    for error in [caller.encrypt(b"seed").await.unwrap_err(), caller.decrypt(&sealed).await.unwrap_err()] {
+    // They wait for it to come back, as long as their deadline allows.
+    let (encrypted, decrypted) = tokio::join!(caller.encrypt(b"seed"), caller.decrypt(&sealed));
+    for error in [encrypted.unwrap_err(), decrypted.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable, "{error}");
         assert!(error.message().contains("cannot be reached"), "{error}");
     }
     assert_eq!(caller.health().await, "ok");
-    caller.wait_health("cannot be reached", GRACE * 3).await;
+    caller.wait_health("cannot be reached", LONG_GRACE * 3).await;
     assert_ready(&daemon, 503, "cannot be reached").await;
 
     stage.bao.start_again().await;
