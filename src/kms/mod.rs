@@ -7,6 +7,7 @@ pub mod board;
 mod calls;
 pub mod ciphertext;
 pub mod deadline;
+mod gate;
 pub mod health;
 pub mod key_id;
 pub mod keyring;

@@ -23,10 +23,7 @@ use tokio::{
 use tracing::{debug, info};
 use zeroize::Zeroizing;
 
-use super::{
-    condition::{Condition, Pace},
-    errors::{Operation, meaning},
-};
+use super::condition::{Condition, Pace};
 use crate::{
     config::{Address, TlsMaterial},
     kms::{Fault, TransitError},
@@ -366,13 +363,26 @@ impl Node {
                     }
                     continue;
                 }
-                Ok(incoming) => meaning(Operation::Health, &look.path, incoming.status, &incoming.body),
+                Ok(incoming) => self.unready(incoming.status),
                 // Kept connections may be closed under our hands.
                 Err(NoAnswer::Broken(_)) if self.is_well() => continue,
                 Err(NoAnswer::Broken(error) | NoAnswer::Connect(error) | NoAnswer::Final(error)) => error,
             };
             self.failed(&error, None);
         }
+    }
+
+    /// What its health says, in the words that its other answers have.
+    fn unready(&self, status: u16) -> TransitError {
+        let why = match status {
+            501 => ": Vault is not initialized",
+            503 => ": Vault is sealed",
+            _ => "",
+        };
+        TransitError::new(
+            Fault::Unreachable,
+            format!("the health of Vault at {} is {status}{why}", self.name),
+        )
     }
 
     fn condition(&self) -> MutexGuard<'_, Condition> {

@@ -162,6 +162,30 @@ async fn a_frozen_vault_holds_nobody_beyond_the_deadline() {
     caller.decrypt(&sealed).await.unwrap();
 }
 
+/// On one connection, as kube-apiserver has it.
+#[tokio::test]
+async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
+    let mut stage = Stage::start().await;
+    let (daemon, caller) = stage.ready_without_probes().await;
+    stage.bao.freeze().await;
+    let mut calls = JoinSet::new();
+    for _ in 0..900 {
+        let caller = caller.clone();
+        calls.spawn(async move { caller.encrypt(b"seed").await.unwrap_err().code() });
+    }
+    let shed = [("method", "encrypt"), ("code", "ResourceExhausted")];
+    eventually("the rest is shed", TIMEOUT, async || {
+        daemon.metric("transit_kms_calls_total", &shed).await >= 132.0
+    })
+    .await;
+    assert_eq!(caller.health().await, "ok");
+    let codes = calls.join_all().await;
+    assert_eq!(codes.iter().filter(|code| **code == Code::ResourceExhausted).count(), 132);
+    stage.bao.thaw();
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.round_trip().await;
+}
+
 #[tokio::test]
 async fn a_daemon_that_slept_does_not_tell_old_news() {
     let mut stage = Stage::start().await;
