@@ -19,6 +19,8 @@ use super::daemon::{Daemon, Kms, kms_client};
 
 /// kube-apiserver's timeout for each call.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// Status, Encrypt, Status, Decrypt.
+const CALLS_A_ROUND: u32 = 4;
 /// So many failures are kept with their words; all are counted.
 const KEPT: usize = 100;
 
@@ -45,6 +47,15 @@ pub(crate) struct LoadReport {
 }
 
 impl LoadReport {
+    /// Of both.
+    fn and(mut self, other: Self) -> Self {
+        self.calls += other.calls;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+        self.longest = self.longest.max(other.longest);
+        self
+    }
+
     /// # Panics
     /// If a call failed, or if there was none.
     #[track_caller]
@@ -60,6 +71,37 @@ impl Load {
     /// all that the machine has, which other tests would like to share.
     pub(crate) async fn start(daemon: &Daemon, tasks: usize, pause: Duration) -> Self {
         Self::start_on(daemon.socket(), tasks, pause).await
+    }
+
+    /// Begins with so many calls a second, whatever becomes of them: those that take long keep no other
+    /// from being made. All on one connection, as those of an API server.
+    pub(crate) async fn at_rate(daemon: &Daemon, per_second: u32) -> Self {
+        let mut load = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
+        let (begun, calls) = (Instant::now(), load.calls.clone());
+        let (kms, stop) = (kms_client(daemon.socket()).await, load.stop.clone());
+        load.tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) * CALLS_A_ROUND / per_second);
+            let mut rounds = JoinSet::new();
+            for number in 0_u64.. {
+                tokio::select! {
+                    _tick = ticks.tick() => {}
+                    () = stop.cancelled() => break,
+                }
+                let mut worker = Worker {
+                    begun,
+                    calls: calls.clone(),
+                    kms: kms.clone(),
+                    pause: Duration::ZERO,
+                    report: LoadReport::default(),
+                };
+                rounds.spawn(async move {
+                    worker.round(&format!("load-{number}")).await;
+                    worker.report
+                });
+            }
+            rounds.join_all().await.into_iter().fold(LoadReport::default(), LoadReport::and)
+        });
+        load
     }
 
     /// As [`Load::start`], on this socket.
@@ -89,11 +131,7 @@ impl Load {
         self.stop.cancel();
         let mut total = LoadReport::default();
         while let Some(report) = self.tasks.join_next().await {
-            let report = report.unwrap();
-            total.calls += report.calls;
-            total.failed += report.failed;
-            total.failures.extend(report.failures);
-            total.longest = total.longest.max(report.longest);
+            total = total.and(report.unwrap());
         }
         total
     }
