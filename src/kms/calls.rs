@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 use super::{
     board::{Board, Snapshot},
     ciphertext::Ciphertext,
+    gate::Gate,
     key_id::key_id_hash,
     keyring::Route,
     transit::{Call, Fault, Opened, Sealed, TransitError},
@@ -34,12 +35,13 @@ const TIME_FOR_A_RETRY: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(super) struct Calls {
     pub(super) board: Arc<Board>,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
 }
 
 impl Calls {
     pub(super) fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Self { board, metrics }
+        Self { board, gate: Arc::new(Gate::new()), metrics }
     }
 
     /// Runs `work` within the caller's deadline, and records how it ended.
@@ -102,6 +104,7 @@ impl Calls {
         if plaintext.is_empty() {
             return Err(Status::invalid_argument("the plaintext is empty"));
         }
+        let _admission = self.gate.enter().await?;
         match self.on_a_session(call, Work::Encrypt { plaintext }).await? {
             (Done::Sealed(sealed), snapshot) => Ok((sealed, snapshot)),
             (Done::Opened(_), _) => Err(mixed_up()),
@@ -118,6 +121,7 @@ impl Calls {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
         let ciphertext =
             Ciphertext::parse(ciphertext).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let _admission = self.gate.enter().await?;
         match self.on_a_session(call, Work::Decrypt { key_id, ciphertext: &ciphertext }).await? {
             (Done::Opened(opened), _) => Ok(opened),
             (Done::Sealed(_), _) => Err(mixed_up()),
@@ -287,6 +291,7 @@ fn code_name(code: Code) -> &'static str {
         Code::InvalidArgument => "InvalidArgument",
         Code::Ok => "OK",
         Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
         Code::Unavailable => "Unavailable",
         _ => "Other",
     }

@@ -8,6 +8,7 @@ mod calls;
 pub mod ciphertext;
 pub mod coalescer;
 pub mod deadline;
+mod gate;
 pub mod health;
 pub mod key_id;
 pub mod keyring;

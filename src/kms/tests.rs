@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::{
-    task::{JoinHandle, yield_now},
+    task::{JoinHandle, JoinSet, yield_now},
     time::{Instant, advance},
 };
 use tonic::{Code, Request, Status};
@@ -127,6 +127,52 @@ async fn pass(seconds: u64) {
         advance(Duration::from_millis(250)).await;
         settle().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_calls_are_refused_at_once_and_status_is_answered_all_the_same() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.silent = true);
+    let before = bench.model.calls();
+    let mut calls = JoinSet::new();
+    for _ in 0..768 {
+        let service = bench.service.clone();
+        calls.spawn(async move {
+            let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+            service.encrypt(Request::new(request)).await.map(drop)
+        });
+    }
+    settle().await;
+    assert_eq!(bench.model.calls() - before, 128, "the others wait");
+    let refused = Instant::now();
+    assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(refused, Instant::now(), "at once");
+    assert_eq!(bench.healthz().await, "ok");
+
+    // Who leaves makes room; who waits gets its turn, or hears in time that it did not.
+    calls.abort_all();
+    while calls.join_next().await.is_some() {}
+    bench.model.change(|state| state.silent = false);
+    assert!(bench.encrypt(b"seed").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_its_turn_ends_with_its_deadline() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.silent = true);
+    let mut calls = JoinSet::new();
+    for _ in 0..200 {
+        let service = bench.service.clone();
+        calls.spawn(async move {
+            let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+            service.encrypt(Request::new(request)).await.map(drop)
+        });
+    }
+    let began = Instant::now();
+    for outcome in calls.join_all().await {
+        assert_eq!(outcome.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+    assert_eq!(began.elapsed(), Duration::from_millis(2900));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,8 @@
 //! it no longer holds.
 
 use std::{
-    sync::Mutex,
+    collections::BTreeSet,
+    sync::{Mutex, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -37,6 +38,7 @@ pub struct Metrics {
     call_seconds: HistogramVec,
     calls: IntCounterVec,
     health: IntGaugeVec,
+    hedges: IntCounterVec,
     key_info: IntGaugeVec,
     key_version: IntGaugeVec,
     published_key: Mutex<Option<(String, String)>>,
@@ -65,7 +67,12 @@ pub struct Metrics {
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
     retries: IntCounterVec,
+    /// Retries and hedges that the budget did not allow.
+    pub retries_denied: IntCounter,
     token_renewals: IntCounterVec,
+    vault_node_calls: IntCounterVec,
+    /// The addresses of the config in use.
+    vault_nodes: RwLock<BTreeSet<String>>,
 }
 
 impl Metrics {
@@ -121,6 +128,12 @@ impl Metrics {
                 "Connections without a complete HTTP/2 preface in time.",
             )?,
             health: gauges(&registry, "health", "1 for the state that holds, 0 for the others.", &["state"])?,
+            hedges: counters(
+                &registry,
+                "hedges_total",
+                "Second requests made because the first took long, by whether they were faster.",
+                &["result"],
+            )?,
             key_info: gauges(
                 &registry,
                 "key_id_hash_info",
@@ -158,6 +171,11 @@ impl Metrics {
             )?,
             reloads: counters(&registry, "reloads_total", "Configs by what became of them.", &["result"])?,
             retries: counters(&registry, "retries_total", "Work done again, by reason.", &["reason"])?,
+            retries_denied: counter(
+                &registry,
+                "retries_denied_total",
+                "Requests to another node that the retry budget did not allow.",
+            )?,
             session_generation: registered(
                 &registry,
                 IntGauge::new("session_generation", "Generation of the session in use.")?,
@@ -190,6 +208,13 @@ impl Metrics {
                 "Calls to Vault by operation and outcome.",
                 &["operation", "outcome"],
             )?,
+            vault_node_calls: counters(
+                &registry,
+                "vault_node_calls_total",
+                "Calls to Vault by address and outcome.",
+                &["node", "outcome"],
+            )?,
+            vault_nodes: RwLock::default(),
             registry,
         };
         metrics.describe_process()?;
@@ -202,7 +227,20 @@ impl Metrics {
         for result in ["capped", "failed", "renewed"] {
             metrics.token_renewals.with_label_values(&[result]);
         }
-        for reason in ["broken", "connect", "lagging", "round", "token_dead"] {
+        for result in ["lost", "won"] {
+            metrics.hedges.with_label_values(&[result]);
+        }
+        for reason in [
+            "broken",
+            "connect",
+            "fresh_token",
+            "lagging",
+            "round",
+            "silent",
+            "token_dead",
+            "unreachable",
+            "waited",
+        ] {
             metrics.retries.with_label_values(&[reason]);
         }
         Ok(metrics)
@@ -227,6 +265,11 @@ impl Metrics {
         for known in HEALTH_STATES {
             self.health.with_label_values(&[known]).set(i64::from(known == state));
         }
+    }
+
+    /// A hedge has `won` or `lost`.
+    pub fn hedge(&self, result: &'static str) {
+        self.hedges.with_label_values(&[result]).inc();
     }
 
     /// A config was read: `taken`, `refused`, `pending` or `unparsable`.
@@ -273,6 +316,24 @@ impl Metrics {
     pub fn vault_call(&self, operation: &'static str, outcome: &'static str, took: Duration) {
         self.vault_calls.with_label_values(&[operation, outcome]).inc();
         self.vault_call_seconds.with_label_values(&[operation, outcome]).observe(took.as_secs_f64());
+    }
+
+    /// One call to the node of this address has ended; counted if it is one of the config in use.
+    pub fn vault_node_call(&self, node: &str, outcome: &'static str) {
+        if self.vault_nodes.read().is_ok_and(|nodes| nodes.contains(node)) {
+            self.vault_node_calls.with_label_values(&[node, outcome]).inc();
+        }
+    }
+
+    /// These are the addresses of the config in use; the series of others disappear.
+    pub fn vault_nodes(&self, addresses: impl IntoIterator<Item = String>) {
+        if let Ok(mut nodes) = self.vault_nodes.write() {
+            let now: BTreeSet<_> = addresses.into_iter().collect();
+            if *nodes != now {
+                *nodes = now;
+                self.vault_node_calls.reset();
+            }
+        }
     }
 
     /// Everything in the Prometheus text format.
@@ -371,6 +432,20 @@ mod tests {
             assert!(text.contains(&line), "{now}: {text}");
             assert!(text.contains("transit_kms_token_ttl_seconds 3600\n"), "{now}: {text}");
         }
+    }
+
+    #[test]
+    fn nodes_are_those_of_the_config_and_no_others() {
+        let metrics = Metrics::new().unwrap();
+        metrics.vault_nodes(["https://one".to_owned()]);
+        metrics.vault_node_call("https://one", "ok");
+        metrics.vault_node_call("https://two", "ok");
+        let text = metrics.render().unwrap();
+        assert!(text.contains("vault_node_calls_total{node=\"https://one\",outcome=\"ok\"} 1"), "{text}");
+        assert!(!text.contains("https://two"), "{text}");
+        metrics.vault_nodes(["https://two".to_owned()]);
+        metrics.vault_node_call("https://one", "ok");
+        assert!(!metrics.render().unwrap().contains("https://one"));
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub struct Limits {
     /// Connections that may be open. One more makes the one that has been idle
     /// longest leave; as many again may be on their way out.
     pub max_connections: usize,
-    /// Calls in flight on one connection.
+    /// Calls in flight on one connection: more than the service takes, so that it answers those that
+    /// are too many, and Status beside them.
     pub max_streams: u32,
 }
 
@@ -45,7 +46,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(5),
             linger: Duration::from_millis(500),
             max_connections: 512,
-            max_streams: 256,
+            max_streams: 1024,
         }
     }
 }

@@ -31,6 +31,11 @@ impl Operation {
         }
     }
 
+    /// Whether a caller of ours waits for it, rather than the prober or the keeper, who come again.
+    pub(super) fn is_a_callers(self) -> bool {
+        matches!(self, Self::Decrypt | Self::Encrypt)
+    }
+
     /// The capability that a policy must grant on the path.
     fn capability(self) -> &'static str {
         match self {

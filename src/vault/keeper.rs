@@ -193,6 +193,7 @@ impl Keeper {
             .take_session(Arc::clone(&session) as _, proof)
             .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
         self.metrics.reload("taken");
+        self.metrics.vault_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let mut in_use = InUse {
             fingerprint: candidate.reading.fingerprint,
             generation: snapshot.generation,
@@ -320,7 +321,7 @@ async fn prove(
     };
     let pool = match in_use {
         Some(in_use) if in_use.pool_fingerprint == reading.connection_fingerprint => Arc::clone(&in_use.pool),
-        _ => Arc::new(Pool::new(reading)?),
+        _ => Arc::new(Pool::new(reading).await?),
     };
     let session = Session::new(reading, token, Arc::clone(&pool), Arc::clone(metrics))?;
     let info = match token::lookup(&session, deadline).await {

@@ -1,252 +1,306 @@
-//! Connections to Vault: one keep-alive pool for each address, and one exchange over it.
+//! The nodes of one Vault, with their connections: who they are, and who is asked first.
 //!
 //! A pool lives as long as addresses and TLS settings stay the same; sessions come and
-//! go on it, so a new token costs no handshake.
+//! go on it, so a new token costs no handshake. A name with several addresses is several nodes.
+//! Names are resolved in the background, and what was found last stays until there is better.
 
-use std::{net::SocketAddr, sync::atomic::AtomicUsize, time::Duration};
-
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{
-    Certificate, Client, Identity,
-    dns::{Name, Resolve, Resolving},
-    redirect, tls,
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
-use zeroize::Zeroizing;
 
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{debug, info, warn};
+
+pub(super) use super::node::{Incoming, NoAnswer, Node, Outgoing};
+use super::{
+    budget::Budget,
+    condition::Pace,
+    hedge::Hedge,
+    node::{Dialling, Mood, literal},
+    resolver::{Resolver, System},
+    schedule::jittered,
+};
 use crate::{
     config::{Address, Reading},
     kms::{Fault, TransitError},
-    observe::root_cause,
 };
 
-/// A node that does not answer a SYN or a hello by then is taken for dead.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Below the idle timeouts of usual load balancers, above our probe interval.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
-/// Far more than any answer to us needs; a key read with thousands of versions has 100 KiB.
-const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// How long a new pool waits for the addresses of its names; those that are late come later.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
+/// Between two resolutions, whatever the trouble.
+const LEAST_RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The addresses of one Vault, with their connections.
+/// The nodes of one Vault.
 pub(super) struct Pool {
-    pub(super) nodes: Vec<Node>,
-    /// Index of the node that answered last; the next call begins there.
-    pub(super) preferred: AtomicUsize,
+    pub(super) budget: Budget,
+    pub(super) hedge: Hedge,
+    /// The node that answered last; the next call begins there.
+    preferred: AtomicUsize,
+    roll: Arc<Roll>,
+    /// One task for each name.
+    _resolving: JoinSet<()>,
 }
 
-/// One address.
-pub(super) struct Node {
-    pub(super) address: Address,
-    client: Client,
-    /// What URLs begin with: the address, under the server name if one is set.
-    base: String,
-    /// Set if the URL's host is not the address's.
-    host: Option<HeaderValue>,
+/// Who belongs to the pool.
+struct Roll {
+    dialling: Dialling,
+    members: RwLock<Vec<Member>>,
+    mood: Arc<Mood>,
+    next_id: AtomicUsize,
 }
 
-/// A request to Vault, before it is known which node gets it.
-pub(super) struct Outgoing {
-    pub(super) method: Method,
-    /// Without `/v1/`.
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    /// Wiped when the last reference is gone.
-    pub(super) body: Bytes,
-}
-
-/// An answer of Vault.
-pub(super) struct Incoming {
-    pub(super) status: u16,
-    pub(super) body: Zeroizing<Vec<u8>>,
-}
-
-/// Why there was no answer.
-pub(super) enum NoAnswer {
-    /// The connection could not be made: nothing was sent.
-    Connect(TransitError),
-    /// The connection broke in the middle.
-    Broken(TransitError),
-    /// The deadline passed, or the answer was not to be read.
-    Final(TransitError),
+struct Member {
+    /// Index of its address in the config.
+    site: usize,
+    node: Arc<Node>,
+    _care: AbortOnDropHandle<()>,
 }
 
 impl Pool {
-    /// Prepares connections; none is made yet.
+    /// Prepares connections; names are resolved, the rest is left to the first call.
     ///
     /// # Errors
-    /// If certificates or keys cannot be used, with what to do about it.
-    pub(super) fn new(reading: &Reading) -> Result<Self, TransitError> {
-        let nodes = reading
-            .config
-            .addresses
-            .iter()
-            .map(|address| Node::new(address, reading))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { nodes, preferred: AtomicUsize::new(0) })
+    /// If certificates or keys cannot be used, or if no name has an address.
+    pub(super) async fn new(reading: &Reading) -> Result<Self, TransitError> {
+        Self::with(reading, Pace::default(), Arc::new(System)).await
     }
-}
 
-impl Node {
-    fn new(address: &Address, reading: &Reading) -> Result<Self, TransitError> {
-        let url = address.url();
-        let mut builder = Client::builder()
-            .user_agent(concat!("transit-kms/", env!("CARGO_PKG_VERSION")))
-            // A redirect leads to another host, and the token would go with it.
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            // Where tokens are sent is decided by the config file alone.
-            .no_proxy()
-            .https_only(url.scheme() == "https")
-            .tls_version_min(tls::Version::TLS_1_2)
-            .http1_only()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(15));
-
-        if url.scheme() == "http" {
-            // Else the system's certificates are loaded, which a bare image does not have.
-            builder = builder.tls_certs_only([]);
-        } else if let Some(pem) = &reading.tls.ca {
-            let certificates = Certificate::from_pem_bundle(pem)
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or_else(|| unusable("vault.tls.ca_file holds no certificate in PEM form"))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        if let (Some(certificate), Some(key)) = (&reading.tls.client_cert, &reading.tls.client_key) {
-            let mut pem = Zeroizing::new(Vec::with_capacity(certificate.len() + key.len() + 1));
-            pem.extend_from_slice(certificate);
-            pem.push(b'\n');
-            pem.extend_from_slice(key);
-            let identity = Identity::from_pem(&pem).map_err(|_| {
-                unusable("vault.tls.client_cert_file and client_key_file do not hold a certificate and a key in PEM form")
-            })?;
-            builder = builder.identity(identity);
-        }
-
-        let mut base = url.as_str().trim_end_matches('/').to_owned();
-        let mut host = None;
-        if let Some(server_name) = &reading.config.tls.server_name {
-            let mut named = url.clone();
-            named
-                .set_host(Some(server_name))
-                .map_err(|_| unusable("vault.tls.server_name is not a host name"))?;
-            if !matches!(named.host(), Some(url::Host::Domain(_))) {
-                return Err(unusable("vault.tls.server_name must be a name, not an IP address"));
+    pub(super) async fn with(
+        reading: &Reading,
+        pace: Pace,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Self, TransitError> {
+        let dialling =
+            Dialling { pace, server_name: reading.config.tls.server_name.clone(), tls: reading.tls.clone() };
+        let roll = Arc::new(Roll {
+            dialling,
+            members: RwLock::default(),
+            mood: Arc::default(),
+            next_id: AtomicUsize::new(0),
+        });
+        let mut names = Vec::new();
+        let mut first = JoinSet::new();
+        for (site, address) in reading.config.addresses.iter().enumerate() {
+            match address.url().host() {
+                Some(url::Host::Domain(host)) => {
+                    let (host, resolver) = (host.to_owned(), Arc::clone(&resolver));
+                    names.push((site, address.clone(), host.clone()));
+                    first.spawn(async move {
+                        (
+                            site,
+                            timeout(FIRST_RESOLUTION, resolver.resolve(&host))
+                                .await
+                                .unwrap_or_else(|_| Err(late())),
+                        )
+                    });
+                }
+                _ => roll.settle(site, address, &[literal(address)])?,
             }
-            let to = url.host_str().unwrap_or_default();
-            // An IPv6 literal stands in brackets in a URL, and without them in a socket address.
-            let to = to.trim_start_matches('[').trim_end_matches(']').to_owned();
-            let authority = url.authority().to_owned();
-            base = named.as_str().trim_end_matches('/').to_owned();
-            host = HeaderValue::from_str(&authority).ok();
-            builder = builder.dns_resolver(std::sync::Arc::new(Elsewhere { to }));
         }
-        let client = builder.build().map_err(|error| {
-            unusable(format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(&error)))
-        })?;
-        Ok(Self { address: address.clone(), client, base, host })
-    }
-
-    /// One request, one answer.
-    pub(super) async fn exchange(
-        &self,
-        outgoing: &Outgoing,
-        deadline: Instant,
-    ) -> Result<Incoming, NoAnswer> {
-        let url = format!("{}/v1/{}", self.base, outgoing.path);
-        let mut request = self
-            .client
-            .request(outgoing.method.clone(), url)
-            .headers(outgoing.headers.clone())
-            .body(outgoing.body.clone());
-        if let Some(host) = &self.host {
-            request = request.header(header::HOST, host);
+        let mut unresolved = None;
+        while let Some(resolved) = first.join_next().await {
+            let Ok((site, found)) = resolved else { continue };
+            let Some((_, address, host)) = names.iter().find(|(of, ..)| *of == site) else { continue };
+            match found {
+                Ok(found) => roll.settle(site, address, &somewhere(&found))?,
+                Err(error) => unresolved = Some(format!("`{host}` cannot be resolved: {error}")),
+            }
         }
-        let exchange = async {
-            let response = request.send().await.map_err(|error| self.no_answer(&error))?;
-            let status = response.status().as_u16();
-            let body = self.read(response).await?;
-            Ok(Incoming { status, body })
-        };
-        timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
-            let message = format!("Vault at {} did not answer in time", self.address);
-            Err(NoAnswer::Final(TransitError::new(Fault::DeadlineExceeded, message)))
+        if let Some(message) = unresolved.filter(|_| roll.nodes().is_empty()) {
+            return Err(TransitError::new(Fault::Unreachable, message));
+        }
+        let mut resolving = JoinSet::new();
+        for (site, address, host) in names {
+            resolving.spawn(Arc::clone(&roll).keep_resolving(site, address, host, Arc::clone(&resolver)));
+        }
+        Ok(Self {
+            budget: Budget::new(),
+            hedge: Hedge::new(),
+            preferred: AtomicUsize::new(0),
+            roll,
+            _resolving: resolving,
         })
     }
 
-    async fn read(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
-        let too_long = || {
-            let message =
-                format!("Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes", self.address);
-            NoAnswer::Final(TransitError::new(Fault::Nonsense, message))
+    /// All nodes: those that are well first, and among them the one that answered last.
+    pub(super) fn nodes(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.roll.nodes();
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        if let Some(first) = nodes.iter().position(|node| node.id == preferred) {
+            nodes.rotate_left(first);
+        }
+        // Stable, so that the order stays the same within the two.
+        nodes.sort_by_key(|node| !node.is_well());
+        nodes
+    }
+
+    /// As [`Pool::nodes`], without those that rest.
+    pub(super) fn well(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.nodes();
+        nodes.retain(|node| node.is_well());
+        nodes
+    }
+
+    /// How long no node has been well.
+    pub(super) fn outage(&self) -> Option<Duration> {
+        let away: Option<Vec<Instant>> = self.roll.nodes().iter().map(|node| node.away_since()).collect();
+        Some(away?.into_iter().max()?.elapsed())
+    }
+
+    /// The node gave a good answer.
+    pub(super) fn answered(&self, node: &Node) {
+        node.answered();
+        self.prefer(node);
+        self.budget.earn();
+    }
+
+    /// The node is asked first from now on.
+    pub(super) fn prefer(&self, node: &Node) {
+        self.preferred.store(node.id, Ordering::Relaxed);
+    }
+
+    /// The node failed.
+    pub(super) fn failed(&self, node: &Node, error: &TransitError, pause: Option<Duration>) {
+        node.failed(error, pause);
+        if self.well().is_empty() {
+            self.roll.mood.trouble.notify_waiters();
+        }
+    }
+
+    /// Why the node that failed last did.
+    pub(super) fn why_away(&self) -> TransitError {
+        let nodes = self.roll.nodes();
+        let reasons = nodes.iter().filter_map(|node| node.why_away());
+        reasons.max_by_key(|(when, _)| *when).map_or_else(
+            || TransitError::new(Fault::Unreachable, "no node of Vault can be asked"),
+            |(_, reason)| TransitError::new(Fault::Unreachable, reason),
+        )
+    }
+
+    /// Waits until a node can be asked; false if none is until then.
+    pub(super) async fn wait_for_a_node(&self, until: Instant) -> bool {
+        let mood = &self.roll.mood;
+        let mut changes = mood.watch();
+        let _waiting = Waiting::new(mood);
+        let nodes = self.roll.nodes();
+        nodes.iter().for_each(|node| node.awaited());
+        if nodes.iter().all(|node| node.not_before().is_some_and(|then| then > until)) {
+            return false;
+        }
+        timeout_at(until, async { while self.well().is_empty() && changes.changed().await.is_ok() {} })
+            .await
+            .is_ok()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The tasks that resolve names hold the roll as well, until they are gone.
+        self.roll.members.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl Roll {
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.iter().map(|member| Arc::clone(&member.node)).collect()
+    }
+
+    /// The nodes of `site` are those at `found`, `None` being what stands in the address itself.
+    /// Those that are known keep their connections; calls in flight on others go on.
+    fn settle(&self, site: usize, address: &Address, found: &[Option<IpAddr>]) -> Result<(), TransitError> {
+        let known: Vec<_> = {
+            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+            members.iter().filter(|member| member.site == site).map(|member| member.node.ip).collect()
         };
-        let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
-        if announced > MAX_RESPONSE_BYTES {
-            return Err(too_long());
+        let mut new = Vec::new();
+        for ip in found.iter().filter(|ip| !known.contains(ip)) {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let node = Arc::new(Node::new(address, *ip, id, &self.dialling, Arc::clone(&self.mood))?);
+            let _care = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&node).care()));
+            new.push(Member { site, node, _care });
         }
-        // Of the right size at once: a vector that grows leaves copies behind.
-        let mut body = Zeroizing::new(Vec::with_capacity(announced.max(4096)));
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.no_answer(&error))? {
-            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
-                return Err(too_long());
+        let gone = known.iter().filter(|ip| !found.contains(ip)).count();
+        if !known.is_empty() && (gone > 0 || !new.is_empty()) {
+            info!(%address, new = new.len(), gone, "the name of a Vault has other addresses");
+        }
+        let arrived = !new.is_empty();
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| member.site != site || found.contains(&member.node.ip));
+        members.extend(new);
+        members.sort_by_key(|member| member.site);
+        drop(members);
+        if arrived {
+            self.mood.arrived();
+        }
+        Ok(())
+    }
+
+    async fn keep_resolving(
+        self: Arc<Self>,
+        site: usize,
+        address: Address,
+        host: String,
+        resolver: Arc<dyn Resolver>,
+    ) {
+        let mut fails = false;
+        loop {
+            sleep(LEAST_RESOLVE_PAUSE.min(self.dialling.pace.resolve)).await;
+            tokio::select! {
+                () = sleep(jittered(self.dialling.pace.resolve)) => {}
+                () = self.mood.trouble.notified() => {}
             }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
-        let cause = root_cause(error);
-        let remedy = remedy(&cause);
-        let message = format!("Vault at {} cannot be reached: {cause}{remedy}", self.address);
-        let error_of_ours = TransitError::new(Fault::Unreachable, message);
-        if error.is_connect() {
-            NoAnswer::Connect(error_of_ours)
-        } else if error.is_builder() {
-            NoAnswer::Final(TransitError::new(
-                Fault::Nonsense,
-                format!("no request can be made: {}", root_cause(error)),
-            ))
-        } else {
-            NoAnswer::Broken(error_of_ours)
+            match resolver.resolve(&host).await {
+                Ok(found) => {
+                    if std::mem::take(&mut fails) {
+                        info!(host, "the name can be resolved again");
+                    }
+                    if let Err(error) = self.settle(site, &address, &somewhere(&found)) {
+                        // Cannot be: the same files made clients before.
+                        warn!(%error, "a new address of a Vault cannot be used");
+                    }
+                }
+                Err(error) if std::mem::replace(&mut fails, true) => {
+                    debug!(host, %error, "the name still cannot be resolved");
+                }
+                Err(error) => {
+                    warn!(host, %error, "the name cannot be resolved; its last addresses stay in use");
+                }
+            }
         }
     }
 }
 
-/// Resolves every name to one host: connections go there, certificates are checked
-/// for the name that was asked for.
-struct Elsewhere {
-    to: String,
-}
+/// Counts one caller among those that wait.
+struct Waiting<'a>(&'a Mood);
 
-impl Resolve for Elsewhere {
-    fn resolve(&self, _: Name) -> Resolving {
-        let to = self.to.clone();
-        Box::pin(async move {
-            // Port 0 stands for the port of the URL.
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((to, 0)).await?.collect();
-            Ok(Box::new(found.into_iter()) as Box<dyn Iterator<Item = SocketAddr> + Send>)
-        })
+impl<'a> Waiting<'a> {
+    fn new(mood: &'a Mood) -> Self {
+        mood.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(mood)
     }
 }
 
-fn unusable(message: impl Into<String>) -> TransitError {
-    TransitError::new(Fault::Denied, message)
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
-/// What to do about a cause in the words of rustls, if it is one of those that a config brings
-/// about. They are only words: `io::Error` hides the type from those who look along the chain.
-fn remedy(cause: &str) -> &'static str {
-    if cause.contains("UnknownIssuer") {
-        ": vault.tls.ca_file must hold the authority of Vault's certificate"
-    } else if cause.contains("not valid for name") {
-        ": set vault.tls.server_name to a name in Vault's certificate"
-    } else if cause.contains("CertificateRequired") {
-        ": Vault asks for vault.tls.client_cert_file and client_key_file"
-    } else {
-        ""
-    }
+fn somewhere(found: &[IpAddr]) -> Vec<Option<IpAddr>> {
+    found.iter().copied().map(Some).collect()
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer")
 }

@@ -1,6 +1,6 @@
 //! A session: one token, one mount, on a pool of connections.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -9,7 +9,8 @@ use zeroize::Zeroizing;
 
 use super::{
     errors::Operation,
-    failover,
+    failover::{self, Question},
+    node::X_VAULT_REQUEST,
     pool::{Incoming, Outgoing, Pool},
 };
 use crate::{
@@ -18,22 +19,25 @@ use crate::{
     observe::metrics::Metrics,
 };
 
-const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// Vault >= 1.17 puts it into its audit log by itself; see `docs/audit.md`.
 const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
 const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");
 
+/// For so long a token that was just issued may be unknown to some nodes.
+const FRESH: Duration = Duration::from_secs(2);
+
 /// An authenticated way to one mount; not proven to work.
 pub(super) struct Session {
+    begun: Instant,
     /// Sent with every request: token (marked sensitive, wiped on drop), namespace.
     headers: HeaderMap,
     pub(super) keys: KeyNames,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) mount: MountPath,
     pub(super) namespace: Namespace,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
 }
 
 impl Session {
@@ -63,6 +67,7 @@ impl Session {
             headers.insert(X_VAULT_NAMESPACE, value);
         }
         Ok(Self {
+            begun: Instant::now(),
             headers,
             keys: config.keys.clone(),
             metrics,
@@ -87,7 +92,13 @@ impl Session {
             headers.insert(X_KMS_UID, uid);
         }
         let outgoing = Outgoing { method, path, headers, body: Bytes::from_owner(body) };
-        failover::ask(&self.pool, &self.metrics, operation, &outgoing, call.deadline).await
+        let question = Question {
+            deadline: call.deadline,
+            operation,
+            outgoing: &outgoing,
+            token_is_fresh: self.begun.elapsed() < FRESH,
+        };
+        failover::ask(&self.pool, &self.metrics, question).await
     }
 
     /// See [`failover::first_is_active`].

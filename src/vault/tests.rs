@@ -1,154 +1,25 @@
 //! Faults that a real server cannot be made to show, shown by a fake that answers with
 //! whatever bytes a test gives it. Everything else is tested against a real server in
-//! `tests/it`.
+//! `tests/it`; who is asked next, in `failover/tests.rs`.
 
-use std::{
-    io::Write as _,
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::time::Duration;
+
+use tokio::{net::TcpListener, time::Instant};
+
+use super::{
+    fake::{Answer, Fake, GOOD, call, encrypt, json, session, session_with},
+    session::Session,
+    token,
 };
-
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
-    time::Instant,
-};
-
-use super::{pool::Pool, session::Session, token};
 use crate::{
-    config::{self, Credentials, KeyName, ParseOptions},
-    kms::{Fault, Transit, TransitError, ciphertext::Ciphertext, key_id::KeyVersion, transit::Call},
-    observe::metrics::Metrics,
+    config::KeyName,
+    kms::{Fault, Transit, TransitError, ciphertext::Ciphertext, transit::Call},
 };
-
-/// Answers each request with the next of its answers, and the last one for ever.
-struct Fake {
-    address: String,
-    heads: Arc<Mutex<Vec<String>>>,
-    requests: Arc<AtomicUsize>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Clone)]
-enum Answer {
-    Bytes(Vec<u8>),
-    /// Closes the connection without a word.
-    Close,
-    Silence,
-}
-
-impl Fake {
-    async fn with(answers: Vec<Answer>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&requests);
-        let heads = Arc::<Mutex<Vec<String>>>::default();
-        let noted = Arc::clone(&heads);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, answers.clone(), Arc::clone(&counted), Arc::clone(&noted)));
-            }
-        });
-        Self { address, heads, requests, task }
-    }
-
-    /// The heads of all requests so far, in lower case.
-    fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
-    }
-
-    fn requests(&self) -> usize {
-        self.requests.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Fake {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn serve(
-    mut stream: TcpStream,
-    answers: Vec<Answer>,
-    requests: Arc<AtomicUsize>,
-    heads: Arc<Mutex<Vec<String>>>,
-) {
-    while let Some(head) = read_request(&mut stream).await {
-        heads.lock().unwrap().push(head);
-        let turn = requests.fetch_add(1, Ordering::Relaxed);
-        match answers.get(turn).or(answers.last()) {
-            Some(Answer::Bytes(bytes)) => stream.write_all(bytes).await.unwrap_or_default(),
-            Some(Answer::Silence) => std::future::pending().await,
-            Some(Answer::Close) | None => return,
-        }
-    }
-}
-
-async fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).unwrap().to_lowercase();
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .map_or(0, |it| it.parse().unwrap());
-    stream.read_exact(&mut vec![0; length]).await.ok()?;
-    Some(head)
-}
-
-fn json(status: u16, body: &str) -> Answer {
-    let length = body.len();
-    Answer::Bytes(format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes())
-}
-
-fn session(addresses: &[&str]) -> Session {
-    session_with(&format!("vault: {{ addresses: [{}], keynames: [kms], token: fake }}", addresses.join(", ")))
-}
-
-fn session_with(text: &str) -> Session {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    session_of(file.path())
-}
-
-fn session_of(path: &Path) -> Session {
-    let reading = std::thread::scope(|scope| {
-        let read = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(config::read(path.to_owned(), ParseOptions { allow_http: true })).unwrap()
-        };
-        scope.spawn(read).join().unwrap()
-    });
-    let Credentials::Token(token) = &reading.config.credentials else { panic!("it has a token") };
-    let pool = Arc::new(Pool::new(&reading).unwrap());
-    Session::new(&reading, token, pool, Arc::new(Metrics::new().unwrap())).unwrap()
-}
-
-fn call() -> Call<'static> {
-    Call { deadline: Instant::now() + Duration::from_secs(5), uid: "uid" }
-}
-
-async fn encrypt(session: &Session) -> Result<String, TransitError> {
-    let key = KeyName::new("kms").unwrap();
-    let sealed = session.encrypt(&key, KeyVersion::new(2).unwrap(), b"seed", call()).await?;
-    Ok(sealed.ciphertext.as_str().to_owned())
-}
-
-const GOOD: &str = r#"{"request_id":"r","data":{"ciphertext":"vault:v2:QUJD","key_version":2}}"#;
 
 #[tokio::test]
 async fn an_answer_with_another_version_than_asked_for_never_leaves() {
     let fake = Fake::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
-    let error = encrypt(&session(&[&fake.address])).await.unwrap_err();
+    let error = encrypt(&session(&[&fake.address]).await).await.unwrap_err();
     assert_eq!(error.fault, Fault::Nonsense);
     assert!(error.message.contains("asked for version 2 and used 3"), "{error}");
 }
@@ -164,7 +35,7 @@ async fn an_answer_without_end_is_cut_off() {
     }
     for bytes in [announced, unannounced] {
         let fake = Fake::with(vec![Answer::Bytes(bytes)]).await;
-        let error = encrypt(&session(&[&fake.address])).await.unwrap_err();
+        let error = encrypt(&session(&[&fake.address]).await).await.unwrap_err();
         assert!(error.message.contains("more than 1048576 bytes"), "{error}");
     }
 }
@@ -175,7 +46,7 @@ async fn a_redirect_is_not_followed() {
     let redirect =
         format!("HTTP/1.1 307 X\r\nlocation: {}/x\r\ncontent-length: 0\r\n\r\n", elsewhere.address);
     let fake = Fake::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
-    let session = session(&[&fake.address]);
+    let session = session(&[&fake.address]).await;
     assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::Unreachable);
     assert_eq!(token::lookup(&session, call().deadline).await.unwrap_err().fault, Fault::Unreachable);
     assert_eq!(elsewhere.requests(), 0, "the token would have gone there");
@@ -185,7 +56,7 @@ async fn a_redirect_is_not_followed() {
 async fn what_is_not_vault_is_said_to_be_something_else() {
     for body in ["", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":{"ciphertext":"secret:1"}}"#] {
         let fake = Fake::with(vec![json(200, body)]).await;
-        let session = session(&[&fake.address]);
+        let session = session(&[&fake.address]).await;
         assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::Nonsense, "{body}");
         assert_eq!(
             token::lookup(&session, call().deadline).await.unwrap_err().fault,
@@ -206,7 +77,7 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
 #[tokio::test]
 async fn a_silent_server_is_given_up_at_the_deadline() {
     let fake = Fake::with(vec![Answer::Silence]).await;
-    let session = session(&[&fake.address]);
+    let session = session(&[&fake.address]).await;
     let deadline = Instant::now() + Duration::from_millis(200);
     let key = KeyName::new("kms").unwrap();
     let error = session.read_key(&key, Call { deadline, uid: "uid" }).await.unwrap_err();
@@ -216,7 +87,7 @@ async fn a_silent_server_is_given_up_at_the_deadline() {
 #[tokio::test]
 async fn a_connection_that_breaks_is_no_reason_to_give_up() {
     let fake = Fake::with(vec![Answer::Close, json(200, GOOD)]).await;
-    assert_eq!(encrypt(&session(&[&fake.address])).await.unwrap(), "vault:v2:QUJD");
+    assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
     assert_eq!(fake.requests(), 2);
 }
 
@@ -224,15 +95,15 @@ async fn a_connection_that_breaks_is_no_reason_to_give_up() {
 async fn a_node_that_lags_is_asked_again_and_others_are_asked_too() {
     let lagging = r#"{"errors":["requested version for encryption is higher than the latest key version"]}"#;
     let alone = Fake::with(vec![json(400, lagging), json(200, GOOD)]).await;
-    assert!(encrypt(&session(&[&alone.address])).await.is_ok());
+    assert!(encrypt(&session(&[&alone.address]).await).await.is_ok());
 
     let behind = Fake::with(vec![json(400, lagging)]).await;
     let current = Fake::with(vec![json(200, GOOD)]).await;
-    assert!(encrypt(&session(&[&behind.address, &current.address])).await.is_ok());
+    assert!(encrypt(&session(&[&behind.address, &current.address]).await).await.is_ok());
     assert_eq!((behind.requests(), current.requests()), (1, 1));
 
     // But not for ever.
-    let error = encrypt(&session(&[&behind.address])).await.unwrap_err();
+    let error = encrypt(&session(&[&behind.address]).await).await.unwrap_err();
     assert_eq!(error.fault, Fault::Lagging);
     assert_eq!(behind.requests(), 4);
 }
@@ -242,7 +113,7 @@ async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let good = Fake::with(vec![json(200, GOOD)]).await;
     let third = Fake::with(vec![json(200, GOOD)]).await;
-    let session = session(&[&format!("http://{closed}"), &good.address, &third.address]);
+    let session = session(&[&format!("http://{closed}"), &good.address, &third.address]).await;
     for _ in 0..3 {
         assert!(encrypt(&session).await.is_ok());
     }
@@ -250,32 +121,16 @@ async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
 }
 
 #[tokio::test]
-async fn a_sealed_node_does_not_keep_callers_from_another() {
-    let sealed = Fake::with(vec![json(503, r#"{"errors":["Vault is sealed"]}"#)]).await;
-    let good = Fake::with(vec![json(200, GOOD)]).await;
-    let session = session(&[&sealed.address, &good.address]);
-    for _ in 0..3 {
-        assert!(encrypt(&session).await.is_ok());
-    }
-    assert_eq!((sealed.requests(), good.requests()), (1, 3));
-
-    let alone = self::session(&[&sealed.address]);
-    let error = encrypt(&alone).await.unwrap_err();
-    assert!(error.message.contains("sealed"), "{error}");
-    assert_eq!(sealed.requests(), 2, "once, and the caller hears of it");
-}
-
-#[tokio::test]
 async fn a_standby_that_is_asked_first_gives_way_to_the_active_node() {
     let standby = Fake::with(vec![json(429, "{}")]).await;
     let active = Fake::with(vec![json(200, "{}")]).await;
-    let session = session(&[&standby.address, &active.address]);
+    let session = session(&[&standby.address, &active.address]).await;
     assert!(!session.is_active(call()).await.unwrap(), "what was read before came from the standby");
     assert!(session.is_active(call()).await.unwrap());
     assert_eq!((standby.requests(), active.requests()), (1, 2));
 
     let neither = Fake::with(vec![json(400, r#"{"errors":["operation unavailable in namespaces"]}"#)]).await;
-    assert!(self::session(&[&neither.address]).is_active(call()).await.is_err());
+    assert!(super::fake::session(&[&neither.address]).await.is_active(call()).await.is_err());
 }
 
 #[tokio::test]
@@ -284,7 +139,8 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
     let session = session_with(&format!(
         "vault: {{ address: {}, keynames: [kms], token: fake, namespace: team-a }}",
         fake.address
-    ));
+    ))
+    .await;
     encrypt(&session).await.unwrap();
     let head = fake.heads().pop().unwrap();
     for header in
@@ -321,7 +177,8 @@ async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
         {"error":"invalid ciphertext: version is too new"}]}}"#;
     for status in [200, 207, 400, 500] {
         let fake = Fake::with(vec![json(status, results)]).await;
-        let opened = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB", "CCCC"]).await.unwrap();
+        let opened =
+            decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB", "CCCC"]).await.unwrap();
         assert_eq!(opened[0].as_deref().unwrap(), b"ABC");
         let fault = |index: usize| opened[index].as_ref().unwrap_err().fault;
         assert_eq!((fault(1), fault(2)), (Fault::BadCiphertext, Fault::Lagging), "{status}");
@@ -339,7 +196,7 @@ async fn a_batch_that_is_refused_as_a_whole_says_why() {
         (403, "permission denied", Fault::TokenDead),
     ] {
         let fake = Fake::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
-        let error = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap_err();
+        let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
         assert_eq!(error.fault, fault, "{error}");
     }
 }
@@ -354,31 +211,22 @@ async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
     ] {
         let body = format!(r#"{{"data":{{"batch_results":{results}}}}}"#);
         let fake = Fake::with(vec![json(200, &body)]).await;
-        let error = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap_err();
+        let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
         assert_eq!(error.fault, Fault::Nonsense, "{results}");
     }
     for result in ["{}", r#"{"plaintext":null}"#, r#"{"plaintext":"!"}"#, r#"{"error":""}"#] {
         let body = format!(r#"{{"data":{{"batch_results":[{{"plaintext":"QUJD"}},{result}]}}}}"#);
         let fake = Fake::with(vec![json(200, &body)]).await;
-        let opened = decrypt_batch(&session(&[&fake.address]), &["AAAA", "BBBB"]).await.unwrap();
+        let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap();
         assert!(opened[0].is_ok());
         assert_eq!(opened[1].as_ref().unwrap_err().fault, Fault::Nonsense, "{result}");
     }
 }
 
 #[tokio::test]
-async fn a_refusal_is_final() {
-    let fake = Fake::with(vec![json(403, r#"{"errors":["permission denied"]}"#)]).await;
-    let other = Fake::with(vec![json(200, GOOD)]).await;
-    let error = encrypt(&session(&[&fake.address, &other.address])).await.unwrap_err();
-    assert_eq!(error.fault, Fault::TokenDead);
-    assert_eq!((fake.requests(), other.requests()), (1, 0), "nothing loops on 403");
-}
-
-#[tokio::test]
 async fn an_error_says_where_but_not_with_what() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let error = encrypt(&session(&[&format!("http://{closed}/prefix")])).await.unwrap_err();
+    let error = encrypt(&session(&[&format!("http://{closed}/prefix")]).await).await.unwrap_err();
     assert!(error.message.contains(&format!("http://{closed}/prefix cannot be reached")), "{error}");
     assert!(error.message.contains("refused"), "{error}");
     assert!(!error.message.contains("fake"), "the token: {error}");
@@ -398,7 +246,7 @@ async fn a_renewal_at_the_maximum_is_recognised() {
         r#"["TTL of \"1h\" exceeded the effective max_ttl of \"2m\"; TTL value is capped accordingly"]"#,
     );
     let fake = Fake::with(vec![json(200, &envelope("null")), json(200, &capped)]).await;
-    let session = session(&[&fake.address]);
+    let session = session(&[&fake.address]).await;
     let plain = token::renew(&session, call().deadline).await.unwrap();
     assert_eq!((plain.ttl, plain.capped), (Duration::from_secs(60), false));
     assert!(token::renew(&session, call().deadline).await.unwrap().capped);

@@ -11,6 +11,8 @@ mod admin;
 #[cfg(test)]
 mod candidates;
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod coalescing;

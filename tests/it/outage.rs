@@ -22,6 +22,8 @@ use crate::support::{
 
 /// Of [`Stage::daemon`].
 const GRACE: Duration = Duration::from_secs(3);
+/// For tests in which calls wait meanwhile.
+const LONG_GRACE: Duration = Duration::from_secs(8);
 /// What a recovery may take: the pause between two tries, and some slack for a busy machine.
 const HEALED_WITHIN: Duration = Duration::from_secs(15);
 
@@ -89,12 +91,12 @@ async fn a_vault_that_is_silent_at_the_start_lets_nobody_wait_beyond_the_deadlin
 #[tokio::test]
 async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by_itself() {
     let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+    let (daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
     let key_id = caller.key_id().await;
     let sealing = Instant::now();
     stage.bao.seal().await;
 
-    eventually("the grace shows", GRACE, async || {
+    eventually("the grace shows", LONG_GRACE, async || {
         let (_, words) = daemon.admin("/readyz").await;
         if words.contains("within the outage grace") { Ok(()) } else { Err(words) }
     })
@@ -105,8 +107,8 @@ async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.message().contains("Vault is sealed"), "{error}");
 
-    caller.wait_health("Vault is sealed", GRACE * 3).await;
-    assert!(sealing.elapsed() >= GRACE, "a reason after {:?} already", sealing.elapsed());
+    caller.wait_health("Vault is sealed", LONG_GRACE * 3).await;
+    assert!(sealing.elapsed() >= LONG_GRACE, "a reason after {:?} already", sealing.elapsed());
     // A reason, and the same key_id: kube-apiserver may go on with the seed that it has.
     assert_eq!(caller.key_id().await, key_id);
     assert_health(&daemon, "unreachable").await;
@@ -123,15 +125,17 @@ async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by
 #[tokio::test]
 async fn a_killed_vault_is_found_again_when_it_is_back() {
     let mut stage = Stage::start().await;
-    let (mut daemon, caller) = stage.ready([]).await;
+    let (mut daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
     let sealed = caller.round_trip().await;
     stage.bao.stop();
-    for error in [caller.encrypt(b"seed").await.unwrap_err(), caller.decrypt(&sealed).await.unwrap_err()] {
+    // They wait for it to come back, as long as their deadline allows.
+    let (encrypted, decrypted) = tokio::join!(caller.encrypt(b"seed"), caller.decrypt(&sealed));
+    for error in [encrypted.unwrap_err(), decrypted.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable, "{error}");
         assert!(error.message().contains("cannot be reached"), "{error}");
     }
     assert_eq!(caller.health().await, "ok");
-    caller.wait_health("cannot be reached", GRACE * 3).await;
+    caller.wait_health("cannot be reached", LONG_GRACE * 3).await;
     assert_ready(&daemon, 503, "cannot be reached").await;
 
     stage.bao.start_again().await;
@@ -178,6 +182,30 @@ async fn a_frozen_vault_holds_nobody_beyond_the_deadline() {
     stage.bao.thaw();
     caller.wait_ok(HEALED_WITHIN).await;
     caller.decrypt(&sealed).await.unwrap();
+}
+
+/// On one connection, as kube-apiserver has it.
+#[tokio::test]
+async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
+    let mut stage = Stage::start().await;
+    let (daemon, caller) = stage.ready_without_probes().await;
+    stage.bao.freeze().await;
+    let mut calls = JoinSet::new();
+    for _ in 0..900 {
+        let caller = caller.clone();
+        calls.spawn(async move { caller.encrypt(b"seed").await.unwrap_err().code() });
+    }
+    let shed = [("method", "encrypt"), ("code", "ResourceExhausted")];
+    eventually("the rest is shed", TIMEOUT, async || {
+        daemon.metric("transit_kms_calls_total", &shed).await >= 132.0
+    })
+    .await;
+    assert_eq!(caller.health().await, "ok");
+    let codes = calls.join_all().await;
+    assert_eq!(codes.iter().filter(|code| **code == Code::ResourceExhausted).count(), 132);
+    stage.bao.thaw();
+    caller.wait_ok(HEALED_WITHIN).await;
+    caller.round_trip().await;
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ use super::{
     redial::{LastingKms, lasting_client},
 };
 
+/// Status, Encrypt, Status, Decrypt.
+const CALLS_A_ROUND: u32 = 4;
+
 /// Load that goes on until it is stopped. Each task has a connection of its own and goes round:
 /// Status, Encrypt of 32 new bytes, Status, Decrypt.
 pub(crate) struct Load {
@@ -36,6 +39,34 @@ impl Load {
     /// all that the machine has, which other tests would like to share.
     pub(crate) async fn start(daemon: &Daemon, tasks: usize, pause: Duration) -> Self {
         Self::start_on(daemon.socket(), tasks, pause).await
+    }
+
+    /// Begins with so many calls a second, whatever becomes of them: those that take long keep no other
+    /// from being made. All on one connection, as those of an API server.
+    pub(crate) fn at_rate(daemon: &Daemon, per_second: u32) -> Self {
+        let mut load = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
+        let (begun, calls) = (Instant::now(), load.calls.clone());
+        let (kms, stop) = (lasting_client(daemon.socket()), load.stop.clone());
+        load.tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) * CALLS_A_ROUND / per_second);
+            let mut rounds = JoinSet::new();
+            for number in 0_u64.. {
+                tokio::select! {
+                    _tick = ticks.tick() => {}
+                    () = stop.cancelled() => break,
+                }
+                let observer = Observer::new(begun, calls.clone());
+                let mut worker = Worker { kms: kms.clone(), observer, pause: Duration::ZERO };
+                rounds.spawn(async move {
+                    worker.round(&format!("load-{number}")).await;
+                    worker.observer.report()
+                });
+            }
+            let mut total = LoadReport::default();
+            rounds.join_all().await.into_iter().for_each(|report| total.add(report));
+            total
+        });
+        load
     }
 
     /// As [`Load::start`], on this socket.

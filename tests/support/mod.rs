@@ -10,6 +10,7 @@ pub(crate) mod authority;
 mod caller;
 pub(crate) mod calls;
 pub(crate) mod daemon;
+pub(crate) mod figures;
 pub(crate) mod http;
 mod load;
 mod observed;
@@ -23,7 +24,9 @@ mod scratch;
 mod seed;
 mod server;
 mod stage;
+mod trio;
 mod wait;
+mod wire;
 
 pub(crate) use agent::{Agent, AgentOptions, Login};
 pub(crate) use caller::{Caller, version_of_ciphertext, version_of_key_id};
@@ -37,7 +40,9 @@ pub(crate) use rendered::Rendered;
 pub(crate) use scratch::scratch;
 pub(crate) use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy};
 pub(crate) use stage::{Stage, TAKEN_WITHIN, probes, wait_for_session_after};
+pub(crate) use trio::Trio;
 pub(crate) use wait::{Verdict, eventually};
+pub(crate) use wire::Wire;
 
 /// Whether the long versions of tests are asked for (`scripts/test --full`).
 pub(crate) fn full() -> bool {

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use reqwest::{Certificate, Client, Method, redirect};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::{authority::Authority, port, process::Process, scratch::scratch, seed::Seed, wait::eventually};
 
@@ -23,6 +24,8 @@ pub(crate) const MOUNT: &str = "transit";
 /// The name of the policy that every server has: what the daemon needs with [`KEY`], no more.
 pub(crate) const POLICY: &str = "transit-kms";
 
+/// A server that has not answered by then is not there.
+const SOON: Duration = Duration::from_secs(1);
 /// How long a server may take to do what it is told.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -39,10 +42,21 @@ path "auth/token/renew-self"  {{ capabilities = ["update"] }}
     )
 }
 
+/// What makes a server one of a cluster.
+pub(crate) struct Member {
+    /// That of all members.
+    pub(super) authority: Arc<Authority>,
+    /// The address of the member to join, if it is not the first.
+    pub(super) leader: Option<String>,
+    pub(super) name: String,
+}
+
 /// How a server is to be.
 pub(crate) struct BaoOptions {
     /// Write an audit log, for [`Bao::audit_log`].
     pub(crate) audit: bool,
+    /// One of a cluster, rather than alone.
+    pub(crate) member: Option<Member>,
     /// Refuse clients without a certificate of the server's authority; see
     /// [`Bao::client_certificate`].
     pub(crate) require_client_certificate: bool,
@@ -50,7 +64,7 @@ pub(crate) struct BaoOptions {
 
 impl Default for BaoOptions {
     fn default() -> Self {
-        Self { audit: true, require_client_certificate: false }
+        Self { audit: true, member: None, require_client_certificate: false }
     }
 }
 
@@ -58,7 +72,7 @@ impl Default for BaoOptions {
 /// disk. It ends, and its folder goes, with this value.
 pub(crate) struct Bao {
     process: Option<Process>,
-    authority: Authority,
+    authority: Arc<Authority>,
     dir: TempDir,
     http: Client,
     options: BaoOptions,
@@ -94,7 +108,10 @@ impl Bao {
     /// A server that listens: without a seed not initialised, with one sealed.
     pub(super) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
         let dir = scratch("bao-");
-        let authority = Authority::new(dir.path());
+        let authority = match &options.member {
+            Some(member) => Arc::clone(&member.authority),
+            None => Arc::new(Authority::new(dir.path())),
+        };
         let mut http = Client::builder()
             .tls_certs_only([Certificate::from_pem(authority.pem().as_bytes()).unwrap()])
             .redirect(redirect::Policy::none())
@@ -269,6 +286,25 @@ impl Bao {
         self.health_is(200).await;
     }
 
+    /// Unseals one of a cluster and waits until it serves, as leader or not.
+    pub(crate) async fn unseal_member(&self) {
+        eventually("the member serves", PATIENCE, async || match self.health().await {
+            Some(200 | 429) => Ok(()),
+            found => {
+                // Refused until it has found the leader.
+                drop(self.call("", "PUT", "sys/unseal", json!({"key": self.unseal_key})).await);
+                Err(format!("{found:?}"))
+            }
+        })
+        .await;
+    }
+
+    /// The status of its health, if it answers at once.
+    pub(crate) async fn health(&self) -> Option<u16> {
+        let asked = timeout(SOON, self.call("", "GET", "sys/health", Value::Null)).await;
+        Some(asked.ok()?.ok()?.0)
+    }
+
     /// Kills it, as a crash would: connections are refused from now on. The storage stays.
     pub(crate) fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -335,11 +371,15 @@ impl Bao {
                 "tls_key_file": path(&key),
             }},
             "storage": {"raft": {
-                "node_id": "one",
+                "node_id": self.options.member.as_ref().map_or("one", |member| &member.name),
                 "path": path(&self.storage()),
                 "performance_multiplier": 1,
             }},
         });
+        if let Some(leader) = self.options.member.as_ref().and_then(|member| member.leader.as_ref()) {
+            config["storage"]["raft"]["retry_join"] =
+                json!([{"leader_api_addr": leader, "leader_ca_cert_file": path(&self.ca_file())}]);
+        }
         if self.options.require_client_certificate {
             let listener = &mut config["listener"]["tcp"];
             listener["tls_client_ca_file"] = json!(path(&self.ca_file()));

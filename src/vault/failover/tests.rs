@@ -1,0 +1,433 @@
+use std::{io, net::IpAddr, sync::Mutex};
+
+use async_trait::async_trait;
+use tokio::time::{advance, pause, resume, sleep, timeout};
+
+use super::*;
+use crate::{
+    config::KeyName,
+    kms::{Transit, transit::Call},
+    vault::{
+        condition::Pace,
+        fake::{Answer, Fake, call, encrypt, good, json, json_with, reading, session, session_on},
+        resolver::Resolver,
+        session::Session,
+    },
+};
+
+const SEALED: &str = r#"{"errors":["Vault is sealed"]}"#;
+/// What anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// So that nothing has to be waited for for long.
+const FAST: Pace = Pace {
+    first_look: Duration::from_millis(20),
+    first_rest: Duration::from_millis(50),
+    idle: Duration::from_secs(55),
+    longest_look: Duration::from_millis(50),
+    longest_rest: Duration::from_millis(50),
+    resolve: Duration::from_millis(20),
+    warm: Duration::from_secs(3600),
+};
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let looking = async {
+        while !holds().await {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn file(addresses: &[&str]) -> String {
+    format!("vault: {{ addresses: [{}], keynames: [kms], token: fake }}", addresses.join(", "))
+}
+
+async fn session_at(pace: Pace, addresses: &[&str]) -> Session {
+    let reading = reading(&file(addresses)).await;
+    let pool = Pool::with(&reading, pace, Arc::new(Names::default())).await.unwrap();
+    session_on(&reading, pool)
+}
+
+async fn read_key(session: &Session) -> Result<(), TransitError> {
+    session.read_key(&KeyName::new("kms").unwrap(), call()).await.map(drop)
+}
+
+/// Time passes for us and for nobody else.
+async fn pass(time: Duration) {
+    pause();
+    advance(time).await;
+    resume();
+}
+
+#[tokio::test]
+async fn every_answer_of_a_node_that_cannot_leads_to_the_next() {
+    let lagging = r#"{"errors":["requested version for encryption is higher than the latest key version"]}"#;
+    let unknown = r#"{"errors":["invalid ciphertext: version is too new"]}"#;
+    for (status, body) in [
+        (307, ""),
+        (400, lagging),
+        (400, unknown),
+        (412, "{}"),
+        (429, "{}"),
+        (473, "{}"),
+        (500, r#"{"errors":["local node not active but active cluster node not found"]}"#),
+        (500, r#"{"errors":["internal error"]}"#),
+        (502, "<html>"),
+        (503, SEALED),
+    ] {
+        let bad = Fake::with(vec![json(status, body)]).await;
+        let other = Fake::with(vec![good()]).await;
+        let session = session(&[&bad.address, &other.address]).await;
+        encrypt(&session).await.unwrap_or_else(|error| panic!("{status} {body}: {error}"));
+        assert_eq!((bad.requests(), other.requests()), (1, 1), "{status} {body}");
+    }
+    for answer in [Answer::Close, Answer::Bytes(b"nonsense\r\n\r\n".to_vec())] {
+        let bad = Fake::with(vec![answer]).await;
+        let other = Fake::with(vec![good()]).await;
+        assert!(encrypt(&session(&[&bad.address, &other.address]).await).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_final_but_for_a_token_that_was_just_issued() {
+    let refused = r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
+    let unknown = r#"{"errors":["permission denied"]}"#;
+    let asked = async |body: &str, age: u64| {
+        let bad = Fake::with(vec![json(403, body)]).await;
+        let other = Fake::with(vec![good()]).await;
+        let session = session(&[&bad.address, &other.address]).await;
+        pass(Duration::from_secs(age)).await;
+        let outcome = encrypt(&session).await.map_err(|error| error.fault).map(drop);
+        (outcome, bad.requests(), other.requests())
+    };
+    assert_eq!(asked(refused, 0).await, (Err(Fault::Denied), 1, 0), "nothing loops on 403");
+    assert_eq!(asked(unknown, 3).await, (Err(Fault::TokenDead), 1, 0), "nothing loops on 403");
+    assert_eq!(asked(unknown, 0).await, (Ok(()), 1, 1), "the second node knows it already");
+
+    let alone = Fake::with(vec![json(403, unknown)]).await;
+    let error = encrypt(&session(&[&alone.address]).await).await.unwrap_err();
+    assert_eq!((error.fault, alone.requests()), (Fault::TokenDead, 1));
+}
+
+#[tokio::test]
+async fn a_silent_node_does_not_eat_the_deadline_and_is_asked_no_more() {
+    let silent = Fake::with(vec![Answer::Silence]).await;
+    silent.set_health(0);
+    let key = r#"{"data":{"keys":{"1":1},"latest_version":1,"type":"aes256-gcm96"}}"#;
+    let other = Fake::with(vec![json(200, key)]).await;
+    let session = session(&[&silent.address, &other.address]).await;
+    for _ in 0..5 {
+        read_key(&session).await.unwrap();
+    }
+    assert_eq!((silent.requests(), other.requests()), (1, 5));
+}
+
+#[tokio::test]
+async fn a_call_that_takes_long_is_hedged_the_first_good_answer_wins_and_the_loser_is_cancelled() {
+    let silent = Fake::with(vec![Answer::Silence]).await;
+    let other = Fake::with(vec![good()]).await;
+    let hedged = session(&[&silent.address, &other.address]).await;
+    for _ in 0..3 {
+        encrypt(&hedged).await.unwrap();
+    }
+    assert_eq!((silent.requests(), other.requests()), (1, 3), "who won is asked first");
+    eventually("the loser's connection is closed", async || silent.forsaken() == 1).await;
+    let text = hedged.metrics.render().unwrap();
+    for line in [
+        "transit_kms_hedges_total{result=\"won\"} 1",
+        "transit_kms_vault_calls_total{operation=\"encrypt\",outcome=\"cancelled\"} 1",
+        "transit_kms_retries_total{reason=\"silent\"} 0",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+
+    // A hedge that loses takes nothing away.
+    let slow = Fake::with(vec![Answer::Late(Duration::from_millis(400), Box::new(good()))]).await;
+    let hedged = session(&[&slow.address, &silent.address]).await;
+    encrypt(&hedged).await.unwrap();
+    assert_eq!((slow.requests(), silent.requests()), (1, 2));
+    assert!(hedged.metrics.render().unwrap().contains("transit_kms_hedges_total{result=\"lost\"} 1"));
+}
+
+#[tokio::test]
+async fn two_silent_nodes_are_not_the_end() {
+    let silent = (Fake::with(vec![Answer::Silence]).await, Fake::with(vec![Answer::Silence]).await);
+    let other = Fake::with(vec![good()]).await;
+    let session = session(&[&silent.0.address, &silent.1.address, &other.address]).await;
+    encrypt(&session).await.unwrap();
+    assert_eq!((silent.0.requests(), silent.1.requests(), other.requests()), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_late_still_counts() {
+    let late = Answer::Late(SILENCE + Duration::from_millis(300), Box::new(good()));
+    let one = Fake::with(vec![late, Answer::Silence]).await;
+    let other = Fake::with(vec![Answer::Silence]).await;
+    assert!(encrypt(&session(&[&one.address, &other.address]).await).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_only_node_is_asked_again_on_another_connection_if_one_is_dead() {
+    let alone = Fake::with(vec![Answer::Silence, good()]).await;
+    assert!(encrypt(&session(&[&alone.address]).await).await.is_ok());
+    assert_eq!((alone.requests(), alone.connections()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_node_that_failed_is_left_alone_until_a_look_finds_it_ready() {
+    let ill = Fake::with(vec![json(503, SEALED), good()]).await;
+    ill.set_health(503);
+    let other = Fake::with(vec![good()]).await;
+    let session = session_at(FAST, &[&ill.address, &other.address]).await;
+    for _ in 0..5 {
+        encrypt(&session).await.unwrap();
+    }
+    eventually("it is looked at", async || ill.looks() > 2).await;
+    assert_eq!((ill.requests(), other.requests()), (1, 5), "looks are not calls");
+
+    ill.set_health(429);
+    let looks = ill.looks();
+    eventually("it is found", async || ill.looks() > looks).await;
+    drop(other);
+    encrypt(&session).await.unwrap();
+    assert_eq!(ill.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_call_on_a_single_address_waits_and_tries_again() {
+    let alone = Fake::with(vec![json(503, SEALED), good()]).await;
+    assert!(encrypt(&session_at(FAST, &[&alone.address]).await).await.is_ok());
+    assert_eq!(alone.requests(), 2);
+
+    // Refused connections, and then a server.
+    let port = {
+        let gone = Fake::with(vec![]).await;
+        gone.port
+    };
+    let address = format!("http://127.0.0.1:{port}");
+    let session = session_at(FAST, &[&address]).await;
+    let (outcome, _late) = tokio::join!(encrypt(&session), async {
+        sleep(Duration::from_millis(100)).await;
+        Fake::at([127, 0, 0, 1].into(), port, vec![good()]).await
+    });
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_outage_is_not_made_worse_by_those_who_wait_for_its_end() {
+    let alone = Fake::with(vec![json(503, SEALED)]).await;
+    alone.set_health(503);
+    let session = Arc::new(session_at(FAST, &[&alone.address]).await);
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let session = Arc::clone(&session);
+        calls.spawn(async move { encrypt_by(&session, deadline).await });
+    }
+    eventually("the outage is known", async || alone.looks() > 0).await;
+    for _ in 0..50 {
+        let session = Arc::clone(&session);
+        calls.spawn(async move { encrypt_by(&session, deadline).await });
+    }
+    for error in calls.join_all().await {
+        // The last real reason, rather than that time is up.
+        assert_eq!(error.unwrap_err().fault, Fault::Unreachable);
+    }
+    assert!(alone.requests() <= 50, "{}: who came later asked nobody", alone.requests());
+}
+
+async fn encrypt_by(session: &Session, deadline: Instant) -> Result<(), TransitError> {
+    let key = KeyName::new("kms").unwrap();
+    let version = crate::kms::key_id::KeyVersion::new(2).unwrap();
+    session.encrypt(&key, version, b"seed", Call { deadline, uid: "uid" }).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_old_outage_is_told_after_one_try() {
+    let alone = Fake::with(vec![json(503, SEALED)]).await;
+    alone.set_health(503);
+    let session = session_at(FAST, &[&alone.address]).await;
+    assert!(read_key(&session).await.is_err());
+    pass(YOUNG_OUTAGE).await;
+    let hour = Instant::now() + Duration::from_secs(3600);
+    let error = timeout(PATIENCE, encrypt_by(&session, hour)).await.expect("it need not wait").unwrap_err();
+    assert!(error.message.contains("sealed"), "{error}");
+    assert_eq!(alone.requests(), 2);
+}
+
+#[tokio::test]
+async fn who_asks_to_be_left_alone_is_left_alone_for_so_long() {
+    let busy = json_with(503, "retry-after: 1\r\n", "{}");
+    let alone = Fake::with(vec![busy.clone(), good()]).await;
+    let began = std::time::Instant::now();
+    assert!(encrypt(&session_at(FAST, &[&alone.address]).await).await.is_ok());
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(alone.requests(), 2);
+
+    // But nobody waits for what comes after the deadline.
+    let alone = Fake::with(vec![json_with(429, "retry-after: 3600\r\n", "{}")]).await;
+    let session = session_at(FAST, &[&alone.address]).await;
+    let deadline = Instant::now() + Duration::from_secs(55);
+    let error = timeout(PATIENCE, encrypt_by(&session, deadline)).await.expect("at once").unwrap_err();
+    assert!(error.message.contains("429"), "{error}");
+    assert_eq!(alone.looks(), 0, "looks are requests too");
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_takes_its_requests_along() {
+    let silent = Fake::with(vec![Answer::Silence]).await;
+    let session = Arc::new(session(&[&silent.address]).await);
+    let calling = tokio::spawn({
+        let session = Arc::clone(&session);
+        async move { encrypt(&session).await }
+    });
+    eventually("it is asked", async || silent.requests() == 1).await;
+    calling.abort();
+    eventually("the connection is closed", async || silent.forsaken() == 1).await;
+    let text = session.metrics.render().unwrap();
+    assert!(text.contains("vault_calls_total{operation=\"encrypt\",outcome=\"cancelled\"} 1"), "{text}");
+}
+
+#[tokio::test]
+async fn without_a_budget_there_is_one_try() {
+    let bad = Fake::with(vec![json(500, r#"{"errors":["internal error"]}"#)]).await;
+    let other = Fake::with(vec![good()]).await;
+    let session = session(&[&bad.address, &other.address]).await;
+    while session.pool.budget.take() {}
+    let error = encrypt(&session).await.unwrap_err();
+    assert!(error.message.contains("internal error"), "{error}");
+    assert_eq!((bad.requests(), other.requests()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_request_that_no_node_can_do_makes_none_of_them_ill() {
+    let bad = r#"{"errors":["internal error"]}"#;
+    let (one, other) =
+        (Fake::with(vec![json(500, bad)]).await, Fake::with(vec![json(500, bad), good()]).await);
+    let session = session(&[&one.address, &other.address]).await;
+    encrypt(&session).await.unwrap();
+    assert_eq!((one.requests(), other.requests()), (1, 2), "the last that is well is asked again");
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_needs_is_kept_warm_on_its_connection() {
+    let (one, other) = (Fake::with(vec![good()]).await, Fake::with(vec![good()]).await);
+    let pace = Pace { warm: Duration::from_millis(30), ..FAST };
+    let session = session_at(pace, &[&one.address, &other.address]).await;
+    encrypt(&session).await.unwrap();
+    eventually("both are used", async || one.looks() > 3 && other.looks() > 3).await;
+    assert_eq!((one.connections(), other.connections()), (1, 1));
+    let token = other.heads().iter().any(|head| head.contains("x-vault-token"));
+    assert!(!token, "a look needs no token");
+}
+
+#[tokio::test]
+async fn a_connection_is_made_anew_before_the_server_may_have_closed_it() {
+    let alone = Fake::with(vec![good()]).await;
+    let pace = Pace { idle: Duration::from_millis(50), ..FAST };
+    let session = session_at(pace, &[&alone.address]).await;
+    encrypt(&session).await.unwrap();
+    let used = std::time::Instant::now();
+    eventually("it was idle for long", async || used.elapsed() > Duration::from_millis(100)).await;
+    encrypt(&session).await.unwrap();
+    assert_eq!((alone.requests(), alone.connections()), (2, 2));
+}
+
+/// A resolver that answers what it is told to.
+#[derive(Clone, Default)]
+struct Names(Arc<Mutex<(Answers, usize)>>);
+
+#[derive(Clone, Default)]
+enum Answers {
+    #[default]
+    Fails,
+    Found(Vec<u8>),
+    Hangs,
+}
+
+impl Names {
+    /// Addresses `127.0.0.n` of the loopback.
+    fn are(&self, answers: Answers) {
+        self.0.lock().unwrap().0 = answers;
+    }
+
+    fn asked(&self) -> usize {
+        self.0.lock().unwrap().1
+    }
+
+    async fn session(&self, port: u16) -> Result<Session, TransitError> {
+        let reading = reading(&file(&[&format!("http://vault.invalid:{port}")])).await;
+        let pool = Pool::with(&reading, FAST, Arc::new(self.clone())).await?;
+        Ok(session_on(&reading, pool))
+    }
+}
+
+#[async_trait]
+impl Resolver for Names {
+    async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        assert_eq!(host, "vault.invalid");
+        let answers = {
+            let mut it = self.0.lock().unwrap();
+            it.1 += 1;
+            it.0.clone()
+        };
+        match answers {
+            Answers::Fails => Err(io::Error::other("no such name")),
+            Answers::Found(last) => Ok(last.iter().map(|last| [127, 0, 0, *last].into()).collect()),
+            Answers::Hangs => std::future::pending().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_with_two_addresses_is_two_nodes_under_one_name() {
+    let one = Fake::with(vec![json(503, SEALED)]).await;
+    let other = Fake::at([127, 0, 0, 2].into(), one.port, vec![good()]).await;
+    let names = Names::default();
+    names.are(Answers::Found(vec![1, 2]));
+    let session = names.session(one.port).await.unwrap();
+    for _ in 0..3 {
+        encrypt(&session).await.unwrap();
+    }
+    assert_eq!((one.requests(), other.requests()), (1, 3));
+    let host = format!("host: vault.invalid:{}", one.port);
+    assert!(other.heads().iter().all(|head| head.contains(&host)), "{:?}", other.heads());
+    let text = session.metrics.render().unwrap();
+    let ok = format!("node=\"http://vault.invalid:{}\",outcome=\"ok\"}} 3", one.port);
+    assert!(text.contains(&ok), "{text}");
+}
+
+#[tokio::test]
+async fn the_last_addresses_stay_while_the_resolver_fails_or_hangs_and_change_with_what_it_finds() {
+    let one = Fake::with(vec![good()]).await;
+    let other = Fake::at([127, 0, 0, 2].into(), one.port, vec![good()]).await;
+    let names = Names::default();
+    names.are(Answers::Found(vec![1]));
+    let session = names.session(one.port).await.unwrap();
+    names.are(Answers::Fails);
+    let asked = names.asked();
+    eventually("it is asked again and again", async || names.asked() > asked + 2).await;
+    encrypt(&session).await.unwrap();
+
+    names.are(Answers::Found(vec![2]));
+    eventually("the new address is asked", async || {
+        encrypt(&session).await.unwrap();
+        other.requests() > 0
+    })
+    .await;
+    let before = one.requests();
+    names.are(Answers::Hangs);
+    let asked = names.asked();
+    eventually("it hangs", async || names.asked() > asked).await;
+    for _ in 0..5 {
+        timeout(PATIENCE, encrypt(&session)).await.expect("no call waits for a resolver").unwrap();
+    }
+    assert_eq!(one.requests(), before, "the old one is gone");
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_knows_is_named() {
+    let Err(error) = Names::default().session(1).await else { panic!("nobody knows it") };
+    assert_eq!(error.fault, Fault::Unreachable);
+    assert!(error.message.contains("`vault.invalid` cannot be resolved: no such name"), "{error}");
+}

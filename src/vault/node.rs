@@ -1,0 +1,440 @@
+//! One node of Vault: connections to it, one exchange over them, and how it is doing.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use reqwest::{
+    Certificate, Client, Identity,
+    dns::{Name, Resolve, Resolving},
+    redirect, tls,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+use tracing::{debug, info};
+use zeroize::Zeroizing;
+
+use super::condition::{Condition, Pace};
+use crate::{
+    config::{Address, TlsMaterial},
+    kms::{Fault, TransitError},
+    observe::root_cause,
+};
+
+/// A node that does not answer a SYN or a hello by then is taken for dead.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A look that takes longer has seen enough.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// Far more than any answer to us needs; a key read with thousands of versions has 100 KiB.
+const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
+/// Nobody is left alone for longer, whatever it asks for.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+pub(super) const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+
+/// One address, or one of those that a name has.
+pub(super) struct Node {
+    /// What it is called in messages and metrics: the address of the config.
+    pub(super) name: String,
+    /// Tells it apart from the others of its pool.
+    pub(super) id: usize,
+    client: Client,
+    /// What URLs begin with: the address, under the server name if one is set.
+    base: String,
+    /// Set if the URL's host is not the address's.
+    host: Option<HeaderValue>,
+    /// The address that its name has, if it has a name.
+    pub(super) ip: Option<IpAddr>,
+    condition: Mutex<Condition>,
+    /// Its condition has changed, or somebody waits.
+    changed: Notify,
+    mood: Arc<Mood>,
+}
+
+/// What the nodes of a pool share.
+#[derive(Debug, Default)]
+pub(super) struct Mood {
+    /// No node is well any more: have their names other addresses?
+    pub(super) trouble: Notify,
+    /// A node has come back.
+    well: watch::Sender<()>,
+    /// Callers that wait for that.
+    pub(super) waiting: AtomicUsize,
+}
+
+impl Mood {
+    /// There is a node that was not there before.
+    pub(super) fn arrived(&self) {
+        self.well.send_replace(());
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<()> {
+        self.well.subscribe()
+    }
+}
+
+/// How connections to the nodes of a pool are made.
+pub(super) struct Dialling {
+    pub(super) pace: Pace,
+    /// The name that certificates must carry, if not the address's.
+    pub(super) server_name: Option<String>,
+    pub(super) tls: TlsMaterial,
+}
+
+/// A request to Vault, before it is known which node gets it.
+pub(super) struct Outgoing {
+    pub(super) method: Method,
+    /// Without `/v1/`.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    /// Wiped when the last reference is gone.
+    pub(super) body: Bytes,
+}
+
+/// An answer of Vault.
+pub(super) struct Incoming {
+    pub(super) status: u16,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// For how long the node wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// Why there was no answer.
+pub(super) enum NoAnswer {
+    /// The connection could not be made: nothing was sent.
+    Connect(TransitError),
+    /// The connection broke in the middle.
+    Broken(TransitError),
+    /// The deadline passed, or the answer was not to be read.
+    Final(TransitError),
+}
+
+impl Node {
+    /// Prepares connections to `address`, at `ip` if its host is a name; none is made yet.
+    ///
+    /// # Errors
+    /// If certificates or keys cannot be used, with what to do about it.
+    pub(super) fn new(
+        address: &Address,
+        ip: Option<IpAddr>,
+        id: usize,
+        dialling: &Dialling,
+        mood: Arc<Mood>,
+    ) -> Result<Self, TransitError> {
+        let url = address.url();
+        let mut builder = Client::builder()
+            .user_agent(concat!("transit-kms/", env!("CARGO_PKG_VERSION")))
+            // A redirect leads to another host, and the token would go with it.
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            // Where tokens are sent is decided by the config file alone.
+            .no_proxy()
+            .https_only(url.scheme() == "https")
+            .tls_version_min(tls::Version::TLS_1_2)
+            .http1_only()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(dialling.pace.idle)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Duration::from_secs(15));
+
+        if url.scheme() == "http" {
+            // Else the system's certificates are loaded, which a bare image does not have.
+            builder = builder.tls_certs_only([]);
+        } else if let Some(pem) = &dialling.tls.ca {
+            let certificates = Certificate::from_pem_bundle(pem)
+                .ok()
+                .filter(|certificates| !certificates.is_empty())
+                .ok_or_else(|| unusable("vault.tls.ca_file holds no certificate in PEM form"))?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        if let (Some(certificate), Some(key)) = (&dialling.tls.client_cert, &dialling.tls.client_key) {
+            let mut pem = Zeroizing::new(Vec::with_capacity(certificate.len() + key.len() + 1));
+            pem.extend_from_slice(certificate);
+            pem.push(b'\n');
+            pem.extend_from_slice(key);
+            let identity = Identity::from_pem(&pem).map_err(|_| {
+                unusable("vault.tls.client_cert_file and client_key_file do not hold a certificate and a key in PEM form")
+            })?;
+            builder = builder.identity(identity);
+        }
+
+        let mut base = url.as_str().trim_end_matches('/').to_owned();
+        let mut host = None;
+        let mut to = ip;
+        if let Some(server_name) = &dialling.server_name {
+            let mut named = url.clone();
+            named
+                .set_host(Some(server_name))
+                .map_err(|_| unusable("vault.tls.server_name is not a host name"))?;
+            if !matches!(named.host(), Some(url::Host::Domain(_))) {
+                return Err(unusable("vault.tls.server_name must be a name, not an IP address"));
+            }
+            to = to.or_else(|| literal(address));
+            base = named.as_str().trim_end_matches('/').to_owned();
+            host = HeaderValue::from_str(url.authority()).ok();
+        }
+        if let Some(to) = to {
+            builder = builder.dns_resolver(Arc::new(Pinned { to }));
+        }
+        let client = builder.build().map_err(|error| {
+            unusable(format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(&error)))
+        })?;
+        let condition = Mutex::new(Condition::new(dialling.pace, Instant::now()));
+        Ok(Self {
+            name: address.to_string(),
+            id,
+            client,
+            base,
+            host,
+            ip,
+            condition,
+            changed: Notify::new(),
+            mood,
+        })
+    }
+
+    /// One request, one answer.
+    pub(super) async fn exchange(
+        &self,
+        outgoing: &Outgoing,
+        deadline: Instant,
+    ) -> Result<Incoming, NoAnswer> {
+        self.condition().used(Instant::now());
+        let url = format!("{}/v1/{}", self.base, outgoing.path);
+        let mut request = self
+            .client
+            .request(outgoing.method.clone(), url)
+            .headers(outgoing.headers.clone())
+            .body(outgoing.body.clone());
+        if let Some(host) = &self.host {
+            request = request.header(header::HOST, host);
+        }
+        let exchange = async {
+            let response = request.send().await.map_err(|error| self.no_answer(&error))?;
+            let status = response.status().as_u16();
+            let retry_after = retry_after(response.headers());
+            let body = self.read(response).await?;
+            Ok(Incoming { status, body, retry_after })
+        };
+        timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
+            let message = format!("Vault at {} did not answer in time", self.name);
+            Err(NoAnswer::Final(TransitError::new(Fault::DeadlineExceeded, message)))
+        })
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
+        let too_long = || {
+            let message =
+                format!("Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes", self.name);
+            NoAnswer::Final(TransitError::new(Fault::Nonsense, message))
+        };
+        let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
+        if announced > MAX_RESPONSE_BYTES {
+            return Err(too_long());
+        }
+        // Of the right size at once: a vector that grows leaves copies behind.
+        let mut body = Zeroizing::new(Vec::with_capacity(announced.max(4096)));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.no_answer(&error))? {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(too_long());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
+        let cause = root_cause(error);
+        let remedy = remedy(&cause);
+        let message = format!("Vault at {} cannot be reached: {cause}{remedy}", self.name);
+        let error_of_ours = TransitError::new(Fault::Unreachable, message);
+        if error.is_connect() {
+            NoAnswer::Connect(error_of_ours)
+        } else if error.is_builder() {
+            NoAnswer::Final(TransitError::new(
+                Fault::Nonsense,
+                format!("no request can be made: {}", root_cause(error)),
+            ))
+        } else {
+            NoAnswer::Broken(error_of_ours)
+        }
+    }
+
+    /// Whether calls may be sent to it.
+    pub(super) fn is_well(&self) -> bool {
+        self.condition().is_well()
+    }
+
+    /// See [`Condition::away_since`].
+    pub(super) fn away_since(&self) -> Option<Instant> {
+        self.condition().away_since()
+    }
+
+    /// See [`Condition::not_before`].
+    pub(super) fn not_before(&self) -> Option<Instant> {
+        self.condition().not_before()
+    }
+
+    /// See [`Condition::why_away`].
+    pub(super) fn why_away(&self) -> Option<(Instant, String)> {
+        self.condition().why_away()
+    }
+
+    /// It gave a good answer.
+    pub(super) fn answered(&self) {
+        let back = {
+            let mut condition = self.condition();
+            let back = !condition.is_well();
+            condition.answered();
+            back
+        };
+        if back {
+            info!(node = self.name, ip = self.ip.map(display), "a Vault node is back");
+            self.back();
+        }
+    }
+
+    /// It failed, and wants to be left alone for `pause`, or not.
+    pub(super) fn failed(&self, error: &TransitError, pause: Option<Duration>) {
+        let news = {
+            let mut condition = self.condition();
+            let news = condition.is_well();
+            condition.failed(
+                Instant::now(),
+                &error.message,
+                pause.map(|pause| pause.min(LONGEST_RETRY_AFTER)),
+            );
+            news
+        };
+        if news {
+            debug!(node = self.name, ip = self.ip.map(display), %error, "a Vault node is left alone for a while");
+            self.changed.notify_one();
+        }
+    }
+
+    /// Somebody waits for it to come back.
+    pub(super) fn awaited(&self) {
+        self.changed.notify_one();
+    }
+
+    fn back(&self) {
+        self.mood.arrived();
+        self.changed.notify_one();
+    }
+
+    /// Keeps a connection warm while it is well, and looks whether it is back while it is not; for
+    /// ever.
+    pub(super) async fn care(self: Arc<Self>) {
+        // An answer of whatever status costs a lookup of the seal's state only, and no token.
+        let mut headers = HeaderMap::new();
+        headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
+        let look = Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
+        loop {
+            let due = self.condition().next_look(self.mood.waiting.load(Ordering::Relaxed) > 0);
+            tokio::select! {
+                () = sleep_until(due) => {}
+                () = self.changed.notified() => continue,
+            }
+            let error = match self.exchange(&look, Instant::now() + LONGEST_LOOK).await {
+                // A standby says 429, and other codes below 500 as well, and serves.
+                Ok(incoming) if incoming.status < 500 => {
+                    let back = {
+                        let mut condition = self.condition();
+                        let back = !condition.is_well();
+                        condition.looked_ready();
+                        back
+                    };
+                    if back {
+                        debug!(
+                            node = self.name,
+                            ip = self.ip.map(display),
+                            "a Vault node can be asked again"
+                        );
+                        self.back();
+                    }
+                    continue;
+                }
+                Ok(incoming) => self.unready(incoming.status),
+                // Kept connections may be closed under our hands.
+                Err(NoAnswer::Broken(_)) if self.is_well() => continue,
+                Err(NoAnswer::Broken(error) | NoAnswer::Connect(error) | NoAnswer::Final(error)) => error,
+            };
+            self.failed(&error, None);
+        }
+    }
+
+    /// What its health says, in the words that its other answers have.
+    fn unready(&self, status: u16) -> TransitError {
+        let why = match status {
+            501 => ": Vault is not initialized",
+            503 => ": Vault is sealed",
+            _ => "",
+        };
+        TransitError::new(
+            Fault::Unreachable,
+            format!("the health of Vault at {} is {status}{why}", self.name),
+        )
+    }
+
+    fn condition(&self) -> MutexGuard<'_, Condition> {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The IP address that stands in `address` instead of a name.
+pub(super) fn literal(address: &Address) -> Option<IpAddr> {
+    match address.url().host()? {
+        url::Host::Domain(_) => None,
+        url::Host::Ipv4(ip) => Some(ip.into()),
+        url::Host::Ipv6(ip) => Some(ip.into()),
+    }
+}
+
+/// Vault gives seconds; a date is taken for nothing.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Resolves every name to one address, at once: connections go there, certificates are checked
+/// for the name that was asked for, and no call waits for a resolver.
+struct Pinned {
+    to: IpAddr,
+}
+
+impl Resolve for Pinned {
+    fn resolve(&self, _: Name) -> Resolving {
+        // Port 0 stands for the port of the URL.
+        let found = SocketAddr::new(self.to, 0);
+        Box::pin(async move {
+            Ok(Box::new(std::iter::once(found)) as Box<dyn Iterator<Item = SocketAddr> + Send>)
+        })
+    }
+}
+
+fn unusable(message: impl Into<String>) -> TransitError {
+    TransitError::new(Fault::Denied, message)
+}
+
+/// What to do about a cause in the words of rustls, if it is one of those that a config brings
+/// about. They are only words: `io::Error` hides the type from those who look along the chain.
+fn remedy(cause: &str) -> &'static str {
+    if cause.contains("UnknownIssuer") {
+        ": vault.tls.ca_file must hold the authority of Vault's certificate"
+    } else if cause.contains("not valid for name") {
+        ": set vault.tls.server_name to a name in Vault's certificate"
+    } else if cause.contains("CertificateRequired") {
+        ": Vault asks for vault.tls.client_cert_file and client_key_file"
+    } else {
+        ""
+    }
+}
