@@ -35,6 +35,8 @@ use crate::{config::KeyName, observe::metrics::Metrics};
 const AT_ONCE: usize = 2;
 /// OpenBao takes 499 of the smallest items; proxies, and Vaults with tighter limits, take fewer.
 const LARGEST_BATCH: usize = 128;
+/// A request ends so long before those who wait for it give up, so that they hear its reason.
+const LEAD: Duration = Duration::from_millis(20);
 /// A request that takes so long no longer keeps others from being sent.
 const STALLED: Duration = Duration::from_millis(250);
 
@@ -279,7 +281,8 @@ impl Flight {
     }
 
     async fn ask(&mut self) {
-        let Some(deadline) = self.items.iter().map(|item| item.until()).max() else { return };
+        let Some(until) = self.items.iter().map(|item| item.until()).max() else { return };
+        let deadline = until.checked_sub(LEAD).unwrap_or(until);
         self.shared.metrics.batch_size.observe(self.items.len() as f64);
         let outcome = match self.items.as_slice() {
             [item] => Ok(vec![self.alone(item, deadline).await]),
@@ -295,7 +298,7 @@ impl Flight {
                         Err(error) if several && !is_about_the_ciphertext(error.fault) => {
                             self.shared.send_alone(item);
                         }
-                        outcome => self.answer(item, outcome, deadline),
+                        outcome => self.answer(item, outcome, until),
                     }
                 }
             }
@@ -305,9 +308,9 @@ impl Flight {
                 self.shared.requeue(mem::take(&mut self.items).into_iter());
             }
             Err(error) if matches!(error.fault, Fault::Denied | Fault::Nonsense) => {
-                self.doubt_batches(error, deadline).await;
+                self.doubt_batches(error, deadline, until).await;
             }
-            Err(error) => self.answer_all(&error, deadline),
+            Err(error) => self.answer_all(&error, until),
         }
     }
 
@@ -326,31 +329,31 @@ impl Flight {
 
     /// A policy may allow but the one parameter that a lone Decrypt has, and not every proxy passes
     /// on everything: what is said to one of them alone decides.
-    async fn doubt_batches(&mut self, error: TransitError, deadline: Instant) {
+    async fn doubt_batches(&mut self, error: TransitError, deadline: Instant, until: Instant) {
         let Some(first) = self.items.first() else { return };
         match self.alone(first, deadline).await {
-            Err(alone) if alone.fault == error.fault => self.answer_all(&alone, deadline),
+            Err(alone) if alone.fault == error.fault => self.answer_all(&alone, until),
             outcome => {
                 warn!(%error, "Decrypts cannot go together, though they can alone: does the policy allow `batch_input`?");
                 self.shared.at_most(1);
                 let first = self.items.remove(0);
-                self.answer(first, outcome, deadline);
+                self.answer(first, outcome, until);
                 self.shared.requeue(mem::take(&mut self.items).into_iter());
             }
         }
     }
 
-    fn answer_all(&mut self, error: &TransitError, deadline: Instant) {
+    fn answer_all(&mut self, error: &TransitError, until: Instant) {
         for item in mem::take(&mut self.items) {
-            self.answer(item, Err(error.clone()), deadline);
+            self.answer(item, Err(error.clone()), until);
         }
     }
 
-    /// `deadline` is what the request was given.
-    fn answer(&self, item: Arc<Item>, outcome: Outcome, deadline: Instant) {
+    /// `until` is when the last of those who waited would have given up when the request was made.
+    fn answer(&self, item: Arc<Item>, outcome: Outcome, until: Instant) {
         let mut state = self.shared.lock();
         let late = matches!(&outcome, Err(error) if matches!(error.fault, Fault::DeadlineExceeded | Fault::Unreachable));
-        if late && item.until() > deadline && item.is_awaited() {
+        if late && item.until() > until && item.is_awaited() {
             // Somebody with more patience has joined since.
             state.queue.push_back(item);
             drop(state);

@@ -125,9 +125,10 @@ async fn mode_and_place_are_the_units_and_flags_that_say_otherwise_are_named() {
         let mut options = unit.options([]);
         options.arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut daemon = Daemon::start_with(&unit.absent_config(), options).await;
+        // With its end all that it has said is read.
+        assert!(daemon.terminate().await.success());
         let warned = daemon.log().contains("have no effect on an inherited listener");
         assert_eq!(warned, !flags.is_empty(), "{flags:?}: {}", daemon.log());
-        assert!(daemon.terminate().await.success());
         unit.assert_untouched();
     }
 }
