@@ -34,4 +34,6 @@ mod support;
 #[cfg(test)]
 mod two;
 #[cfg(test)]
+mod upgrades;
+#[cfg(test)]
 mod written;
