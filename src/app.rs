@@ -28,6 +28,7 @@ use crate::{
     kms::{
         Board,
         health::{Answer, HealthSettings},
+        kek_store,
         key_id::key_id_hash,
         prober,
         v1::KmsV1,
@@ -167,6 +168,7 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(beat(inspector.runtime.clone()));
         background.spawn(prober::run(Arc::clone(&board), Arc::clone(&metrics), inspector.prober.clone()));
+        background.spawn(kek_store::look_after(Arc::clone(&board)));
         let watcher = config::watch(
             settings.config.clone(),
             WatchOptions {
@@ -390,7 +392,11 @@ impl Inspect for Inspector {
                     key_id_hash(&current.key_id)
                 );
                 if answer == (Answer::Well { in_grace: true }) {
-                    text.push_str("; Vault does not answer right now, within the outage grace");
+                    text.push_str("; Vault does not answer right now, within ");
+                    text.push_str(match snapshot.local_kek {
+                        Some(_) => "the time of the local KEK",
+                        None => "the outage grace",
+                    });
                 }
                 if let Some(trouble) = self.board.trouble() {
                     text.push_str("; the newest config is not in use: ");

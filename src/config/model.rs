@@ -1,7 +1,7 @@
 //! The settings. A value of these types has passed its rules; the constructors
 //! say which rule was broken, never by what.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
@@ -52,6 +52,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// How to be let in.
     pub credentials: Credentials,
+    /// What wraps seeds.
+    pub encryption: Encryption,
     /// What the operator should know though it is no error, each a sentence;
     /// for the caller to log.
     pub warnings: Vec<String>,
@@ -322,6 +324,54 @@ pub enum Credentials {
         /// One of [`LOGIN_METHODS`].
         method: &'static str,
     },
+}
+
+/// What wraps seeds.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Encryption {
+    /// A local KEK, which Transit wraps.
+    LocalKek(LocalKekLimits),
+    /// Transit, each.
+    #[default]
+    Transit,
+}
+
+/// How long and how often local KEKs are used.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct LocalKekLimits {
+    /// Transit must have unwrapped a KEK within this time.
+    pub max_age: Duration,
+    /// The same while Vault is unreachable.
+    pub max_age_in_outage: Duration,
+    /// A KEK encrypts for so long.
+    pub renew_after: Duration,
+    /// And so many seeds.
+    pub renew_after_uses: u64,
+}
+
+impl Default for LocalKekLimits {
+    fn default() -> Self {
+        Self {
+            max_age: Duration::from_secs(60 * 60),
+            max_age_in_outage: Duration::from_secs(24 * 60 * 60),
+            renew_after: Duration::from_secs(24 * 60 * 60),
+            renew_after_uses: 100_000,
+        }
+    }
+}
+
+/// The shortest time in which KEKs can be looked after.
+const SHORTEST_AGE: Duration = Duration::from_secs(60);
+/// Longer than this nothing that Vault has not confirmed is used.
+const LONGEST_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// A time such as `90m`.
+pub(super) fn age(text: &str) -> Result<Duration, BrokenRule> {
+    match humantime::parse_duration(text) {
+        Ok(age) if (SHORTEST_AGE..=LONGEST_AGE).contains(&age) => Ok(age),
+        Ok(_) => Err(BrokenRule("must be between 1m and 30d")),
+        Err(_) => Err(BrokenRule("must be a time such as 90m or 12h")),
+    }
 }
 
 /// A Vault token: a legal header value, wiped when the last clone goes.

@@ -5,8 +5,8 @@ use std::{collections::HashSet, path::Path};
 use super::{
     ConfigError, ConfigErrorKind,
     model::{
-        Address, BrokenRule, Config, Credentials, KeyName, KeyNames, LOGIN_METHODS, MountPath, Namespace,
-        TlsFiles, Token, absolute_path, server_name,
+        Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, LOGIN_METHODS,
+        LocalKekLimits, MountPath, Namespace, TlsFiles, Token, absolute_path, age, server_name,
     },
     tree::{self, Key, Node, Step},
 };
@@ -45,8 +45,10 @@ const AUTH_SETTINGS: &[&str] = &[
     "token_file",
     "wrapped",
 ];
-const FLAT: &[&str] = &["provider"];
-const WRAPPED: &[&str] = &["provider", "vault"];
+const ENCRYPTION_SETTINGS: &[&str] =
+    &["max_age", "max_age_in_outage", "mode", "renew_after", "renew_after_uses"];
+const FLAT: &[&str] = &["encryption", "provider"];
+const WRAPPED: &[&str] = &["encryption", "provider", "vault"];
 
 /// What flags say about the file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -88,7 +90,7 @@ pub fn parse(text: &[u8], path: &Path, options: ParseOptions) -> Result<Config, 
         Node::Null => {
             return Err(ConfigError::invalid(path, None, "is empty; perhaps it is half written"));
         }
-        Node::Bool | Node::Number | Node::Seq(_) | Node::Str(_) => {
+        Node::Bool | Node::Number(_) | Node::Seq(_) | Node::Str(_) => {
             let rule = "must hold settings such as `address: https://...`; perhaps it is half written";
             return Err(ConfigError::invalid(path, None, rule));
         }
@@ -113,22 +115,53 @@ fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
             return Err(provider.broken("must be vault (openbao and bao mean the same)"));
         }
     }
+    let encryption = encryption(root)?;
     let below_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
     match root.find("vault") {
         Some(wrapped) => {
             root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
             let section = wrapped.section()?;
             section.refuse_unknown(&[SETTINGS], below_tls)?;
-            settings(&section, options)
+            settings(&section, encryption, options)
         }
         None => {
             root.refuse_unknown(&[SETTINGS, FLAT], below_tls)?;
-            settings(root, options)
+            settings(root, encryption, options)
         }
     }
 }
 
-fn settings(section: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
+/// It stands beside `vault:`, in both shapes: it says what is done with Vault, not how it is reached.
+fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
+    let Some(section) = root.find("encryption").map(|value| value.section()).transpose()? else {
+        return Ok(Encryption::default());
+    };
+    section.refuse_unknown(&[ENCRYPTION_SETTINGS], |_| None)?;
+    let Some(mode) = section.find("mode") else {
+        return Err(section.missing("mode", "transit or local-kek"));
+    };
+    let unset = LocalKekLimits::default();
+    let limits = LocalKekLimits {
+        max_age: section.parsed("max_age", age)?.unwrap_or(unset.max_age),
+        max_age_in_outage: section.parsed("max_age_in_outage", age)?.unwrap_or(unset.max_age_in_outage),
+        renew_after: section.parsed("renew_after", age)?.unwrap_or(unset.renew_after),
+        renew_after_uses: match section.find("renew_after_uses") {
+            Some(uses) => uses.count()?,
+            None => unset.renew_after_uses,
+        },
+    };
+    if limits.max_age_in_outage < limits.max_age {
+        let rule = "max_age_in_outage must not be shorter than max_age (1h unless set)";
+        return Err(Broken { steps: section.steps.clone(), rule: format!("{}: {rule}", section.name) });
+    }
+    match mode.string()? {
+        text if text.eq_ignore_ascii_case("local-kek") => Ok(Encryption::LocalKek(limits)),
+        text if text.eq_ignore_ascii_case("transit") => Ok(Encryption::Transit),
+        _ => Err(mode.broken("must be transit or local-kek")),
+    }
+}
+
+fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions) -> Result<Config, Broken> {
     let mut warnings = Vec::new();
     Ok(Config {
         addresses: addresses(section, options, &mut warnings)?,
@@ -137,6 +170,7 @@ fn settings(section: &Section<'_>, options: ParseOptions) -> Result<Config, Brok
         keys: keys(section)?,
         tls: tls(section)?,
         credentials: credentials(section, &mut warnings)?,
+        encryption,
         warnings,
     })
 }
@@ -286,7 +320,7 @@ impl<'a> Section<'a> {
 
     fn value(&self, index: usize) -> Option<Value<'a>> {
         let (key, node) = self.entries.get(index)?;
-        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, WRAPPED];
+        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
         let known = lists.iter().any(|list| list.contains(&key.as_str()));
         Some(Value {
             name: self.within(if known { key } else { "(a key)" }),
@@ -378,13 +412,22 @@ impl<'a> Value<'a> {
                 text => Ok(text),
             },
             Node::Null => Err(self.absent()),
-            Node::Bool | Node::Number => Err(self.broken("must be a string (put it in quotes)")),
+            Node::Bool | Node::Number(_) => Err(self.broken("must be a string (put it in quotes)")),
             Node::Map(_) | Node::Seq(_) => Err(self.broken("must be a string, not a list or a mapping")),
         }
     }
 
     fn parsed<T>(&self, rule: impl Fn(&str) -> Result<T, BrokenRule>) -> Result<T, Broken> {
         rule(self.string()?).map_err(|rule| self.broken(rule))
+    }
+
+    /// A number of things, at least one.
+    fn count(&self) -> Result<u64, Broken> {
+        match self.node {
+            Node::Number(Some(number)) if *number > 0 => Ok(*number),
+            Node::Null => Err(self.absent()),
+            _ => Err(self.broken("must be a whole number above 0, without quotes")),
+        }
     }
 
     /// The items of a list; one string is a list of one.
@@ -400,7 +443,7 @@ impl<'a> Value<'a> {
                 })
                 .collect()),
             Node::Map(_) => Err(self.broken("must be a list of strings")),
-            Node::Bool | Node::Null | Node::Number | Node::Str(_) => Ok(vec![self.clone()]),
+            Node::Bool | Node::Null | Node::Number(_) | Node::Str(_) => Ok(vec![self.clone()]),
         }
     }
 
@@ -408,7 +451,7 @@ impl<'a> Value<'a> {
         match self.node {
             Node::Map(entries) => Section::new(self.name.clone(), self.steps.clone(), entries),
             Node::Null => Err(self.absent()),
-            Node::Bool | Node::Number | Node::Seq(_) | Node::Str(_) => {
+            Node::Bool | Node::Number(_) | Node::Seq(_) | Node::Str(_) => {
                 Err(self.broken("must be a mapping of keys to values"))
             }
         }
@@ -463,6 +506,50 @@ vault:
   tls: { ca_file: /etc/ca.pem, server_name: vault.internal, client_cert_file: /c.pem, client_key_file: /k.pem }
   token: hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ
 ";
+
+    #[test]
+    fn seeds_are_wrapped_by_transit_unless_a_local_kek_is_asked_for() {
+        let with = |encryption: &str| format!("encryption: {encryption}\n{OURS}");
+        assert_eq!(good(OURS).encryption, Encryption::Transit);
+        assert_eq!(good(&with("{ mode: Transit, max_age: 2h }")).encryption, Encryption::Transit);
+        let unset = LocalKekLimits::default();
+        assert_eq!(good(&with("{ mode: local-kek }")).encryption, Encryption::LocalKek(unset));
+        let all =
+            "{ mode: local-kek, max_age: 90m, max_age_in_outage: 2d, renew_after: 1m, renew_after_uses: 7 }";
+        let minutes = |count: u64| std::time::Duration::from_secs(count * 60);
+        let limits = LocalKekLimits {
+            max_age: minutes(90),
+            max_age_in_outage: minutes(2 * 24 * 60),
+            renew_after: minutes(1),
+            renew_after_uses: 7,
+        };
+        assert_eq!(good(&with(all)).encryption, Encryption::LocalKek(limits));
+        // In Trousseau's flat shape, too.
+        let flat = "address: https://v\nkeynames: [k]\ntoken: t\nencryption: { mode: local-kek }";
+        assert_eq!(good(flat).encryption, Encryption::LocalKek(unset));
+        for (encryption, words) in [
+            ("{}", "encryption.mode: is missing: transit or local-kek"),
+            ("{ mode: local }", "encryption.mode: must be transit or local-kek"),
+            ("{ mode: local-kek, max_age: 30s }", "encryption.max_age: must be between 1m and 30d"),
+            ("{ mode: local-kek, renew_after: 31d }", "encryption.renew_after: must be between 1m and 30d"),
+            ("{ mode: local-kek, max_age: 1 }", "encryption.max_age: must be a string"),
+            ("{ mode: local-kek, max_age: soon }", "encryption.max_age: must be a time such as 90m or 12h"),
+            ("{ mode: local-kek, max_age: 25h }", "max_age_in_outage must not be shorter than max_age"),
+            ("{ mode: local-kek, renew_after_uses: 0 }", "renew_after_uses: must be a whole number above 0"),
+            (
+                "{ mode: local-kek, renew_after_uses: '5' }",
+                "renew_after_uses: must be a whole number above 0",
+            ),
+            ("{ mode: local-kek, renew_after_uses: -5 }", "renew_after_uses: must be a whole number above 0"),
+            ("{ mode: local-kek, maxage: 2h }", "did you mean max_age"),
+            ("local-kek", "encryption: must be a mapping"),
+        ] {
+            let error = refused(&with(encryption));
+            assert!(error.contains(words) && error.starts_with("/etc/x.yaml:1: "), "{encryption}: {error}");
+        }
+        let below_vault = OURS.replace("  namespace", "  encryption: { mode: local-kek }\n  namespace");
+        assert!(refused(&below_vault).contains("unknown key"), "it stands beside vault:");
+    }
 
     fn read(text: &str) -> Result<Config, ConfigError> {
         parse(text.as_bytes(), Path::new("/etc/x.yaml"), ParseOptions::default())

@@ -20,12 +20,12 @@ use zeroize::Zeroizing;
 /// Aliases can make a small text a huge tree; a real config has some twenty nodes.
 const MAX_NODES: usize = 4096;
 
-/// A value of any type. Numbers and truths are not kept: no setting is one.
+/// A value of any type. Truths, and numbers that cannot count anything, are not kept: no setting is one.
 pub(super) enum Node {
     Bool,
     Map(Vec<(Key, Node)>),
     Null,
-    Number,
+    Number(Option<u64>),
     Seq(Vec<Node>),
     Str(Zeroizing<String>),
 }
@@ -170,23 +170,23 @@ impl<'de> Visitor<'de> for Build<'_> {
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Number)
+        Ok(Node::Number(None))
     }
 
     fn visit_i128<E: de::Error>(self, _: i128) -> Result<Node, E> {
-        Ok(Node::Number)
+        Ok(Node::Number(None))
     }
 
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Node, E> {
-        Ok(Node::Number)
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Node, E> {
+        Ok(Node::Number(Some(number)))
     }
 
     fn visit_u128<E: de::Error>(self, _: u128) -> Result<Node, E> {
-        Ok(Node::Number)
+        Ok(Node::Number(None))
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Number)
+        Ok(Node::Number(None))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Node, E> {

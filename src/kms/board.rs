@@ -23,11 +23,13 @@ use tracing::{error, info, warn};
 use super::{
     coalescer::Coalescer,
     health::{Answer, HealthSettings, Verdict},
+    kek_store::KekStore,
     keyring::Keyring,
+    local_kek::LocalKek,
     probe::{Proof, Witness},
     transit::{Fault, Transit, TransitError},
 };
-use crate::observe::metrics::Metrics;
+use crate::{config::Encryption, observe::metrics::Metrics};
 
 /// The trouble before any other is known.
 const STARTING: &str = "starting: the config has not been read yet";
@@ -40,6 +42,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// What was known of the keys when this was published.
     pub keyring: Keyring,
+    /// In mode `local-kek`, what encrypts: wrapped with the version that `keyring` says is current.
+    pub local_kek: Option<Arc<LocalKek>>,
     /// The session; calls that hold this snapshot finish on it.
     pub transit: Arc<dyn Transit>,
     /// What a successor must be able to decrypt.
@@ -69,6 +73,8 @@ pub struct Outdated;
 /// Publishes snapshots and health; shared by everybody.
 pub struct Board {
     coalescing: bool,
+    /// The local KEKs in memory.
+    pub keks: KekStore,
     metrics: Arc<Metrics>,
     posted: watch::Sender<Posted>,
     probe_request: Notify,
@@ -86,6 +92,7 @@ impl Board {
         let posted = watch::Sender::new(Posted { known: None, trouble });
         Self {
             coalescing: true,
+            keks: KekStore::new(Arc::clone(&metrics)),
             metrics,
             posted,
             probe_request: Notify::new(),
@@ -125,6 +132,9 @@ impl Board {
             Some(reason) => Answer::Lost(reason.to_string()),
             None => known.verdict.answer(known.probed, Instant::now(), self.settings),
         };
+        if answer.state() == "unreachable" && self.can_do_without_vault(&known.snapshot) {
+            answer = Answer::Well { in_grace: true };
+        }
         if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) = (&mut answer, trouble)
         {
             // At three in the morning the way out is what matters: say why the new config,
@@ -132,6 +142,33 @@ impl Board {
             *reason = format!("{reason}; the newest config is not in use: {trouble}");
         }
         (answer, Some(Arc::clone(&known.snapshot)))
+    }
+
+    fn can_do_without_vault(&self, snapshot: &Snapshot) -> bool {
+        snapshot.local_kek.as_ref().is_some_and(|kek| self.keks.is_usable(kek))
+    }
+
+    /// The KEK that is to encrypt from now on: the one so far, if it may and is of the same key
+    /// version, else the one that the proof has brought along.
+    fn local_kek(
+        &self,
+        encryption: Encryption,
+        proof: &Proof,
+        before: Option<&Arc<Snapshot>>,
+        era: u64,
+    ) -> Option<Arc<LocalKek>> {
+        let Encryption::LocalKek(limits) = encryption else { return None };
+        let current = proof.keyring.current();
+        let so_far = before
+            .filter(|before| before.keyring.current().key_id == current.key_id)
+            .and_then(|before| before.local_kek.as_ref())
+            .filter(|kek| !kek.is_worn(limits) && self.keks.is_usable(kek));
+        if let Some(kek) = so_far {
+            return Some(Arc::clone(kek));
+        }
+        let kek = Arc::new(proof.witness.local_kek(proof.keyring.entries().first()?.scope)?);
+        self.keks.put(Arc::clone(&kek), era);
+        Some(kek)
     }
 
     /// Why the newest config is not in use, if it is not.
@@ -150,31 +187,35 @@ impl Board {
     /// # Errors
     /// [`Outdated`] if another key_id was published since the proof began: prove it again.
     pub fn take_session(&self, transit: Arc<dyn Transit>, proof: Proof) -> Result<Arc<Snapshot>, Outdated> {
-        let snapshot = Arc::new(Snapshot {
-            decrypts: Arc::new(Coalescer::new(
-                Arc::clone(&transit),
-                self.coalescing,
-                Arc::clone(&self.metrics),
-            )),
-            generation: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
-            keyring: proof.keyring,
-            transit,
-            witness: Arc::new(proof.witness),
-        });
-        let taken = self.posted.send_if_modified(|posted| {
+        let decrypts = Coalescer::new(Arc::clone(&transit), self.coalescing, Arc::clone(&self.metrics));
+        let encryption = transit.encryption();
+        let mut taken = None;
+        self.posted.send_if_modified(|posted| {
             let before = posted.known.as_ref().map(|known| &known.snapshot);
             if before.map(|before| &before.keyring.current().key_id) != proof.against.as_ref() {
                 return false;
             }
+            self.keks.configure(match encryption {
+                Encryption::LocalKek(limits) => Some(limits),
+                Encryption::Transit => None,
+            });
+            let snapshot = Arc::new(Snapshot {
+                decrypts: Arc::new(decrypts),
+                generation: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
+                local_kek: self.local_kek(encryption, &proof, before, self.keks.era()),
+                keyring: proof.keyring,
+                transit,
+                witness: Arc::new(proof.witness),
+            });
             self.announce(before, &snapshot);
             posted.trouble = None;
-            let snapshot = Arc::clone(&snapshot);
+            taken = Some(Arc::clone(&snapshot));
             posted.known =
                 Some(Known { lost: None, probed: Instant::now(), snapshot, verdict: Verdict::Good });
             true
         });
         self.publish_health();
-        if taken { Ok(snapshot) } else { Err(Outdated) }
+        taken.ok_or(Outdated)
     }
 
     /// A probe of the session of `generation` proved it good; ignored if either that session
@@ -187,9 +228,11 @@ impl Board {
             }) else {
                 return false;
             };
+            let encryption = known.snapshot.transit.encryption();
             let snapshot = Arc::new(Snapshot {
                 decrypts: Arc::clone(&known.snapshot.decrypts),
                 generation,
+                local_kek: self.local_kek(encryption, &proof, Some(&known.snapshot), self.keks.era()),
                 keyring: proof.keyring,
                 transit: Arc::clone(&known.snapshot.transit),
                 witness: Arc::new(proof.witness),
@@ -236,6 +279,9 @@ impl Board {
                 known.lost = Some(error.message.as_str().into());
             }
             known.verdict = known.verdict.after(error.fault, &error.message, now);
+            if known.lost.is_some() || matches!(known.verdict, Verdict::Refused { .. }) {
+                self.keks.refused(None);
+            }
             if probed {
                 known.probed = now;
             }

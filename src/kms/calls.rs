@@ -16,10 +16,11 @@ use super::{
     ciphertext::Ciphertext,
     gate::Gate,
     key_id::key_id_hash,
-    keyring::Route,
-    transit::{Call, Fault, Opened, Sealed, TransitError},
+    keyring::{KeyEntry, Route},
+    local_kek::{self, ANNOTATION, LocalKek},
+    transit::{Call, Fault, Opened, TransitError},
 };
-use crate::observe::metrics::Metrics;
+use crate::{config::Encryption, observe::metrics::Metrics};
 
 /// With any type of key this still makes a ciphertext of at most 1024 bytes; a seed or a DEK has 32.
 const MAX_PLAINTEXT_BYTES: usize = 700;
@@ -93,38 +94,56 @@ impl Calls {
     }
 
     /// Wraps `plaintext` with the current key version; the answer is to be named after the snapshot
-    /// that comes with it.
+    /// that comes with it. Only a caller that keeps an annotation can have a local KEK do it.
     pub(super) async fn encrypt(
         &self,
         plaintext: &[u8],
+        keeps_annotation: bool,
         call: Call<'_>,
-    ) -> Result<(Sealed, Arc<Snapshot>), Status> {
+    ) -> Result<(Encrypted, Arc<Snapshot>), Status> {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
         at_most("plaintext", plaintext.len(), MAX_PLAINTEXT_BYTES)?;
         if plaintext.is_empty() {
             return Err(Status::invalid_argument("the plaintext is empty"));
         }
         let _admission = self.gate.enter().await?;
-        match self.on_a_session(call, Work::Encrypt { plaintext }).await? {
-            (Done::Sealed(sealed), snapshot) => Ok((sealed, snapshot)),
+        match self.on_a_session(call, Work::Encrypt { plaintext, keeps_annotation }).await? {
+            (Done::Encrypted(encrypted), snapshot) => Ok((encrypted, snapshot)),
             (Done::Opened(_), _) => Err(mixed_up()),
         }
     }
 
-    /// Unwraps `ciphertext`, with the key that `key_id` names.
+    /// Unwraps `ciphertext`, with the key that `key_id` names, and the local KEK that was in the
+    /// annotation, if there was one.
     pub(super) async fn decrypt(
         &self,
         key_id: &str,
         ciphertext: &[u8],
+        wrapped_kek: Option<&[u8]>,
         call: Call<'_>,
     ) -> Result<Opened, Status> {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
-        let ciphertext =
-            Ciphertext::parse(ciphertext).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (transits, sealed) = match (wrapped_kek, local_kek::is_sealed(ciphertext)) {
+            (None, false) => (ciphertext, None),
+            (Some(wrapped), true) => (wrapped, Some(ciphertext)),
+            (None, true) => {
+                return Err(Status::invalid_argument(format!(
+                    "a local KEK made the ciphertext, but the annotation {ANNOTATION} that held it is gone"
+                )));
+            }
+            (Some(_), false) => {
+                return Err(Status::invalid_argument(format!(
+                    "the annotation {ANNOTATION} is there, but no local KEK made the ciphertext: they do not \
+                     belong together"
+                )));
+            }
+        };
+        let transits =
+            Ciphertext::parse(transits).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let _admission = self.gate.enter().await?;
-        match self.on_a_session(call, Work::Decrypt { key_id, ciphertext: &ciphertext }).await? {
+        match self.on_a_session(call, Work::Decrypt { key_id, sealed, transits: &transits }).await? {
             (Done::Opened(opened), _) => Ok(opened),
-            (Done::Sealed(_), _) => Err(mixed_up()),
+            (Done::Encrypted(_), _) => Err(mixed_up()),
         }
     }
 
@@ -173,28 +192,126 @@ impl Calls {
 /// What to do on a session.
 #[derive(Clone, Copy)]
 enum Work<'a> {
-    Decrypt { key_id: &'a str, ciphertext: &'a Ciphertext },
-    Encrypt { plaintext: &'a [u8] },
+    /// `transits` is what Transit has wrapped: the seed, or the local KEK that `sealed` is for.
+    Decrypt {
+        key_id: &'a str,
+        sealed: Option<&'a [u8]>,
+        transits: &'a Ciphertext,
+    },
+    Encrypt {
+        keeps_annotation: bool,
+        plaintext: &'a [u8],
+    },
 }
 
 enum Done {
+    Encrypted(Encrypted),
     Opened(Opened),
-    Sealed(Sealed),
+}
+
+/// What became of a plaintext.
+pub(super) struct Encrypted {
+    pub(super) ciphertext: Vec<u8>,
+    /// Empty if Vault was not asked.
+    pub(super) request_id: String,
+    /// What must be there, in the annotation, to decrypt it.
+    pub(super) wrapped_kek: Option<Vec<u8>>,
 }
 
 impl Work<'_> {
     /// Everything that the answer consists of comes from `snapshot`.
     async fn on(self, snapshot: &Snapshot, board: &Board, call: Call<'_>) -> Result<Done, TransitError> {
         match self {
-            Self::Encrypt { plaintext } => {
+            Self::Encrypt { keeps_annotation, plaintext } => {
+                if let Some(kek) = snapshot.local_kek.as_ref().filter(|_| keeps_annotation) {
+                    return encrypt_locally(snapshot, board, kek, plaintext).map(Done::Encrypted);
+                }
                 let current = snapshot.keyring.current();
                 let sealed = snapshot.transit.encrypt(&current.name, current.version, plaintext, call).await;
-                sealed.map(Done::Sealed).inspect_err(|error| board.call_failed(snapshot.generation, error))
+                sealed
+                    .map(|sealed| {
+                        Done::Encrypted(Encrypted {
+                            ciphertext: sealed.ciphertext.into_bytes(),
+                            request_id: sealed.request_id,
+                            wrapped_kek: None,
+                        })
+                    })
+                    .inspect_err(|error| board.call_failed(snapshot.generation, error))
             }
-            Self::Decrypt { key_id, ciphertext } => {
-                decrypt(snapshot, board, key_id, ciphertext, call).await.map(Done::Opened)
+            Self::Decrypt { key_id, sealed, transits } => match sealed {
+                Some(sealed) => decrypt_locally(snapshot, board, key_id, sealed, transits, call).await,
+                None => decrypt(snapshot, board, key_id, transits, call).await,
             }
+            .map(Done::Opened),
         }
+    }
+}
+
+fn encrypt_locally(
+    snapshot: &Snapshot,
+    board: &Board,
+    kek: &LocalKek,
+    plaintext: &[u8],
+) -> Result<Encrypted, TransitError> {
+    if !board.keks.is_usable(kek) {
+        board.probe_soon();
+        let answer = board.status().0;
+        let fault = if answer.state() == "refused" { Fault::Denied } else { Fault::Unreachable };
+        let reason = answer.reason().unwrap_or("a new one is being made");
+        return Err(TransitError::new(fault, format!("the local KEK may not be used any longer: {reason}")));
+    }
+    if let Encryption::LocalKek(limits) = snapshot.transit.encryption()
+        && kek.is_worn(limits)
+    {
+        // The proof of a probe brings a new one; until then, and in an outage, this one serves on.
+        board.probe_soon();
+    }
+    Ok(Encrypted {
+        ciphertext: kek.seal(&snapshot.keyring.current().key_id, plaintext)?,
+        request_id: String::new(),
+        wrapped_kek: Some(kek.wrapped().as_str().as_bytes().to_vec()),
+    })
+}
+
+async fn decrypt_locally(
+    snapshot: &Snapshot,
+    board: &Board,
+    key_id: &str,
+    sealed: &[u8],
+    wrapped: &Ciphertext,
+    call: Call<'_>,
+) -> Result<Opened, TransitError> {
+    let Route::Named { entry, unseen } = snapshot.keyring.route(key_id, wrapped)? else {
+        let message = "a local KEK made the ciphertext, but the key_id is of another provider";
+        return Err(TransitError::new(Fault::BadCiphertext, message));
+    };
+    if unseen {
+        board.probe_soon();
+    }
+    if wrapped.version().number() < entry.min_decryption {
+        let message = "the key version that wrapped the local KEK is below min_decryption_version of the key: \
+                       lower it to read this value again";
+        return Err(TransitError::new(Fault::TooOld, message));
+    }
+    if let Some(kek) = board.keks.get(wrapped) {
+        return Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: String::new() });
+    }
+    let era = board.keks.era();
+    let unwrapped = snapshot.decrypts.decrypt(&entry.name, wrapped, call).await.inspect_err(|error| {
+        note_failure(snapshot, board, entry, error);
+        board.keks.failed(wrapped, entry.scope, error);
+    })?;
+    let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
+    board.keks.put(Arc::clone(&kek), era);
+    Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
+}
+
+/// What the failure of a Decrypt with the key of `entry` says about the session.
+fn note_failure(snapshot: &Snapshot, board: &Board, entry: &KeyEntry, error: &TransitError) {
+    if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
+        board.call_failed(snapshot.generation, error);
+    } else if error.fault == Fault::Denied {
+        warn!(key = %entry.name, %error, "the policy does not let us decrypt with an additional key");
     }
 }
 
@@ -218,13 +335,14 @@ async fn decrypt(
     let mut last = None;
     for entry in &entries {
         match snapshot.decrypts.decrypt(&entry.name, ciphertext, call).await {
+            // It must not leave: it would open every seed that it has wrapped.
+            Ok(opened) if local_kek::is_payload(&opened.plaintext) => {
+                let message = "the ciphertext is a wrapped local KEK, not a seed";
+                return Err(TransitError::new(Fault::BadCiphertext, message));
+            }
             Ok(opened) => return Ok(opened),
             Err(error) => {
-                if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
-                    board.call_failed(snapshot.generation, &error);
-                } else if error.fault == Fault::Denied {
-                    warn!(key = %entry.name, %error, "the policy does not let us decrypt with an additional key");
-                }
+                note_failure(snapshot, board, entry, &error);
                 // Only "not with this key" is a reason to try the next one.
                 let next = matches!(
                     error.fault,

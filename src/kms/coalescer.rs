@@ -400,7 +400,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{KeyNames, MountPath, Namespace},
+        config::{Encryption, KeyNames, MountPath, Namespace},
         kms::{
             key_id::{KeyVersion, Scope},
             transit::{KeyDescription, Sealed},
@@ -499,6 +499,10 @@ mod tests {
             _: Call<'_>,
         ) -> Result<Sealed, TransitError> {
             Err(given_up())
+        }
+
+        fn encryption(&self) -> Encryption {
+            Encryption::Transit
         }
 
         async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {

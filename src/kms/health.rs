@@ -3,7 +3,7 @@
 //! | situation | Status |
 //! | --- | --- |
 //! | last probe good and fresh | `ok` |
-//! | Vault merely unreachable, and a probe was good before | `ok` for the outage grace, then a reason |
+//! | Vault merely unreachable, and a probe was good before | `ok` for the outage grace, then a reason; with a usable local KEK (the board knows) it stays `ok` |
 //! | token dead, policy refuses | a reason at once |
 //! | key missing, soft-deleted or made anew | a gRPC error |
 //! | nothing known yet | gRPC `Unavailable` |

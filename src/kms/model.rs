@@ -20,7 +20,7 @@ use super::{
     key_id::{KeyVersion, Scope},
     transit::{Call, Fault, KeyDescription, Opened, Sealed, Transit, TransitError},
 };
-use crate::config::{KeyName, KeyNames, MountPath, Namespace};
+use crate::config::{Encryption, KeyName, KeyNames, MountPath, Namespace};
 
 /// One key of the engine.
 #[derive(Clone)]
@@ -59,6 +59,8 @@ impl ModelKey {
 pub(super) struct State {
     /// Each call takes one and yields so often before it looks, and again before it answers.
     pub(super) delays: VecDeque<u8>,
+    /// Of sessions made from now on.
+    pub(super) encryption: Encryption,
     pub(super) fails: BTreeMap<&'static str, Fault>,
     pub(super) keys: BTreeMap<String, ModelKey>,
     /// Larger ones are too much.
@@ -106,6 +108,7 @@ impl Model {
         let keys = keys.iter().map(|key| KeyName::new(key).unwrap());
         Arc::new(ModelSession {
             dead: Mutex::new(false),
+            encryption: self.lock().encryption,
             keys: KeyNames::new(keys).unwrap(),
             model: self.clone(),
         })
@@ -119,6 +122,7 @@ impl Model {
 /// A session with the model.
 pub(super) struct ModelSession {
     dead: Mutex<bool>,
+    encryption: Encryption,
     keys: KeyNames,
     model: Model,
 }
@@ -236,6 +240,10 @@ impl Transit for ModelSession {
             Ok(Sealed { ciphertext, request_id: "request".into() })
         })
         .await
+    }
+
+    fn encryption(&self) -> Encryption {
+        self.encryption
     }
 
     async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {

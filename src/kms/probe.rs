@@ -12,16 +12,25 @@ use zeroize::Zeroizing;
 
 use super::{
     ciphertext::Ciphertext,
-    key_id::KeyVersion,
+    key_id::{KeyVersion, Scope},
     keyring::{KeyEntry, Keyring},
+    local_kek::{self, LocalKek},
     transit::{Call, Fault, KeyDescription, Transit, TransitError},
 };
 use crate::config::KeyName;
 
-/// A value wrapped by a session that worked, for its successor to unwrap.
+/// A value wrapped by a session that worked, for its successor to unwrap; it may serve as a local KEK.
 pub struct Witness {
     ciphertext: Ciphertext,
     plaintext: Zeroizing<Vec<u8>>,
+}
+
+impl Witness {
+    /// The KEK that it is, of the key in `scope`; `None` would be a bug.
+    #[must_use]
+    pub fn local_kek(&self, scope: Scope) -> Option<LocalKek> {
+        LocalKek::new(&self.plaintext, self.ciphertext.clone(), scope).ok()
+    }
 }
 
 impl fmt::Debug for Witness {
@@ -294,8 +303,8 @@ async fn round_trip(
     keyring: Keyring,
     call: Call<'_>,
 ) -> Result<(Keyring, Witness), TransitError> {
-    let mut sample = Zeroizing::new(vec![0; 32]);
-    rand::rng().fill_bytes(&mut sample);
+    // Every proof brings a KEK along, so that no version is published without one.
+    let sample = local_kek::new_payload();
     let current = keyring.current();
     let sealed = transit.encrypt(&current.name, current.version, &sample, call).await?;
     let opened = transit.decrypt(&current.name, &sealed.ciphertext, call).await?;

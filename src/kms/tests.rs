@@ -14,7 +14,9 @@ use super::{
     board::Board,
     ciphertext::Ciphertext,
     health::HealthSettings,
+    kek_store,
     key_id::KeyId,
+    local_kek::ANNOTATION,
     model::{Model, ModelKey, ModelSession},
     probe::{Before, ProbeFailure, probe},
     prober,
@@ -27,7 +29,10 @@ use super::{
     v1::KmsV1,
     v2::KmsV2,
 };
-use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
+use crate::{
+    config::{Encryption, LocalKekLimits},
+    observe::{heartbeat::Heartbeat, metrics::Metrics},
+};
 
 const SETTINGS: HealthSettings =
     HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
@@ -35,6 +40,7 @@ const SETTINGS: HealthSettings =
 /// A service on a model, with or without a running prober.
 struct Bench {
     board: Arc<Board>,
+    looker: Option<JoinHandle<()>>,
     model: Model,
     prober: Option<JoinHandle<()>>,
     service: KmsV2,
@@ -48,7 +54,7 @@ impl Bench {
         let board = Arc::new(Board::new(SETTINGS, Arc::clone(&metrics)));
         let service = KmsV2::new(Arc::clone(&board), metrics);
         let session = model.session(&["kms"]);
-        Self { board, model, prober: None, service, session }
+        Self { board, looker: None, model, prober: None, service, session }
     }
 
     /// With a session taken.
@@ -95,6 +101,17 @@ impl Bench {
         Ok(self.service.encrypt(Request::new(request)).await?.into_inner())
     }
 
+    /// As kube-apiserver does, with everything that it has stored.
+    async fn open(&self, sealed: &EncryptResponse) -> Result<Bytes, Status> {
+        let request = DecryptRequest {
+            ciphertext: sealed.ciphertext.clone(),
+            uid: "uid".into(),
+            key_id: sealed.key_id.clone(),
+            annotations: sealed.annotations.clone(),
+        };
+        Ok(self.service.decrypt(Request::new(request)).await?.into_inner().plaintext)
+    }
+
     async fn decrypt(&self, ciphertext: &[u8], key_id: &str) -> Result<Bytes, Status> {
         let request = DecryptRequest {
             ciphertext: Bytes::copy_from_slice(ciphertext),
@@ -108,10 +125,30 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        if let Some(prober) = &self.prober {
-            prober.abort();
-        }
+        self.looker.iter().chain(&self.prober).for_each(JoinHandle::abort);
     }
+}
+
+/// Short enough to be waited for; probes come every 30 s.
+const LIMITS: LocalKekLimits = LocalKekLimits {
+    max_age: Duration::from_secs(100),
+    max_age_in_outage: Duration::from_secs(400),
+    renew_after: Duration::from_secs(1000),
+    renew_after_uses: 50,
+};
+
+/// A model whose sessions have local KEKs from now on.
+fn local(model: Model) -> Model {
+    model.change(|state| state.encryption = Encryption::LocalKek(LIMITS));
+    model
+}
+
+/// As [`Bench::with_prober`], in mode `local-kek`; its KEKs are looked after.
+async fn local_bench(model: Model) -> Bench {
+    let mut bench = Bench::with_prober(local(model)).await;
+    bench.looker = Some(tokio::spawn(kek_store::look_after(Arc::clone(&bench.board))));
+    settle().await;
+    bench
 }
 
 /// Lets every task that can run do so.
@@ -706,6 +743,247 @@ async fn decrypts_at_once_wait_for_the_next_session_if_the_token_is_dead() {
     }
 }
 
+// Local KEKs.
+
+fn wrapped_kek(sealed: &EncryptResponse) -> Ciphertext {
+    Ciphertext::parse(&sealed.annotations[ANNOTATION]).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_local_kek_costs_one_call_where_it_is_new_and_then_none() {
+    let bench = Bench::ready(local(Model::new()), &["kms"]).await;
+    let before = bench.model.calls();
+    let mut sealed = Vec::new();
+    for number in 0..20_u8 {
+        sealed.push(bench.encrypt(&[number; 32]).await.unwrap());
+    }
+    for (number, sealed) in (0..).zip(&sealed) {
+        assert!(sealed.ciphertext.starts_with(b"lk1:") && sealed.ciphertext.len() == 64);
+        assert_eq!(sealed.key_id, bench.status().await.unwrap().key_id);
+        assert_eq!(bench.open(sealed).await.unwrap(), [number; 32][..]);
+    }
+    assert_eq!(bench.model.calls(), before);
+    // Another node, or this one started again.
+    let other = Bench::ready(bench.model.clone(), &["kms"]).await;
+    let before = bench.model.calls();
+    for sealed in &sealed {
+        other.open(sealed).await.unwrap();
+    }
+    assert_eq!(bench.model.calls() - before, 1);
+    assert_ne!(wrapped_kek(&other.encrypt(b"seed").await.unwrap()), wrapped_kek(&sealed[0]), "new at start");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stripped_swapped_or_foreign_annotation_is_refused() {
+    let model = local(Model::new());
+    let bench = Bench::ready(model.clone(), &["kms"]).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let theirs = Bench::ready(model.clone(), &["kms"]).await.encrypt(b"seed").await.unwrap();
+    model.change(|state| state.encryption = Encryption::Transit);
+    let bare = Bench::ready(model.clone(), &["kms"]).await.encrypt(&[7; 32]).await.unwrap();
+    model.rotate("kms");
+    let newer = Bench::ready(local(model), &["kms"]).await.encrypt(b"seed").await.unwrap();
+    let with = |wrapped: &[u8]| EncryptResponse {
+        annotations: [(ANNOTATION.to_owned(), Bytes::copy_from_slice(wrapped))].into(),
+        ..sealed.clone()
+    };
+    for (what, request) in [
+        ("stripped", EncryptResponse { annotations: [].into(), ..sealed.clone() }),
+        ("another KEK", with(&theirs.annotations[ANNOTATION])),
+        ("a KEK of another version", with(&newer.annotations[ANNOTATION])),
+        ("a seed for a KEK", with(&bare.ciphertext)),
+        ("nothing that Transit makes", with(b"lk1:")),
+        ("nothing", with(b"")),
+        (
+            "beside a bare ciphertext",
+            EncryptResponse { annotations: sealed.annotations.clone(), ..bare.clone() },
+        ),
+        ("another key_id", EncryptResponse { key_id: newer.key_id.clone(), ..sealed.clone() }),
+        ("another provider's key_id", EncryptResponse { key_id: "1".into(), ..sealed.clone() }),
+        ("another seed's ciphertext", EncryptResponse { ciphertext: theirs.ciphertext, ..sealed.clone() }),
+        ("cut off", EncryptResponse { ciphertext: sealed.ciphertext.slice(..30), ..sealed.clone() }),
+    ] {
+        let error = bench.open(&request).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{what}: {error}");
+    }
+    // Nor does a KEK leave as if it were a seed.
+    for key_id in [&sealed.key_id, "1"] {
+        let error = bench.decrypt(&sealed.annotations[ANNOTATION], key_id).await.unwrap_err();
+        assert!(error.message().contains("not a seed"), "{error}");
+    }
+    assert_eq!(bench.healthz().await, "ok");
+    assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_kek_comes_with_a_new_version_and_after_time_and_uses() {
+    let bench = local_bench(Model::new()).await;
+    let first = wrapped_kek(&bench.encrypt(b"seed").await.unwrap());
+    pass(900).await;
+    assert_eq!(wrapped_kek(&bench.encrypt(b"seed").await.unwrap()), first);
+    pass(131).await;
+    let second = wrapped_kek(&bench.encrypt(b"seed").await.unwrap());
+    assert_ne!(second, first, "after its time");
+    for _ in 0..50 {
+        bench.encrypt(b"seed").await.unwrap();
+    }
+    pass(1).await;
+    let third = wrapped_kek(&bench.encrypt(b"seed").await.unwrap());
+    assert_ne!(third, second, "after its uses, at once");
+    bench.model.rotate("kms");
+    pass(31).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    assert_eq!(sealed.key_id.parse::<KeyId>().unwrap().version.number(), 2);
+    assert_eq!(wrapped_kek(&sealed).version().number(), 2, "wrapped under what is published");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_outlived_until_the_hard_limit() {
+    let bench = local_bench(Model::new()).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
+    bench.open(&theirs).await.unwrap();
+    // Longer than any is used without being unwrapped anew, whether asked for or not.
+    pass(300).await;
+    let calls = bench.model.calls();
+    assert_eq!(bench.open(&theirs).await.unwrap(), b"theirs"[..]);
+    assert_eq!(bench.model.calls(), calls);
+
+    bench.model.change(|state| {
+        for what in ["decrypt", "decrypt_batch", "encrypt", "read_key"] {
+            state.fails.insert(what, Fault::Unreachable);
+        }
+    });
+    for _ in 0..3 {
+        pass(100).await;
+        assert_eq!(bench.healthz().await, "ok");
+        let during = bench.encrypt(b"during").await.unwrap();
+        for (sealed, seed) in [(&sealed, "seed"), (&theirs, "theirs"), (&during, "during")] {
+            assert_eq!(bench.open(sealed).await.unwrap(), seed.as_bytes());
+        }
+    }
+    pass(110).await;
+    assert!(bench.healthz().await.contains("unreachable"), "{}", bench.healthz().await);
+    for error in [bench.encrypt(b"seed").await.unwrap_err(), bench.open(&theirs).await.unwrap_err()] {
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+    }
+
+    bench.model.change(|state| state.fails.clear());
+    pass(16).await;
+    assert_eq!(bench.healthz().await, "ok");
+    let calls = bench.model.calls();
+    for sealed in [&sealed, &theirs, &bench.encrypt(b"seed").await.unwrap()] {
+        bench.open(sealed).await.unwrap();
+    }
+    assert_eq!(bench.model.calls(), calls, "all of them are there again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kek_that_was_named_in_an_outage_is_there_in_the_next() {
+    let bench = local_bench(Model::new()).await;
+    let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
+    let outage = |bench: &Bench| {
+        bench.model.change(|state| {
+            state.fails.insert("decrypt", Fault::Unreachable);
+        });
+    };
+    outage(&bench);
+    assert_eq!(bench.open(&theirs).await.unwrap_err().code(), Code::Unavailable);
+    bench.model.change(|state| state.fails.clear());
+    pass(16).await;
+    outage(&bench);
+    assert_eq!(bench.open(&theirs).await.unwrap(), b"theirs"[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_brings_them_back() {
+    let mut bench = local_bench(Model::new()).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
+    bench.open(&theirs).await.unwrap();
+    for (fault, code) in [(Fault::Denied, Code::PermissionDenied), (Fault::KeyLost, Code::FailedPrecondition)]
+    {
+        bench.model.change(|state| {
+            for what in ["decrypt", "decrypt_batch", "read_key"] {
+                state.fails.insert(what, fault);
+            }
+        });
+        pass(31).await;
+        for error in [
+            bench.encrypt(b"seed").await.unwrap_err(),
+            bench.open(&sealed).await.unwrap_err(),
+            bench.open(&theirs).await.unwrap_err(),
+        ] {
+            assert_eq!(error.code(), code, "{error}");
+        }
+        // Silence afterwards gives nothing back.
+        bench.model.change(|state| {
+            for what in ["decrypt", "decrypt_batch", "read_key"] {
+                state.fails.insert(what, Fault::Unreachable);
+            }
+        });
+        pass(10).await;
+        assert!(bench.open(&sealed).await.is_err());
+        bench.model.change(|state| state.fails.clear());
+        pass(16).await;
+        bench.open(&sealed).await.unwrap();
+    }
+
+    bench.session.kill_token();
+    pass(31).await;
+    assert_eq!(bench.open(&theirs).await.unwrap_err().code(), Code::PermissionDenied);
+    bench.take_session(&["kms"]).await.unwrap();
+    pass(1).await;
+    let calls = bench.model.calls();
+    for sealed in [&sealed, &theirs, &bench.encrypt(b"seed").await.unwrap()] {
+        bench.open(sealed).await.unwrap();
+    }
+    assert_eq!(bench.model.calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kek_of_an_excluded_version_is_refused() {
+    let bench = local_bench(Model::new()).await;
+    let sealed = bench.encrypt(b"seed").await.unwrap();
+    bench.model.rotate("kms");
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = 2);
+    pass(31).await;
+    assert_eq!(bench.open(&sealed).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(bench.healthz().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn modes_are_switched_either_way_and_all_stays_readable() {
+    let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+    let bare = bench.encrypt(b"bare").await.unwrap();
+    bench.model = local(bench.model.clone());
+    bench.take_session(&["kms"]).await.unwrap();
+    let sealed = bench.encrypt(b"sealed").await.unwrap();
+    assert_eq!(sealed.key_id, bare.key_id);
+    for _ in 0..2 {
+        assert_eq!(bench.open(&bare).await.unwrap(), b"bare"[..]);
+        assert_eq!(bench.open(&sealed).await.unwrap(), b"sealed"[..]);
+        bench.model.change(|state| state.encryption = Encryption::Transit);
+        bench.take_session(&["kms"]).await.unwrap();
+    }
+    assert!(bench.encrypt(b"bare").await.unwrap().annotations.is_empty());
+    // No KEK is kept in this mode.
+    let calls = bench.model.calls();
+    for _ in 0..3 {
+        bench.open(&sealed).await.unwrap();
+    }
+    assert_eq!(bench.model.calls() - calls, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn kms_v1_has_no_annotations_and_so_no_local_kek() {
+    let bench = Bench::ready(local(Model::new()), &["kms"]).await;
+    let service = v1(&bench);
+    let cipher = v1_encrypt(&service, b"DEK").await.unwrap();
+    assert!(cipher.starts_with(b"vault:v1:"), "{cipher:?}");
+    assert_eq!(v1_decrypt(&service, &cipher).await.unwrap(), b"DEK"[..]);
+}
+
 // Rotation.
 
 #[tokio::test(start_paused = true)]
@@ -878,14 +1156,16 @@ proptest! {
     fn no_interleaving_parts_ciphertext_and_key_id(
         steps in steps(),
         delays in proptest::collection::vec(0..6_u8, 0..200),
+        with_local_kek in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(interleave(steps, delays))?;
+        runtime.block_on(interleave(steps, delays, with_local_kek))?;
     }
 }
 
-async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseError> {
-    let bench = Bench::ready(Model::new(), &["kms"]).await;
+async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> Result<(), TestCaseError> {
+    let model = if with_local_kek { local(Model::new()) } else { Model::new() };
+    let bench = Bench::ready(model, &["kms"]).await;
     bench.model.change(|state| state.delays = delays.into());
     // Every key_id that was ever published, in order.
     let mut published = vec![bench.status().await.unwrap().key_id];
@@ -961,7 +1241,9 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>) -> Result<(), TestCaseErr
     for (from, to, response) in done {
         let Ok(sealed) = response else { continue };
         let id: KeyId = sealed.key_id.parse().unwrap();
-        prop_assert_eq!(Ciphertext::parse(&sealed.ciphertext).unwrap().version(), id.version);
+        let transits = sealed.annotations.get(ANNOTATION).unwrap_or(&sealed.ciphertext);
+        prop_assert_eq!(Ciphertext::parse(transits).unwrap().version(), id.version);
+        prop_assert_eq!(sealed.annotations.len(), usize::from(with_local_kek));
         prop_assert!(
             published[from..to].contains(&sealed.key_id),
             "published meanwhile: {:?}",

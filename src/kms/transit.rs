@@ -10,7 +10,7 @@ use super::{
     ciphertext::Ciphertext,
     key_id::{KeyVersion, Scope},
 };
-use crate::config::{KeyName, KeyNames};
+use crate::config::{Encryption, KeyName, KeyNames};
 
 /// One call's identity and the time by which its answer must be there.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +103,9 @@ pub trait Transit: Send + Sync + 'static {
         plaintext: &[u8],
         call: Call<'_>,
     ) -> Result<Sealed, TransitError>;
+
+    /// What this session was configured to wrap seeds with.
+    fn encryption(&self) -> Encryption;
 
     /// Whether the node that answers is the active one of its cluster.
     ///

@@ -73,7 +73,7 @@ impl KeyManagementService for KmsV1 {
         let uid = uid();
         let call = Call { deadline: Instant::now() + patience, uid: &uid };
         let work = async {
-            let opened = self.calls.decrypt("", &bare(&cipher), call).await?;
+            let opened = self.calls.decrypt("", &bare(&cipher), None, call).await?;
             let told = Told { key_id_hash: String::new(), request_id: opened.request_id };
             Ok((DecryptResponse { plain: Bytes::from_owner(opened.plaintext) }, told))
         };
@@ -86,10 +86,11 @@ impl KeyManagementService for KmsV1 {
         let uid = uid();
         let call = Call { deadline: Instant::now() + patience, uid: &uid };
         let work = async {
-            let (sealed, snapshot) = self.calls.encrypt(&plain, call).await?;
+            // KMS v1 has no annotations.
+            let (encrypted, snapshot) = self.calls.encrypt(&plain, false, call).await?;
             let key_id_hash = snapshot.keyring.current().key_id_hash.clone();
-            let told = Told { key_id_hash, request_id: sealed.request_id };
-            Ok((EncryptResponse { cipher: sealed.ciphertext.into_bytes().into() }, told))
+            let told = Told { key_id_hash, request_id: encrypted.request_id };
+            Ok((EncryptResponse { cipher: encrypted.ciphertext.into() }, told))
         };
         self.calls.answer("v1_encrypt", &uid, "", patience, work).await
     }

@@ -1,6 +1,6 @@
 //! The KMS v2 API: Status, Encrypt, Decrypt.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use super::{
     deadline::patience,
     health::Answer,
     key_id::key_id_hash,
+    local_kek::ANNOTATION,
     proto::{
         DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
         key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
@@ -57,14 +58,15 @@ impl KmsV2 {
         request: &EncryptRequest,
         call: Call<'_>,
     ) -> Result<(EncryptResponse, Told), Status> {
-        let (sealed, snapshot) = self.calls.encrypt(&request.plaintext, call).await?;
+        let (encrypted, snapshot) = self.calls.encrypt(&request.plaintext, true, call).await?;
         let current = snapshot.keyring.current();
         // What leaves is named after what was asked for; the session has checked the two.
-        let told = Told { key_id_hash: current.key_id_hash.clone(), request_id: sealed.request_id };
+        let told = Told { key_id_hash: current.key_id_hash.clone(), request_id: encrypted.request_id };
+        let annotations = encrypted.wrapped_kek.map(|wrapped| (ANNOTATION.to_owned(), wrapped.into()));
         let response = EncryptResponse {
-            ciphertext: sealed.ciphertext.into_bytes().into(),
+            annotations: annotations.into_iter().collect(),
+            ciphertext: encrypted.ciphertext.into(),
             key_id: current.key_id.clone(),
-            annotations: HashMap::new(),
         };
         Ok((response, told))
     }
@@ -77,7 +79,8 @@ impl KmsV2 {
         at_most("key_id", request.key_id.len(), MAX_KEY_ID_BYTES)?;
         let annotations = request.annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
         at_most("annotations", annotations, MAX_ANNOTATIONS_BYTES)?;
-        let opened = self.calls.decrypt(&request.key_id, &request.ciphertext, call).await?;
+        let wrapped_kek = request.annotations.get(ANNOTATION).map(|wrapped| &**wrapped);
+        let opened = self.calls.decrypt(&request.key_id, &request.ciphertext, wrapped_kek, call).await?;
         let told = Told { key_id_hash: key_id_hash(&request.key_id), request_id: opened.request_id };
         // `from_owner` keeps the wiping buffer behind the bytes until they are sent.
         Ok((DecryptResponse { plaintext: Bytes::from_owner(opened.plaintext) }, told))

@@ -58,6 +58,8 @@ pub struct Metrics {
     pub handshake_timeouts: IntCounter,
     /// An older key version was published because Vault insisted on it.
     pub key_version_regressions: IntCounter,
+    /// Local KEKs in memory.
+    pub local_keks: IntGauge,
     /// Peers refused for their uid.
     pub peers_refused: IntCounter,
     /// Decrypts that were answered by what another one had asked for.
@@ -151,6 +153,7 @@ impl Metrics {
                 "key_version_regressions_total",
                 "An older key version was published because Vault insisted on it.",
             )?,
+            local_keks: registered(&registry, IntGauge::new("local_keks", "Local KEKs in memory.")?)?,
             peers_refused: counter(
                 &registry,
                 "peers_refused_total",

@@ -14,7 +14,7 @@ use super::{
     pool::{Incoming, Outgoing, Pool},
 };
 use crate::{
-    config::{KeyNames, MountPath, Namespace, Reading, Token},
+    config::{Encryption, KeyNames, MountPath, Namespace, Reading, Token},
     kms::{Fault, TransitError, transit::Call},
     observe::metrics::Metrics,
 };
@@ -33,6 +33,7 @@ pub(super) struct Session {
     begun: Instant,
     /// Sent with every request: token (marked sensitive, wiped on drop), namespace.
     headers: HeaderMap,
+    pub(super) encryption: Encryption,
     pub(super) keys: KeyNames,
     pub(super) metrics: Arc<Metrics>,
     pub(super) mount: MountPath,
@@ -69,6 +70,7 @@ impl Session {
         Ok(Self {
             begun: Instant::now(),
             headers,
+            encryption: config.encryption,
             keys: config.keys.clone(),
             metrics,
             mount: config.mount.clone(),

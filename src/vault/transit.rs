@@ -16,7 +16,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    config::{KeyName, KeyNames},
+    config::{Encryption, KeyName, KeyNames},
     kms::{
         Fault, Transit, TransitError,
         ciphertext::Ciphertext,
@@ -141,6 +141,10 @@ impl Transit for Session {
             return Err(TransitError::new(Fault::Nonsense, message));
         }
         Ok(Sealed { ciphertext, request_id: envelope.request_id })
+    }
+
+    fn encryption(&self) -> Encryption {
+        self.encryption
     }
 
     async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError> {

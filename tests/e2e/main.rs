@@ -15,6 +15,8 @@ mod crash;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod local_kek;
+#[cfg(test)]
 mod moving_in;
 #[cfg(test)]
 mod outage;

@@ -128,15 +128,15 @@ impl Scene {
     /// and what became of ours.
     async fn end(self, of_other: KmsCalls) -> (u64, KmsCalls, LoadReport) {
         self.stop.cancel();
-        let (requests, calls) = (self.api_load.stop().await, self.load.stop().await);
-        requests.assert_nothing_failed();
+        let (of_api, calls) = (self.api_load.stop().await, self.load.stop().await);
+        of_api.requests.assert_nothing_failed();
         assert_eq!(self.ready.await.unwrap(), [""; 0], "kube-apiserver was not ready");
         let api = self.server.api();
         let kms = KmsCalls::of(&self.server).await.and(of_other);
-        for (name, value) in &requests.written {
+        for (name, value) in &of_api.written {
             assert_eq!(api.secret(name).await.unwrap(), *value);
         }
-        (requests.calls, kms, calls)
+        (of_api.requests.calls, kms, calls)
     }
 }
 

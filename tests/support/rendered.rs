@@ -20,6 +20,8 @@ pub(crate) struct Rendered {
     /// The paths of a client certificate and its key.
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) keys: Vec<String>,
+    /// Mode `local-kek`.
+    pub(crate) local_kek: bool,
     pub(crate) mount: String,
     pub(crate) namespace: Option<String>,
     /// The name that the server's certificate must carry, if not the address's.
@@ -35,6 +37,7 @@ impl Rendered {
             ca_file: bao.ca_file(),
             client_certificate: None,
             keys: vec![KEY.into()],
+            local_kek: false,
             mount: MOUNT.into(),
             namespace: None,
             server_name: None,
@@ -58,6 +61,9 @@ impl Rendered {
         let mut yaml = format!("provider: vault\nvault:\n  addresses: {}\n", json!(self.addresses));
         if let Some(namespace) = &self.namespace {
             yaml += &format!("  namespace: {}\n", json!(namespace));
+        }
+        if self.local_kek {
+            yaml = format!("encryption:\n  mode: local-kek\n{yaml}");
         }
         yaml += &format!("  transitpath: {}\n  keynames: {}\n", json!(self.mount), json!(self.keys));
         yaml += &format!("  tls:\n    ca_file: {}\n", json!(self.ca_file));

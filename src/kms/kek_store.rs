@@ -1,0 +1,344 @@
+//! The local KEKs that are kept in memory, and how long each may be used.
+//!
+//! A KEK is *usable* if Transit has unwrapped it within `max_age`; while Vault is merely unreachable,
+//! within `max_age_in_outage`. All that are kept are unwrapped anew before their time, by
+//! [`look_after`], whether they are asked for or not: kube-apiserver asks for a KEK again only when it
+//! starts, which may be in the middle of an outage. A refusal ends all of them at once.
+//!
+//! Of what cannot be unwrapped now the name stays, which is no secret, so that it is there by the
+//! next outage.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::Rng;
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tracing::{debug, warn};
+
+use super::{
+    board::{Board, Snapshot},
+    ciphertext::Ciphertext,
+    key_id::Scope,
+    local_kek::LocalKek,
+    transit::{Call, Fault, TransitError},
+};
+use crate::{config::LocalKekLimits, observe::metrics::Metrics};
+
+/// More than all nodes of a large cluster make in the life of its seeds.
+const MOST_KEPT: usize = 1024;
+/// What could not be unwrapped is tried again after this.
+const RETRY: Duration = Duration::from_secs(10);
+/// The longest that one look after a KEK may take.
+const LONGEST_LOOK: Duration = Duration::from_secs(5);
+/// Between looks, however much is asked for.
+const LEAST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps KEKs; shared by everybody.
+pub struct KekStore {
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    wanted: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Counts the refusals: what was unwrapped before one does not come in after it.
+    era: u64,
+    kept: HashMap<Ciphertext, Kept>,
+    /// `None` in mode `transit`: then nothing is kept.
+    limits: Option<LocalKekLimits>,
+}
+
+struct Kept {
+    kek: Option<Arc<LocalKek>>,
+    next_look: Instant,
+    /// The last look found Vault unreachable.
+    outage: bool,
+    scope: Scope,
+    /// When Transit last wrapped or unwrapped it.
+    unwrapped: Instant,
+    used: Instant,
+}
+
+impl Kept {
+    fn usable(&self, limits: LocalKekLimits) -> Option<&Arc<LocalKek>> {
+        let longest = if self.outage { limits.max_age_in_outage } else { limits.max_age };
+        self.kek.as_ref().filter(|_| self.unwrapped.elapsed() < longest)
+    }
+}
+
+impl KekStore {
+    /// An empty one, which keeps nothing before [`configure`](Self::configure) says how.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, state: Mutex::default(), wanted: Notify::new() }
+    }
+
+    /// Sets how long KEKs are used; without limits none is kept.
+    pub fn configure(&self, limits: Option<LocalKekLimits>) {
+        let mut state = self.lock();
+        state.limits = limits;
+        if limits.is_none() {
+            state.era += 1;
+            state.kept.clear();
+        }
+        self.count(&state);
+        // What could not be unwrapped on the old session may be on the new one.
+        let now = Instant::now();
+        state.kept.values_mut().filter(|kept| kept.kek.is_none()).for_each(|kept| kept.next_look = now);
+        drop(state);
+        self.wanted.notify_one();
+    }
+
+    /// A usable KEK.
+    #[must_use]
+    pub fn get(&self, wrapped: &Ciphertext) -> Option<Arc<LocalKek>> {
+        let mut state = self.lock();
+        let limits = state.limits?;
+        let kept = state.kept.get_mut(wrapped)?;
+        kept.used = Instant::now();
+        kept.usable(limits).cloned()
+    }
+
+    /// Whether this KEK may be used now.
+    #[must_use]
+    pub fn is_usable(&self, kek: &LocalKek) -> bool {
+        let state = self.lock();
+        let kept = state.limits.and_then(|limits| state.kept.get(kek.wrapped())?.usable(limits));
+        kept.is_some()
+    }
+
+    /// What [`put`](Self::put) is to be given, taken before Transit is asked.
+    #[must_use]
+    pub fn era(&self) -> u64 {
+        self.lock().era
+    }
+
+    /// Keeps what Transit has just wrapped or unwrapped, unless there was a refusal since `era`.
+    pub fn put(&self, kek: Arc<LocalKek>, era: u64) {
+        let mut state = self.lock();
+        let Some(limits) = state.limits.filter(|_| state.era == era) else { return };
+        let now = Instant::now();
+        let wrapped = kek.wrapped().clone();
+        let used = state.kept.get(&wrapped).map_or(now, |kept| kept.used);
+        let scope = kek.scope();
+        let kept = Kept {
+            // The one that is there counts its uses.
+            kek: state.kept.get(&wrapped).and_then(|kept| kept.kek.clone()).or(Some(kek)),
+            // Not all at the same moment, nor on all nodes.
+            next_look: now + limits.max_age.mul_f64(rand::random_range(0.5..0.75)),
+            outage: false,
+            scope,
+            unwrapped: now,
+            used,
+        };
+        state.kept.insert(wrapped, kept);
+        self.bound(&mut state);
+    }
+
+    /// Remembers a KEK that is wanted and could not be unwrapped.
+    fn name(&self, wrapped: &Ciphertext, scope: Scope) {
+        let mut state = self.lock();
+        if state.limits.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let named =
+            Kept { kek: None, next_look: now + RETRY, outage: false, scope, unwrapped: now, used: now };
+        state.kept.entry(wrapped.clone()).or_insert(named);
+        self.bound(&mut state);
+    }
+
+    /// Vault says no, to all or to the key in `scope`: no such KEK is used before it says yes again.
+    pub fn refused(&self, scope: Option<Scope>) {
+        let mut state = self.lock();
+        state.era += 1;
+        let next_look = Instant::now() + RETRY;
+        for kept in state.kept.values_mut().filter(|kept| scope.is_none_or(|scope| scope == kept.scope)) {
+            if kept.kek.take().is_some() {
+                kept.next_look = next_look;
+            }
+        }
+        self.count(&state);
+    }
+
+    /// A look after a KEK, or a Decrypt with one that is not kept, has failed so.
+    pub fn failed(&self, wrapped: &Ciphertext, scope: Scope, error: &TransitError) {
+        match error.fault {
+            Fault::DeadlineExceeded
+            | Fault::Lagging
+            | Fault::Nonsense
+            | Fault::TooMuch
+            | Fault::Unreachable => {
+                self.name(wrapped, scope);
+                if let Some(kept) = self.lock().kept.get_mut(wrapped) {
+                    kept.outage = true;
+                    kept.next_look = Instant::now() + RETRY;
+                }
+            }
+            Fault::Denied | Fault::KeyLost => self.refused(Some(scope)),
+            Fault::TokenDead => self.refused(None),
+            Fault::BadCiphertext | Fault::TooOld => {
+                let mut state = self.lock();
+                if state.kept.remove(wrapped).is_some() {
+                    warn!(%error, "a local KEK is not unwrapped any more");
+                }
+                self.count(&state);
+            }
+        }
+    }
+
+    /// What is to be unwrapped now, and when there will be something next.
+    fn due(&self) -> (Vec<(Ciphertext, Scope)>, Option<Instant>) {
+        let state = self.lock();
+        let now = Instant::now();
+        let due = state.kept.iter().filter(|(_, kept)| kept.next_look <= now);
+        let next = state.kept.values().map(|kept| kept.next_look).filter(|next| *next > now).min();
+        (due.map(|(wrapped, kept)| (wrapped.clone(), kept.scope)).collect(), next)
+    }
+
+    /// Drops those that were not asked for the longest.
+    fn bound(&self, state: &mut State) {
+        while state.kept.len() > MOST_KEPT {
+            let oldest = state.kept.iter().min_by_key(|(_, kept)| kept.used);
+            let Some(wrapped) = oldest.map(|(wrapped, _)| wrapped.clone()) else { break };
+            state.kept.remove(&wrapped);
+        }
+        self.count(state);
+    }
+
+    fn count(&self, state: &State) {
+        let kept = state.kept.values().filter(|kept| kept.kek.is_some()).count();
+        self.metrics.local_keks.set(i64::try_from(kept).unwrap_or(i64::MAX));
+    }
+
+    /// Each value in it stands for itself, so a panic leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has all KEKs unwrapped anew before their time, for ever.
+pub async fn look_after(board: Arc<Board>) {
+    loop {
+        let mut pause = LONGEST_PAUSE;
+        // Nothing loops on 403: while the token is dead, only the prober looks.
+        if let Some(snapshot) = board.snapshot()
+            && board.token_dead_for(snapshot.generation).is_none()
+        {
+            let (due, _) = board.keks.due();
+            let mut looks = JoinSet::new();
+            for (wrapped, scope) in due {
+                looks.spawn(look(Arc::clone(&board), Arc::clone(&snapshot), wrapped, scope));
+            }
+            // Together, so that the coalescer makes a few calls of them.
+            looks.join_all().await;
+            if let (_, Some(next)) = board.keks.due() {
+                pause = next.saturating_duration_since(Instant::now()).clamp(LEAST_PAUSE, LONGEST_PAUSE);
+            }
+        }
+        sleep(LEAST_PAUSE).await;
+        tokio::select! {
+            () = sleep(pause.saturating_sub(LEAST_PAUSE)) => {}
+            () = board.keks.wanted.notified() => {}
+        }
+    }
+}
+
+async fn look(board: Arc<Board>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, scope: Scope) {
+    let Some(entry) = snapshot.keyring.entry(scope) else {
+        let error = TransitError::new(Fault::TooOld, "its Transit key is not configured any more");
+        board.keks.failed(&wrapped, scope, &error);
+        return;
+    };
+    let era = board.keks.era();
+    let uid = format!("kek-{:016x}", rand::rng().next_u64());
+    let call = Call { deadline: Instant::now() + LONGEST_LOOK, uid: &uid };
+    let outcome = snapshot.decrypts.decrypt(&entry.name, &wrapped, call).await;
+    match outcome.and_then(|opened| LocalKek::new(&opened.plaintext, wrapped.clone(), scope)) {
+        Ok(kek) => board.keks.put(Arc::new(kek), era),
+        Err(error) => {
+            debug!(%error, "a local KEK could not be unwrapped anew");
+            if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
+                board.call_failed(snapshot.generation, &error);
+            }
+            // Of a session that is not in use any more a refusal says nothing.
+            if board.snapshot().is_some_and(|now| now.generation == snapshot.generation) {
+                board.keks.failed(&wrapped, scope, &error);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{KeyName, MountPath, Namespace},
+        kms::local_kek::new_payload,
+    };
+
+    fn store() -> KekStore {
+        let store = KekStore::new(Arc::new(Metrics::new().unwrap()));
+        store.configure(Some(LocalKekLimits::default()));
+        store
+    }
+
+    fn kek(number: usize) -> Arc<LocalKek> {
+        let scope = Scope::of(&Namespace::default(), &MountPath::default(), &KeyName::new("kms").unwrap());
+        let wrapped = Ciphertext::parse(format!("vault:v1:{number:08}").as_bytes()).unwrap();
+        Arc::new(LocalKek::new(&new_payload(), wrapped, scope).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_are_kept_and_those_not_asked_for_go_first() {
+        let store = store();
+        let first = kek(0);
+        for number in 0..MOST_KEPT {
+            store.put(if number == 0 { Arc::clone(&first) } else { kek(number) }, store.era());
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert!(store.get(first.wrapped()).is_some());
+        store.put(kek(MOST_KEPT), store.era());
+        assert!(store.get(first.wrapped()).is_some());
+        assert!(store.get(kek(1).wrapped()).is_none());
+        // Names alone are bounded, too.
+        let error = TransitError::new(Fault::Unreachable, "away");
+        for number in 0..2 * MOST_KEPT {
+            let kek = kek(number + 10_000);
+            store.failed(kek.wrapped(), kek.scope(), &error);
+        }
+        assert_eq!(store.lock().kept.len(), MOST_KEPT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_unwrapped_before_a_refusal_does_not_come_in_after_it() {
+        let store = store();
+        let (kek, era) = (kek(0), store.era());
+        store.refused(None);
+        store.put(Arc::clone(&kek), era);
+        assert!(!store.is_usable(&kek));
+        store.put(Arc::clone(&kek), store.era());
+        assert!(store.is_usable(&kek));
+        store.configure(None);
+        assert!(!store.is_usable(&kek) && store.lock().kept.is_empty(), "mode transit keeps none");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn age_ends_a_kek_that_nobody_looks_after() {
+        let (store, kek) = (store(), kek(0));
+        store.put(Arc::clone(&kek), store.era());
+        tokio::time::advance(Duration::from_secs(3599)).await;
+        assert!(store.is_usable(&kek));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!store.is_usable(&kek) && store.get(kek.wrapped()).is_none());
+    }
+}

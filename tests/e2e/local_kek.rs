@@ -1,0 +1,70 @@
+//! Mode `local-kek`: API servers start while Vault is down.
+
+use std::time::Instant;
+
+use crate::{
+    cluster::{Cluster, EncryptionConfig, READY_WITHIN, figure},
+    support::{Stage, TAKEN_WITHIN, eventually},
+};
+
+#[tokio::test]
+async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_secrets() {
+    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
+    let token = stage.token().to_owned();
+    stage.rendered.local_kek = true;
+    stage.render(&token);
+    let (daemon, caller) = stage.ready(["--outage-grace", "1s"]).await;
+    let mut server = cluster.ready(&EncryptionConfig::ours(daemon.socket())).await;
+    // A seed for each start, under the local KEK.
+    let mut written = Vec::new();
+    for start in 0..3 {
+        server.kill();
+        server.start_again();
+        server.wait_ready(READY_WITHIN).await;
+        for number in 0..10 {
+            let (name, value) = (format!("secret-{start}-{number}"), format!("value {start} {number}"));
+            server.api().create_secret(&name, &value).await.unwrap();
+            written.push((name, value));
+        }
+    }
+
+    stage.bao.stop();
+    eventually("the outage is noticed", TAKEN_WITHIN, async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        if status == 200 && text.contains("Vault does not answer right now") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let down = Instant::now();
+    server.kill();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    let ready = down.elapsed();
+    let mut read = server.api().secrets().await.unwrap();
+    read.sort();
+    assert_eq!(read, written);
+    server.api().create_secret("during", "written during the outage").await.unwrap();
+    assert_eq!(server.api().secret("during").await.unwrap(), "written during the outage");
+    // The grace is long over.
+    assert!(down.elapsed().as_secs() >= 1);
+    assert_eq!(caller.health().await, "ok");
+
+    stage.bao.start_again().await;
+    eventually("all is well again", READY_WITHIN, async || {
+        let (_, text) = daemon.admin("/readyz").await;
+        if text.contains("does not answer") { Err(text) } else { Ok(()) }
+    })
+    .await;
+
+    // Back in mode `transit`, it is all readable, if Vault is there.
+    stage.rendered.local_kek = false;
+    stage.render_and_wait(&daemon, &token).await;
+    server.kill();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    written.push(("during".into(), "written during the outage".into()));
+    written.sort();
+    let mut read = server.api().secrets().await.unwrap();
+    read.sort();
+    assert_eq!(read, written);
+    figure("5 local KEK", &format!("restarted with Vault down: ready after {:.1} s", ready.as_secs_f64()));
+}
