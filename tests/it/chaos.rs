@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::{
-    Daemon, DaemonOptions, Load, LoadReport, Trio, eventually, figures::figure, full, rendered, scratch,
+    Daemon, DaemonOptions, KEY, Load, LoadReport, MOUNT, Trio, eventually, figures::figure, full, rendered,
+    scratch,
 };
 
 /// Calls a second.
@@ -36,7 +39,10 @@ struct Arena {
 
 impl Arena {
     async fn start() -> Self {
-        let trio = Trio::start().await;
+        Self::of(Trio::start().await).await
+    }
+
+    async fn of(trio: Trio) -> Self {
         let dir = scratch("arena-");
         let config = dir.path().join("config.yaml");
         rendered::by_rename(&config, &trio.rendered().await.yaml());
@@ -64,7 +70,7 @@ impl Arena {
                 member.start_again_sealed().await;
             }
             Blow::Seal => member.seal().await,
-            Blow::StepDown => drop(member.api("PUT", "sys/step-down", serde_json::Value::Null).await),
+            Blow::StepDown => drop(member.api("PUT", "sys/step-down", Value::Null).await),
         }
         let seconds = if full() { 10 } else { 1 };
         more_calls(&load, u64::from(RATE) * seconds).await;
@@ -143,6 +149,33 @@ async fn with_two_of_three_dead_encrypt_decrypt_and_status_go_on() {
         for node in dead {
             arena.trio.members[node].unseal_member().await;
         }
+    }
+}
+
+/// A server that cannot write its audit log answers nothing but 500.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_while_the_audit_device_of_one_node_does() {
+    let arena = Arena::of(Trio::with_audit_disks().await).await;
+    let leader = arena.trio.leader().await;
+    for node in [leader, (leader + 1) % 3] {
+        let member = &arena.trio.members[node];
+        let Some(disk) = member.audit_disk() else { return };
+        let load = Load::at_rate(&arena.daemon, RATE);
+        more_calls(&load, u64::from(RATE) / 2).await;
+        disk.fill();
+        let path = format!("{MOUNT}/keys/{KEY}");
+        eventually("the node fails", Duration::from_secs(10), async || {
+            let (status, answer) = member.api_as(member.root_token(), "GET", &path, Value::Null).await;
+            if status == 500 { Ok(()) } else { Err(format!("{status} {answer}")) }
+        })
+        .await;
+        more_calls(&load, u64::from(RATE) * 2).await;
+        disk.free();
+        more_calls(&load, u64::from(RATE) / 2).await;
+        let report = load.stop().await;
+        report.assert_nothing_failed();
+        let whom = if node == leader { "the leader" } else { "another node" };
+        figure("chaos", &format!("audit device of {whom} fails: {}", told(&report)));
     }
 }
 

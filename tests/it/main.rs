@@ -33,6 +33,8 @@ mod rotation;
 #[cfg(test)]
 mod shutdown;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod socket;
 #[cfg(test)]
 #[path = "../support/mod.rs"]

@@ -1,18 +1,12 @@
 //! Whatever goes wrong with the file and the one who renders it: no call fails.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::support::{
-    Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, Stage, TAKEN_WITHIN, eventually, scratch,
-    wait_for_session_after,
+    Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, SmallDisk, Stage, TAKEN_WITHIN, eventually,
+    scratch, wait_for_session_after,
 };
 
 const CALLERS: usize = 2;
@@ -71,14 +65,15 @@ async fn the_rendered_file_is_deleted_and_comes_back() {
 
 #[tokio::test]
 async fn the_disk_is_full_where_the_agent_renders() {
-    let Some(disk) = SmallDisk::mounted() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mounted(dir.path(), "64k") else { return };
     let bao = Bao::start().await;
-    let mut agent = Agent::start(&bao, &disk.path().join("config.yaml"), AgentOptions::default()).await;
+    let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
     let daemon = daemon_of(&agent).await;
     let load = Load::start(&daemon, CALLERS, PAUSE).await;
     let rendered = agent.token();
 
-    let filler = disk.fill();
+    disk.fill();
     agent.try_to_log_in_again();
     eventually("the agent cannot render", TAKEN_WITHIN, async || {
         let said = agent.output();
@@ -88,52 +83,10 @@ async fn the_disk_is_full_where_the_agent_renders() {
     assert_eq!(agent.token(), rendered, "what was there stays");
     load_goes_on(&load).await;
 
-    fs::remove_file(filler).unwrap();
+    disk.free();
     let generation = daemon.generation().await;
     agent.log_in_again().await;
     wait_for_session_after(&daemon, generation).await;
     load_goes_on(&load).await;
     load.stop().await.assert_nothing_failed();
-}
-
-/// A file system of its own that is soon full.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// None if we may not mount, which only root may; in CI that is a failure.
-    fn mounted() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "transit-kms-test"])
-            .arg(dir.path())
-            .output()
-            .unwrap();
-        if mount.status.success() {
-            return Some(Self(dir));
-        }
-        assert!(std::env::var_os("CI").is_none(), "in CI this is tested, as root: {mount:?}");
-        eprintln!("not tested, no right to mount here: {mount:?}");
-        None
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// A file that takes all the room there is.
-    fn fill(&self) -> PathBuf {
-        let filler = self.path().join("filler");
-        let block = vec![7; 4096];
-        let mut file = fs::File::create(&filler).unwrap();
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        filler
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a daemon that is still ending may have its folder open.
-        let unmounted = Command::new("umount").arg("--lazy").arg(self.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
 }

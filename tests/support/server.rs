@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::{authority::Authority, port, process::Process, scratch::scratch, seed::Seed, wait::eventually};
+use super::{
+    authority::Authority, disk::SmallDisk, port, process::Process, scratch::scratch, seed::Seed,
+    wait::eventually,
+};
 
 /// The Transit key that every server has.
 pub(crate) const KEY: &str = "kms";
@@ -24,6 +27,8 @@ pub(crate) const MOUNT: &str = "transit";
 /// The name of the policy that every server has: what the daemon needs with [`KEY`], no more.
 pub(crate) const POLICY: &str = "transit-kms";
 
+/// Enough for the log of a test.
+const AUDIT_DISK: &str = "32m";
 /// A server that has not answered by then is not there.
 const SOON: Duration = Duration::from_secs(1);
 /// How long a server may take to do what it is told.
@@ -44,6 +49,8 @@ path "auth/token/renew-self"  {{ capabilities = ["update"] }}
 
 /// What makes a server one of a cluster.
 pub(crate) struct Member {
+    /// Has its audit log on a disk of its own, `audit` in its folder.
+    pub(super) audit_disk: bool,
     /// That of all members.
     pub(super) authority: Arc<Authority>,
     /// The address of the member to join, if it is not the first.
@@ -72,6 +79,7 @@ impl Default for BaoOptions {
 /// disk. It ends, and its folder goes, with this value.
 pub(crate) struct Bao {
     process: Option<Process>,
+    audit_disk: Option<SmallDisk>,
     authority: Arc<Authority>,
     dir: TempDir,
     http: Client,
@@ -108,6 +116,11 @@ impl Bao {
     /// A server that listens: without a seed not initialised, with one sealed.
     pub(super) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
         let dir = scratch("bao-");
+        let audit_disk = options.member.as_ref().filter(|member| member.audit_disk).and_then(|_| {
+            let at = dir.path().join("audit");
+            fs::create_dir(&at).unwrap();
+            SmallDisk::mounted(&at, AUDIT_DISK)
+        });
         let authority = match &options.member {
             Some(member) => Arc::clone(&member.authority),
             None => Arc::new(Authority::new(dir.path())),
@@ -126,6 +139,7 @@ impl Bao {
         }
         let mut bao = Self {
             process: None,
+            audit_disk,
             authority,
             dir,
             http: http.build().unwrap(),
@@ -339,6 +353,11 @@ impl Bao {
         self.process.as_mut().expect("it is stopped").signal(Signal::CONT);
     }
 
+    /// The disk that its audit log is on, if that is one of its own.
+    pub(crate) fn audit_disk(&self) -> Option<&SmallDisk> {
+        self.audit_disk.as_ref()
+    }
+
     /// All entries of the audit log, requests and responses.
     pub(crate) fn audit_log(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.audit_file()).unwrap();
@@ -385,10 +404,11 @@ impl Bao {
             listener["tls_client_ca_file"] = json!(path(&self.ca_file()));
             listener["tls_require_and_verify_client_cert"] = json!(true);
         }
-        if self.options.audit && !Program::found().is_vault {
-            config["audit"] = json!([
-                {"type": "file", "path": "main", "options": {"file_path": path(&self.audit_file())}}
-            ]);
+        if (self.options.audit || self.audit_disk.is_some()) && !Program::found().is_vault {
+            // A cluster has one table of devices for all members, so the path is the same for all: it is
+            // each one's own by the folder that it runs in.
+            let file = self.audit_disk.as_ref().map_or(path(&self.audit_file()), |_| "audit/main.log".into());
+            config["audit"] = json!([{"type": "file", "path": "main", "options": {"file_path": file}}]);
         }
         fs::write(self.dir.path().join("server.json"), config.to_string()).unwrap();
     }
@@ -397,7 +417,8 @@ impl Bao {
     async fn listen(&mut self) -> Result<(), String> {
         let mut command = Command::new(&Program::found().path);
         command.arg("server").arg("-config").arg(self.dir.path().join("server.json"));
-        let mut process = Process::spawn("the server", command.env("HOME", self.dir.path()));
+        command.env("HOME", self.dir.path()).current_dir(self.dir.path());
+        let mut process = Process::spawn("the server", &mut command);
         let result = eventually("the server listens", PATIENCE, async || {
             if process.exited().is_some() {
                 return Some(Err(()));

@@ -27,11 +27,20 @@ pub(crate) struct Trio {
 impl Trio {
     /// A cluster that has a leader, with [`KEY`] and [`POLICY`].
     pub(crate) async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    /// As [`Trio::start`]; each member has a disk for its audit log, if we may mount one.
+    pub(crate) async fn with_audit_disks() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(audit_disk: bool) -> Self {
         let dir = scratch("trio-");
         let authority = Arc::new(Authority::new(dir.path()));
         let member = |name: &str, leader: Option<String>| BaoOptions {
             audit: false,
-            member: Some(Member { authority: Arc::clone(&authority), leader, name: name.into() }),
+            member: Some(Member { audit_disk, authority: Arc::clone(&authority), leader, name: name.into() }),
             ..BaoOptions::default()
         };
         let mut first = Bao::launch(member("one", None), None).await;
