@@ -149,7 +149,7 @@ fn address_of(address: &SocketAddr) -> Option<UnixAddress> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::os::{fd::OwnedFd, unix::net::UnixStream};
 
     use super::*;
 
@@ -177,14 +177,15 @@ mod tests {
     fn only_what_listens_somewhere_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
-        let socket = listening(UnixListener::bind(&path).unwrap()).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        // With Accept=yes it is a connection that is passed, and its address is the socket's.
+        let _client = UnixStream::connect(&path).unwrap();
+        let connection = UnixListener::from(OwnedFd::from(listener.accept().unwrap().0));
+        let socket = listening(listener).unwrap();
         assert_eq!(socket.address(), &UnixAddress::Path(path.clone()));
         assert!(!socket.remove_if_ours().unwrap());
         assert!(path.exists());
 
-        // With Accept=yes it is a connection that is passed.
-        let (connection, _other) = UnixStream::pair().unwrap();
-        let connection = UnixListener::from(std::os::fd::OwnedFd::from(connection));
         let source = listening(connection).unwrap_err();
         let error = InheritError::NotAListener { name: "x".into(), source }.to_string();
         assert!(error.contains("Accept=no"), "{error}");
