@@ -6,7 +6,6 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -23,7 +22,7 @@ use crate::support::{
     calls::{round_trip, status, timed},
     eventually,
     http::{Proxy, Seen},
-    rendered,
+    rendered, without_inotify,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -253,15 +252,8 @@ async fn through_a_symlink_into_another_directory() {
 
 #[tokio::test]
 async fn without_inotify_by_polling() {
-    const NONE: &str = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$@""#;
-    let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", NONE, "sh"].map(str::to_owned);
-    let [unshare, arguments @ ..] = &wrapper;
-    if !Command::new(unshare).args(arguments).arg("true").status().is_ok_and(|status| status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "in CI this is tested: allow user namespaces");
-        eprintln!("not tested, no user namespaces here: {}", wrapper.join(" "));
-        return;
-    }
-    let options = DaemonOptions { wrapper: wrapper.into(), ..DaemonOptions::default() };
+    let Some(wrapper) = without_inotify() else { return };
+    let options = DaemonOptions { wrapper, ..DaemonOptions::default() };
     let mut bench = Bench::start_with(options, plain).await;
     let config = bench.dir.path().join("config.yaml");
     let log = bench.daemon.log();

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{
     Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, SmallDisk, Stage, TAKEN_WITHIN, eventually,
-    scratch, wait_for_session_after,
+    scratch, wait_for_session_after, without_inotify,
 };
 
 const CALLERS: usize = 2;
@@ -61,6 +61,24 @@ async fn the_rendered_file_is_deleted_and_comes_back() {
     stage.render_and_wait(&daemon, &token).await;
     load_goes_on(&load).await;
     load.stop().await.assert_nothing_failed();
+}
+
+#[tokio::test]
+async fn there_is_no_inotify_left_and_a_new_token_is_found_all_the_same() {
+    let Some(wrapper) = without_inotify() else { return };
+    let mut stage = Stage::start().await;
+    let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+    let options = DaemonOptions { wrapper, ..options };
+    let daemon = Daemon::start_with(&stage.config, options).await;
+    daemon.wait_ready().await;
+    let load = Load::start(&daemon, CALLERS, PAUSE).await;
+    let old = stage.token().to_owned();
+    let token = stage.bao.token().await;
+    stage.render_and_wait(&daemon, &token).await;
+    stage.bao.revoke(&old).await;
+    load_goes_on(&load).await;
+    load.stop().await.assert_nothing_failed();
+    assert!(daemon.log().contains("the files are polled"), "{}", daemon.log());
 }
 
 #[tokio::test]
