@@ -120,6 +120,9 @@ async fn a_silent_node_does_not_eat_the_deadline_and_is_asked_no_more() {
         read_key(&session).await.unwrap();
     }
     assert_eq!((silent.requests(), other.requests()), (1, 5));
+    // Not only because another one is asked first.
+    let well: Vec<_> = session.pool.well().iter().map(|node| node.name.clone()).collect();
+    assert_eq!(well, [other.address.clone()]);
 }
 
 #[tokio::test]
