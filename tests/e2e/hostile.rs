@@ -122,5 +122,5 @@ async fn wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
     let url = unix_url(socket).into_string().unwrap();
     let ran = program::run_as(NOBODY, dir, &["probe", "status", "--socket", &url]).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(daemon.log().contains(&format!("--allow-uid {NOBODY} ")), "{}", daemon.log());
+    daemon.wait_printed(&format!("--allow-uid {NOBODY} ")).await;
 }

@@ -44,7 +44,7 @@ async fn revoked_access_is_told_at_once_and_heals() {
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
     })
     .await;
-    assert!(server.log().contains(words), "{}", server.log());
+    eventually("it logs our reason", TAKEN_WITHIN, async || server.log().contains(words)).await;
     // What is cached is served on.
     assert_eq!(server.api().secret("before").await.unwrap(), "written before");
 

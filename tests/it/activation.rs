@@ -83,7 +83,7 @@ async fn one_restart_after_the_other_under_load_fails_no_call() {
         daemon = unit.daemon(&stage.config, []).await;
     }
     load.stop().await.assert_nothing_failed();
-    assert!(daemon.log().contains("inherited a listener"), "{}", daemon.log());
+    daemon.wait_printed("inherited a listener").await;
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ os.execv(rest[0], rest)";
     daemon.wait_listening().await;
     daemon.wait_ready().await;
     calls::round_trip(&kms_client(daemon.socket()).await, "v2").await;
-    assert!(daemon.log().contains("listening for KMS v1 too"), "{}", daemon.log());
+    daemon.wait_printed("listening for KMS v1 too").await;
     assert!(daemon.terminate().await.success());
     assert!(dir.path().join("kms.sock").exists() && dir.path().join("v1@localhost").exists());
 

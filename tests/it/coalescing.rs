@@ -3,7 +3,7 @@
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::support::{Bao, KEY, MOUNT, POLICY, Stage, calls};
+use crate::support::{Bao, KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN, calls, eventually};
 
 const SEEDS: u8 = 200;
 
@@ -52,11 +52,11 @@ async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() 
         entry["type"] == "response" && uid.as_str().is_some_and(|uid| uid.starts_with("batch-"))
     });
     let id = of_batch.expect("a batch")["request"]["id"].as_str().unwrap();
-    let log = daemon.log();
-    assert!(
-        log.lines().filter(|line| line.contains("uid=\"many\"") && line.contains(id)).count() > 1,
-        "{id}: {log}"
-    );
+    eventually("the log has its request beside several calls", TAKEN_WITHIN, async || {
+        let log = daemon.log();
+        log.lines().filter(|line| line.contains("uid=\"many\"") && line.contains(id)).count() > 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -106,6 +106,5 @@ async fn a_policy_that_allows_no_batches_costs_speed_and_nothing_else() {
     }
     running.join_all().await;
     assert_eq!(caller.health().await, "ok");
-    let log = daemon.log();
-    assert!(log.contains("does the policy allow `batch_input`?"), "{log}");
+    daemon.wait_printed("does the policy allow `batch_input`?").await;
 }

@@ -77,7 +77,7 @@ async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
     fs::create_dir(&later).unwrap();
     let before = place.inode();
     let mut second = place.daemon(&later.join("config.yaml"), []).await;
-    assert!(second.log().contains(&format!("the process with pid {} and uid ", first.pid())));
+    second.wait_printed(&format!("the process with pid {} and uid ", first.pid())).await;
     eventually("it knows that it knows nothing", PATIENCE, async || {
         let (status, why) = second.admin("/readyz").await;
         assert_eq!(status, 503, "{why}");
@@ -91,8 +91,7 @@ async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
     place.wait_taken(before).await;
     second.wait_ready().await;
     assert_eq!(place.others(), ["later"]);
-    let (said, first_pid) = (second.log(), first.pid());
-    assert!(said.contains(&format!("took the socket over from the process with pid {first_pid} ")), "{said}");
+    second.wait_printed(&format!("took the socket over from the process with pid {} ", first.pid())).await;
     eventually("the first knows by whom it is superseded", PATIENCE, async || {
         let (log, by) = (first.log(), format!("with pid {} ", second.pid()));
         log.lines().any(|line| line.contains("superseded: new connections go to") && line.contains(&by))
@@ -195,7 +194,7 @@ async fn with_vault_away_the_predecessor_serves_until_it_is_gone() {
         })
         .await;
         assert!(said.message().contains("cannot be reached"), "{signal:?}: {said}");
-        assert!(second.log().contains("its predecessor is gone"), "{}", second.log());
+        second.wait_printed("its predecessor is gone").await;
         bao.start_again().await;
         second.wait_ready().await;
     }

@@ -150,6 +150,15 @@ impl Daemon {
         self.process.output()
     }
 
+    /// Waits until it has printed `words`: what it prints is read a little later.
+    pub(crate) async fn wait_printed(&self, words: &str) {
+        eventually(&format!("it prints {words:?}"), PATIENCE, async || {
+            let log = self.log();
+            if log.contains(words) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
     /// Waits until both sockets take connections.
     ///
     /// # Panics
