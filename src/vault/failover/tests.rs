@@ -122,7 +122,7 @@ async fn a_silent_node_does_not_eat_the_deadline_and_is_asked_no_more() {
     assert_eq!((silent.requests(), other.requests()), (1, 5));
     // Not only because another one is asked first.
     let well: Vec<_> = session.pool.well().iter().map(|node| node.name.clone()).collect();
-    assert_eq!(well, [other.address.clone()]);
+    assert_eq!(well, std::slice::from_ref(&other.address));
 }
 
 #[tokio::test]
