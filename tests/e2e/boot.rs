@@ -66,7 +66,7 @@ async fn vault_comes_after_everything() {
 
     stage.bao.start_again().await;
     let begun = Instant::now();
-    // The bound is what the issue is about: nothing here waits for longer than two clocks say.
+    // The bound is the promise: nothing here waits for longer than these two clocks say.
     server.wait_ready(ASKS_EVERY + PROBE_INTERVAL).await;
     let took = begun.elapsed();
     server.api().create_secret("late", "stored").await.unwrap();
