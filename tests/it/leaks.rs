@@ -24,7 +24,10 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::{JoinSet, LocalSet};
 use tonic::{Request, Status};
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
+use transit_kms::kms::{
+    local_kek::ANNOTATION,
+    proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest},
+};
 
 use crate::support::{
     Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered, closed_address, eventually, policy,
@@ -195,6 +198,52 @@ async fn nothing_leaks(format: &str) {
         assert!(log.contains(proof), "this was to be in the log: {proof}");
     }
     said.add("the log", log);
+    secrets.assert_none_in(&said);
+}
+
+/// A local KEK is as secret as the seeds that it wraps; what it is, only Transit tells.
+#[tokio::test]
+async fn a_local_kek_does_not_leak_either() {
+    let mut bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let content = Rendered::with_new_token(&bao).await;
+    rendered::by_rename(&config, &format!("encryption: {{mode: local-kek}}\n{}", content.yaml()));
+    let mut daemon = Daemon::start_with(&config, DaemonOptions::arguments(["--probe-interval", "1s"])).await;
+    daemon.wait_ready().await;
+    let mut kms = daemon.kms().await;
+    let seed: [u8; 32] = rand::random();
+    let sealed = encrypt(&mut kms, &seed).await.unwrap();
+    assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed);
+    let wrapped = std::str::from_utf8(&sealed.annotations[ANNOTATION]).unwrap();
+    // A mark of 16 bytes, and the key.
+    let payload = bao.decrypt(KEY, wrapped).await;
+    let (mut secrets, mut said) = (Secrets::default(), Said::default());
+    secrets.add("a seed", seed);
+    secrets.add("the local KEK", &payload[16..]);
+
+    // Stripped, swapped, and passed off as a seed.
+    let other = bao.encrypt(KEY, &payload).await;
+    for misplaced in [
+        EncryptResponse { annotations: [].into(), ..sealed.clone() },
+        EncryptResponse {
+            annotations: [(ANNOTATION.to_owned(), other.into_bytes().into())].into(),
+            ..sealed.clone()
+        },
+        EncryptResponse {
+            annotations: [].into(),
+            ciphertext: wrapped.as_bytes().to_vec().into(),
+            ..sealed.clone()
+        },
+    ] {
+        said.add_error("a Decrypt", &decrypt(&mut kms, &misplaced).await.unwrap_err());
+    }
+    bao.stop();
+    assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed, "Vault is away");
+    ask_around(&daemon, &mut said, &seed).await;
+    assert_no_secret_of_process(&daemon, &secrets);
+    assert!(daemon.terminate().await.success());
+    said.add("the log", daemon.log());
     secrets.assert_none_in(&said);
 }
 
