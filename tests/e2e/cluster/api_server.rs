@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::{api::Api, encryption::EncryptionConfig, etcd::Etcd, kubectl::Kubectl, pki::Pki, tools::tool};
@@ -14,8 +13,6 @@ use crate::support::{eventually, port, process::Process, scratch};
 
 /// Three seconds on two cores that have nothing else to do.
 pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
-/// SIGTERM to exit.
-const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// How an API server is to be.
 #[derive(Default)]
@@ -129,18 +126,12 @@ impl ApiServer {
         .await;
     }
 
-    /// Ends it as an operator does, and waits for it.
-    pub(crate) async fn stop(&mut self) {
-        self.process.signal(Signal::TERM);
-        self.process.ended(ENDS_WITHIN).await;
-    }
-
     /// Ends it as a crash does.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it again after [`ApiServer::stop`] or [`ApiServer::kill`], with the same flags.
+    /// Starts it again after [`ApiServer::kill`], with the same flags.
     pub(crate) fn start_again(&mut self) {
         self.process = spawn(&self.arguments);
         // What was kept open has gone with the process.

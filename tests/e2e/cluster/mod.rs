@@ -2,8 +2,6 @@
 //!
 //! All of it ends with the values that stand for it, by process id.
 
-#![allow(dead_code, unused_imports, reason = "a face for all scenarios; each uses a part of it")]
-
 mod api;
 mod api_server;
 mod encryption;
@@ -16,15 +14,13 @@ mod plane;
 mod stored;
 mod tools;
 
-pub(crate) use api::{Api, ApiError, CONFIG_MAPS, SECRETS};
+pub(crate) use api::{Api, CONFIG_MAPS, SECRETS};
 pub(crate) use api_server::{ApiServer, ApiServerOptions, READY_WITHIN};
 pub(crate) use encryption::{EncryptionConfig, NAME, Provider};
 pub(crate) use etcd::Etcd;
 pub(crate) use figures::figure;
-pub(crate) use kubectl::Kubectl;
-pub(crate) use load::{ApiLoad, ApiLoadReport};
+pub(crate) use load::ApiLoad;
 pub(crate) use plane::Plane;
-pub(crate) use stored::Stored;
 
 use std::{sync::Arc, time::Duration};
 
