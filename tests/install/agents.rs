@@ -1,0 +1,1 @@
+//! The agent configurations, with real agents that log in.

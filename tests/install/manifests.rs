@@ -1,0 +1,1 @@
+//! What `manifests/` holds is what its sources say.

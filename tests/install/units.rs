@@ -1,0 +1,1 @@
+//! The systemd units, as far as they can be tried without systemd.
