@@ -22,12 +22,12 @@ args:
   - --admin-listen={{ include "transit-kms.metricsAddress" . }}
   - --socket-mode={{ .Values.socket.mode }}
   {{- with .Values.socket.group }}
-  - --socket-group={{ . }}
+  - --socket-group={{ int64 . }}
   {{- end }}
   {{- if .Values.socket.allowUids }}
   - --allow-uid=0
   {{- range .Values.socket.allowUids }}
-  - --allow-uid={{ int . }}
+  - --allow-uid={{ int64 . }}
   {{- end }}
   {{- end }}
   - --shutdown-grace={{ int .Values.shutdownGraceSeconds }}s

@@ -6,7 +6,9 @@ enableServiceLinks: false
 {{- include "transit-kms.pullSecrets" . }}
 hostNetwork: {{ .Values.hostNetwork }}
 dnsPolicy: {{ .Values.dnsPolicy }}
-priorityClassName: {{ .Values.priorityClassName }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 terminationGracePeriodSeconds: {{ add (int .Values.shutdownGraceSeconds) 20 }}
 securityContext:
   {{- include "transit-kms.podSecurityContext" . | nindent 2 }}
@@ -33,7 +35,7 @@ runAsNonRoot: false
 seccompProfile: {type: RuntimeDefault}
 {{- with .Values.socket.group }}
 # Without capabilities a file can be given only to a group that one is in.
-supplementalGroups: [{{ . }}]
+supplementalGroups: [{{ int64 . }}]
 {{- end }}
 {{- with .Values.seLinuxOptions }}
 seLinuxOptions:

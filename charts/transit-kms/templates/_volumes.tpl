@@ -79,7 +79,8 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{/* Under its own path, if it is the host's: what links there may be absolute, as those of kubelet's certificates are. */}}
 {{- define "transit-kms.credentialsDirectory" -}}
 {{- $auth := .Values.agent.auth -}}
-{{- if or (has $auth.method (list "jwt" "kubernetes")) $auth.secret.name -}}
+{{- if eq $auth.method "none" -}}
+{{- else if or (has $auth.method (list "jwt" "kubernetes")) $auth.secret.name -}}
 /run/transit-kms-credentials
 {{- else -}}
 {{ $auth.hostDirectory }}
