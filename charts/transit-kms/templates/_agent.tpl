@@ -11,6 +11,9 @@ or tokenFile.
 {{- $reload := and (eq $auth.method "cert") (not .vault.tls.serverName) -}}
 # Run with: {{ $openbao | ternary "bao" "vault" }} agent -config=agent.hcl
 # Never with exit_after_auth: the token must be renewed and rendered anew.
+{{- if $openbao }}
+# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short token_ttl.
+{{- end }}
 
 vault {
   # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
@@ -35,7 +38,7 @@ auto_auth {
     {{- with .vault.namespace }}
     namespace = {{ . | quote }}
     {{- end }}
-    # A login is tried for ever. The default lets up to five minutes pass in between.
+    # A login is tried for ever; by default with up to five minutes in between.
     exit_on_err = false
     min_backoff = "1s"
     max_backoff = "30s"
@@ -44,9 +47,10 @@ auto_auth {
       {{- if eq $auth.method "approle" }}
       role_id_file_path = {{ $auth.roleIdFile | quote }}
       secret_id_file_path = {{ $auth.secretIdFile | quote }}
-      # By default it would work once, and not after a restart.
+      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0 for the same reason.
       remove_secret_id_file_after_reading = false
       {{- else if eq $auth.method "kubernetes" }}
+      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another cluster's.
       role = {{ $auth.role | quote }}
       token_path = {{ $auth.tokenFile | quote }}
       {{- else if eq $auth.method "jwt" }}
@@ -77,8 +81,10 @@ auto_auth {
 template_config {
   # What cannot be rendered is tried for ever.
   exit_on_retry_failure = false
-  # How often the token is looked at: a token that was revoked is noticed by it.
+  {{- if not $openbao }}
+  # How often the token is looked at. If it has been revoked, the agent logs in again: from Vault 1.17 on.
   static_secret_render_interval = "1m"
+  {{- end }}
 }
 
 template {
