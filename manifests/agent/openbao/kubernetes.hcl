@@ -1,0 +1,38 @@
+# Run with: bao agent -config=agent.hcl
+# Never with exit_after_auth: the token must be renewed and rendered anew.
+# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short token_ttl.
+
+vault {
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  address = "https://vault.example.com:8200"
+  ca_cert = "/etc/transit-kms/ca.pem"
+}
+
+auto_auth {
+  method {
+    type = "kubernetes"
+    mount_path = "auth/kubernetes"
+    # A login is tried for ever; by default with up to five minutes in between.
+    exit_on_err = false
+    min_backoff = "1s"
+    max_backoff = "30s"
+
+    config = {
+      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another cluster's.
+      role = "transit-kms"
+      token_path = "/run/transit-kms-credentials/token"
+    }
+  }
+}
+
+template_config {
+  # What cannot be rendered is tried for ever.
+  exit_on_retry_failure = false
+}
+
+template {
+  source = "/etc/transit-kms/config.yaml.ctmpl"
+  destination = "/run/transit-kms-config/config.yaml"
+  perms = "0600"
+  error_on_missing_key = true
+}

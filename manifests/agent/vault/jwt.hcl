@@ -1,0 +1,40 @@
+# Run with: vault agent -config=agent.hcl
+# Never with exit_after_auth: the token must be renewed and rendered anew.
+
+vault {
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  address = "https://vault.example.com:8200"
+  ca_cert = "/etc/transit-kms/ca.pem"
+}
+
+auto_auth {
+  method {
+    type = "jwt"
+    mount_path = "auth/jwt"
+    # A login is tried for ever; by default with up to five minutes in between.
+    exit_on_err = false
+    min_backoff = "1s"
+    max_backoff = "30s"
+
+    config = {
+      role = "transit-kms"
+      path = "/etc/transit-kms/token"
+      # By default it would work once, and not after a restart.
+      remove_jwt_after_reading = false
+    }
+  }
+}
+
+template_config {
+  # What cannot be rendered is tried for ever.
+  exit_on_retry_failure = false
+  # How often the token is looked at. If it has been revoked, the agent logs in again: from Vault 1.17 on.
+  static_secret_render_interval = "1m"
+}
+
+template {
+  source = "/etc/transit-kms/config.yaml.ctmpl"
+  destination = "/run/transit-kms-config/config.yaml"
+  perms = "0600"
+  error_on_missing_key = true
+}

@@ -1,0 +1,1 @@
+{{ include "manifests.agent.hcl" (dict "kind" "openbao" "method" "cert") }}
