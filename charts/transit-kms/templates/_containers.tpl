@@ -53,9 +53,11 @@ env:
 livenessProbe:
   exec: {command: [/transit-kms, probe, live, --admin, unix:///run/transit-kms-admin/admin.sock]}
   {{- toYaml .Values.livenessProbe | nindent 2 }}
+{{- with .Values.readinessProbe }}
 readinessProbe:
   exec: {command: [/transit-kms, probe, ready, --admin, unix:///run/transit-kms-admin/admin.sock]}
-  {{- toYaml .Values.readinessProbe | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .Values.resources }}
 resources:
   {{- toYaml . | nindent 2 }}
@@ -67,8 +69,8 @@ volumeMounts:
   - {name: socket, mountPath: /run/transit-kms}
   - {name: config, mountPath: /run/transit-kms-config, readOnly: true}
   - {name: admin, mountPath: /run/transit-kms-admin}
-  {{- if include "transit-kms.caFile" . }}
-  - {name: ca, mountPath: /etc/transit-kms-ca, readOnly: true}
+  {{- with include "transit-kms.caMount" . }}
+  {{- nindent 2 . }}
   {{- end }}
   {{- with .Values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
@@ -114,8 +116,8 @@ volumeMounts:
   {{- if and $credentials (ne $credentials $directory) }}
   - {name: credentials, mountPath: {{ $credentials }}, readOnly: true}
   {{- end }}
-  {{- if include "transit-kms.caFile" . }}
-  - {name: ca, mountPath: /etc/transit-kms-ca, readOnly: true}
+  {{- with include "transit-kms.caMount" . }}
+  {{- nindent 2 . }}
   {{- end }}
   {{- with $agent.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}

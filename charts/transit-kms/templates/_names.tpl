@@ -20,10 +20,12 @@ app.kubernetes.io/component: kms-provider
 
 {{- define "transit-kms.labels" -}}
 {{- with .Values.commonLabels }}{{ toYaml . }}{{ "\n" }}{{ end -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "transit-kms.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- if eq .Release.Service "Helm" }}
+app.kubernetes.io/managed-by: Helm
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
 {{- end -}}
 
 {{- define "transit-kms.serviceAccountName" -}}

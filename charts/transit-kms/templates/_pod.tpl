@@ -1,6 +1,5 @@
 {{/* The pod, but for its metadata. */}}
 {{- define "transit-kms.podSpec" -}}
-serviceAccountName: {{ include "transit-kms.serviceAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- include "transit-kms.pullSecrets" . }}

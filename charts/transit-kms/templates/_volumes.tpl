@@ -61,10 +61,12 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 
 {{/* The file with the authorities, if there is one. */}}
 {{- define "transit-kms.caFile" -}}
-{{- if .Values.vault.tls.caHostPath -}}
-/etc/transit-kms-ca/{{ base .Values.vault.tls.caHostPath }}
-{{- else if .Values.vault.tls.ca -}}
-/etc/transit-kms-ca/ca.pem
+{{- .Values.vault.tls.caHostPath | default (empty .Values.vault.tls.ca | ternary "" "/etc/transit-kms-ca/ca.pem") -}}
+{{- end -}}
+
+{{- define "transit-kms.caMount" -}}
+{{- with include "transit-kms.caFile" . -}}
+- {name: ca, mountPath: {{ dir . }}, readOnly: true}
 {{- end -}}
 {{- end -}}
 
@@ -76,7 +78,7 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- end -}}
 {{- end -}}
 
-{{/* Under its own path, if it is the host's: what links there may be absolute, as those of kubelet's certificates are. */}}
+{{/* Under its own path, if it is the host's: links there may be absolute, as kubelet's to its certificate is. */}}
 {{- define "transit-kms.credentialsDirectory" -}}
 {{- $auth := .Values.agent.auth -}}
 {{- if eq $auth.method "none" -}}
