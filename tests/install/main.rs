@@ -8,6 +8,10 @@
 mod agents;
 #[cfg(test)]
 mod chart;
+#[allow(dead_code, unused_imports, reason = "a face for all tests; each uses a part of it")]
+#[cfg(test)]
+#[path = "../e2e/cluster/mod.rs"]
+mod cluster;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]

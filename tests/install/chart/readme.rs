@@ -1,0 +1,70 @@
+//! The chart's README and other words of it.
+
+use std::{fs, path::Path};
+
+use super::{
+    CHART, VALUES,
+    helm::Helm,
+    objects::objects_in,
+    tools::{run, tool},
+};
+
+#[test]
+fn the_readme_is_what_helm_docs_makes_of_the_values() {
+    let arguments =
+        ["--chart-search-root=charts", "--sort-values-order=file", "--dry-run", "--log-level=warning"];
+    let made = tool("bin/helm-docs", arguments).stdout();
+    let readme = fs::read_to_string(format!("{CHART}/README.md")).unwrap();
+    assert!(made.trim() == readme.trim(), "helm-docs --chart-search-root=charts --sort-values-order=file");
+}
+
+#[test]
+fn every_value_is_explained() {
+    let readme = fs::read_to_string(format!("{CHART}/README.md")).unwrap();
+    let rows: Vec<_> = readme
+        .lines()
+        .skip_while(|line| *line != "## Values")
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    assert!(rows.len() > 80, "{rows:?}");
+    for row in rows {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        assert!(cells.len() >= 4 && cells[3].trim().len() > 5, "{row}");
+    }
+}
+
+#[test]
+fn it_runs_the_version_of_cargo_toml_and_supports_what_we_support() {
+    let chart = &objects_in(Path::new(&format!("{CHART}/Chart.yaml")))[0];
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(chart["kubeVersion"], ">=1.32.0-0");
+    for helm in Helm::BOTH {
+        let minimal = super::helm::values("minimal");
+        let old = helm.template(&["--values", &minimal, "--kube-version=1.31.9"]);
+        assert!(!old.good && old.stderr.contains(">=1.32.0-0"), "{old:?}");
+        helm.template(&["--values", &minimal, "--kube-version=1.32.0"]).stdout();
+    }
+}
+
+#[test]
+fn yamllint_has_nothing_to_say() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let config = format!("{root}/tests/install/chart/yamllint.yaml");
+    let (chart, values) = (format!("{CHART}/Chart.yaml"), format!("{CHART}/values.yaml"));
+    let golden = format!("{root}/tests/install/chart/golden");
+    tool("venv/bin/yamllint", ["--strict", "-c", &config, &chart, &values, VALUES, &golden]).stdout();
+}
+
+/// Helm ships what is in the folder: nothing that only its making needs.
+#[test]
+fn the_package_holds_what_an_installation_needs() {
+    let dir = crate::support::scratch("package-");
+    let to = dir.path().to_str().unwrap();
+    Helm::V3.run(&["package", CHART, "--destination", to]).stdout();
+    let archive = format!("{to}/transit-kms-0.1.0.tgz");
+    let names = run(std::process::Command::new("tar").args(["-tzf", &archive])).stdout();
+    for name in ["values.schema.json", "README.md", "files/rules.yaml", "templates/_agent.tpl"] {
+        assert!(names.contains(&format!("transit-kms/{name}\n")), "{name}: {names}");
+    }
+    assert!(!names.contains("gotmpl"), "{names}");
+}

@@ -1,0 +1,174 @@
+//! Values that are refused, each with the words that tell which one it is and what to do.
+
+use super::helm::{Helm, RELEASE, sets, values};
+
+/// Arguments, and what must be said about them. All come on top of the set `minimal`.
+const REFUSED: &[(&[&str], &[&str])] = &[
+    // What nobody knows, above all a token.
+    (&["--set=token=hvs.x"], &["additional properties 'token' not allowed"]),
+    (&["--set=vault.token=hvs.x"], &["'/vault'", "additional properties 'token' not allowed"]),
+    (&["--set=agent.auth.secretId=x"], &["'/agent/auth'", "additional properties 'secretId' not allowed"]),
+    (&["--set=vault.address=https://v"], &["'/vault'", "additional properties 'address' not allowed"]),
+    (
+        &["--set=extraEnv[0].name=VAULT_TOKEN,extraEnv[0].value=x"],
+        &["VAULT_TOKEN: no token in values", "agent.auth"],
+    ),
+    (
+        &["--set=agent.extraEnv[0].name=BAO_TOKEN,agent.extraEnv[0].value=x"],
+        &["BAO_TOKEN: no token in values"],
+    ),
+    (
+        &["--set=vault.tls.ca=-----BEGIN CERTIFICATE----- -----BEGIN PRIVATE KEY-----"],
+        &["vault.tls.ca has a private key in it", "leave nothing but certificates"],
+    ),
+    // Vault.
+    (&["--set=vault.addresses=null"], &["'/vault'", "missing property 'addresses'"]),
+    (&["--set-json=vault.addresses=[]"], &["'/vault/addresses'", "minItems: got 0, want 1"]),
+    (&["--set=vault.addresses={http://v:8200}"], &["'/vault/addresses/0'", "'^https://'"]),
+    (&["--set=vault.addresses={v:8200}"], &["'/vault/addresses/0'", "'v:8200' does not match pattern"]),
+    (&["--set=vault.addresses={https://u:p@v:8200}"], &["'/vault/addresses/0'", "does not match pattern"]),
+    (&["--set=vault.addresses={https://v,https://v}"], &["'/vault/addresses'", "are equal"]),
+    (&["--set=vault.addresses=https://v"], &["'/vault/addresses'", "got string, want array"]),
+    (&["--set-json=vault.keyNames=[]"], &["'/vault/keyNames'", "minItems"]),
+    (&["--set=vault.keyNames={-kms}"], &["'/vault/keyNames/0'", "does not match pattern"]),
+    (&["--set=vault.transitPath="], &["'/vault/transitPath'", "does not match pattern"]),
+    (&["--set=vault.tls.ca=ca.pem"], &["'/vault/tls/ca'", "BEGIN CERTIFICATE"]),
+    (&["--set=vault.tls.caHostPath=ca.pem"], &["'/vault/tls/caHostPath'", "does not match pattern"]),
+    (
+        &["--set=vault.tls.caHostPath=/etc/transit-kms/ca.pem"],
+        &[
+            "vault.tls.caHostPath: the daemon would be given all of /etc/transit-kms",
+            "/etc/transit-kms/ca/ca.pem",
+        ],
+    ),
+    (
+        &["--set=vault.tls.caHostPath=/a/b,vault.tls.ca=-----BEGIN CERTIFICATE-----"],
+        &["vault.tls.ca and vault.tls.caHostPath: set one of them"],
+    ),
+    (&["--set=encryption.mode=local"], &["'/encryption/mode'", "'local-kek', 'transit'"]),
+    (&["--set=encryption.maxAge=90"], &["'/encryption/maxAge'", "got number, want string"]),
+    // The agent.
+    (&["--set=agent.kind=bao"], &["'/agent/kind'", "'openbao', 'vault'"]),
+    (&["--set=agent.kind=vault"], &["'/agent/image/tag'", "'/agent/image/digest'", "want 1"]),
+    (&["--set=agent.auth=null"], &["'/agent'", "missing property 'auth'"]),
+    (&["--set=agent.auth.method=aws"], &["'/agent/auth/method'", "'approle', 'cert', 'jwt', 'kubernetes'"]),
+    (&["--set=agent.auth.method=none"], &["'/agent/auth/method'", "'approle', 'cert', 'jwt', 'kubernetes'"]),
+    (&["--set=agent.auth.method=jwt"], &["'/agent/auth/role'", "minLength"]),
+    (
+        &["--set=agent.auth.method=kubernetes,agent.auth.role=null"],
+        &["'/agent/auth'", "missing property 'role'"],
+    ),
+    (&["--set=agent.auth.roleIdFile=null"], &["'/agent/auth'", "missing property 'roleIdFile'"]),
+    (
+        &["--set=agent.auth.secretIdFile=/etc/secret_id"],
+        &["'/agent/auth/secretIdFile'", "does not match pattern"],
+    ),
+    (
+        &["--set=agent.auth.method=cert,agent.auth.keyFile="],
+        &["'/agent/auth/keyFile'", "does not match pattern"],
+    ),
+    (&["--set=agent.auth.serviceAccountToken.expirationSeconds=60"], &["expirationSeconds'", "want 600"]),
+    (
+        &["--set=agent.auth.secret.name=approle"],
+        &[
+            "agent.auth.secret.name: kube-apiserver encrypts Secrets through this daemon",
+            "acceptDeadlock=true",
+        ],
+    ),
+    (&["--set=agent.config.source=configMap"], &["'/agent/config/configMapName'", "minLength"]),
+    (
+        &["--set=agent.config.source=host,agent.config.hostDirectory=null"],
+        &["missing property 'hostDirectory'"],
+    ),
+    // The rest.
+    (&["--set=image.repository=Registry/x:tag"], &["'/image/repository'", "does not match pattern"]),
+    (&["--set=image.tag=1"], &["'/image/tag'", "got number, want string"]),
+    (&["--set=image.digest=sha256:1"], &["'/image/digest'", "does not match pattern"]),
+    (&["--set=image.pullPolicy=Sometimes"], &["'/image/pullPolicy'", "'IfNotPresent'"]),
+    (&["--set=socket.hostDirectory=/"], &["'/socket/hostDirectory'", "does not match pattern"]),
+    (&["--set=socket.hostDirectory=/run/../etc"], &["'/socket/hostDirectory'", "does not match pattern"]),
+    (&["--set-json=socket.mode=432"], &["'/socket/mode'", "got number, want string"]),
+    (&["--set=socket.group=kms"], &["'/socket/group'", "does not match pattern"]),
+    (&["--set=socket.allowUids={root}"], &["'/socket/allowUids/0'", "got string, want integer"]),
+    (&["--set=metrics.bindAddress=localhost"], &["'/metrics/bindAddress'", "podIP"]),
+    (&["--set=metrics.port=0"], &["'/metrics/port'", "minimum"]),
+    (
+        &["--set=podMonitor.enabled=true"],
+        &["podMonitor.enabled: nobody reaches metrics.bindAddress 127.0.0.1", "set it to podIP"],
+    ),
+    (&["--set=log.level=verbose"], &["'/log/level'", "'debug'"]),
+    (&["--set=shutdownGraceSeconds=0"], &["'/shutdownGraceSeconds'", "minimum"]),
+    (&["--set=extraArgs={outage-grace=2m}"], &["'/extraArgs/0'", "'^-'"]),
+    (&["--set=extraArgs={--listen=unix:///x}"], &["extraArgs: --listen is what socket.hostDirectory is for"]),
+    (&["--set=extraVolumes[0].name=x"], &["'/extraVolumes/0'", "minProperties"]),
+    (
+        &[
+            "--set=extraContainers[0].name=x,extraContainers[0].image=y,extraContainers[0].ports[0].containerPort=1",
+        ],
+        &["'/extraContainers/0/ports'"],
+    ),
+    (&["--set=podAnnotations.a=true"], &["'/podAnnotations/a'", "got boolean, want string"]),
+    (&["--set=podLabels.app\\.kubernetes\\.io/name=x"], &["podLabels, commonLabels: app.kubernetes.io/name"]),
+    (&["--set=tolerations[0].effect=NoRun"], &["'/tolerations/0/effect'", "'NoExecute'"]),
+    (&["--set=affinity.node=x"], &["'/affinity'", "additional properties 'node' not allowed"]),
+    (&["--set=updateStrategy.type=Recreate"], &["'/updateStrategy/type'", "'OnDelete', 'RollingUpdate'"]),
+    (
+        &["--set=livenessProbe.httpGet.port=80"],
+        &["'/livenessProbe'", "additional properties 'httpGet' not allowed"],
+    ),
+    (&["--set=resources.limits.memory=lots"], &["'/resources/limits/memory'", "does not match pattern"]),
+    (&["--set=uninstallGuard=false"], &["'/uninstallGuard'", "got boolean, want object"]),
+];
+
+#[test]
+fn a_value_that_cannot_work_is_refused_by_name() {
+    let minimal = values("minimal");
+    let mut amiss = Vec::new();
+    for (arguments, words) in REFUSED {
+        for helm in Helm::BOTH {
+            let ran = helm.template(&[&["--values", &minimal], *arguments].concat());
+            if ran.good || words.iter().any(|words| !ran.stderr.contains(words)) {
+                amiss.push(format!("{helm:?} {arguments:?} should say {words:?}:\n{}", ran.stderr));
+            }
+        }
+    }
+    assert!(amiss.is_empty(), "{}", amiss.join("\n"));
+}
+
+#[test]
+fn without_values_it_says_that_an_address_is_missing() {
+    for helm in Helm::BOTH {
+        let ran = helm.template(&[]);
+        assert!(!ran.good && ran.stderr.contains("'/vault/addresses': minItems: got 0, want 1"), "{ran:?}");
+        assert_eq!(ran.stderr.matches("- at").count(), 2, "one thing is missing: {}", ran.stderr);
+    }
+}
+
+/// A key is removed by `null`, as Helm's own documents say, and by `--set` as well as by a file.
+#[test]
+fn what_may_be_left_out_can_be_removed() {
+    for key in ["affinity", "extraArgs", "nodeSelector", "priorityClassName", "resources", "tolerations"] {
+        let null = format!("--set={key}=null");
+        Helm::V3.template(&["--values", &values("minimal"), &null]).stdout();
+    }
+}
+
+/// The namespace `global` is Helm's own, for charts that contain this one.
+#[test]
+fn another_chart_may_contain_it() {
+    let set = ["--values", &values("minimal"), "--set=global.imageRegistry=x"];
+    for helm in Helm::BOTH {
+        helm.template(&set).stdout();
+    }
+}
+
+#[test]
+fn lint_has_nothing_to_say_about_any_value_set() {
+    for set in sets() {
+        for helm in Helm::BOTH {
+            let arguments = ["lint", "--strict", "--quiet", super::CHART, "--values", &values(&set)];
+            let said = helm.run(&arguments).stdout();
+            assert_eq!(said.trim(), "", "{helm:?}, {set}, {RELEASE}");
+        }
+    }
+}

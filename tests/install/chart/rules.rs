@@ -1,0 +1,197 @@
+//! What holds for whatever is rendered.
+
+use serde_json::Value;
+
+use super::{
+    helm::{Helm, sets},
+    objects::{container, containers, list, objects, one, pod, text},
+    tools::{run, tool},
+};
+use crate::support::program::PROGRAM;
+
+/// The sets that ask for what is otherwise never done.
+const WITH_SECRET: &str = "secret";
+
+#[test]
+fn pods_of_every_value_set_keep_the_rules() {
+    for set in sets() {
+        for object in objects(&Helm::V3.render(&set)) {
+            let Some(pod) = pod(&object) else { continue };
+            let what = format!("{set}: {}", object["kind"]);
+            keeps_the_rules(&what, pod);
+            let secret = list(&pod["volumes"]).any(|volume| volume.get("secret").is_some());
+            assert_eq!(secret, set == WITH_SECRET && object["kind"] == "DaemonSet", "{what}");
+            let token = pod["automountServiceAccountToken"] == true;
+            assert_eq!(
+                token,
+                object["kind"] == "Job",
+                "{what}: only who asks the API server has a token for it"
+            );
+        }
+    }
+}
+
+/// What has to hold for each pod of ours.
+#[track_caller]
+pub(crate) fn keeps_the_rules(what: &str, pod: &Value) {
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{what}");
+    let volumes: Vec<_> = list(&pod["volumes"]).map(|volume| text(&volume["name"])).collect();
+    for container in containers(pod) {
+        let what = format!("{what}, container {}", container["name"]);
+        // The scheduler counts the ports of pods on the node's network, and would not put two on one.
+        assert!(container.get("ports").is_none(), "{what}");
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{what}");
+        assert_eq!(context["capabilities"]["drop"][0], "ALL", "{what}");
+        assert!(context["capabilities"].get("add").is_none(), "{what}");
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{what}");
+        for kind in ["cpu", "memory"] {
+            assert!(container["resources"]["requests"].get(kind).is_some(), "{what}: {kind}");
+        }
+        let mut paths = Vec::new();
+        for mount in list(&container["volumeMounts"]) {
+            // What is mounted so never changes.
+            assert!(mount.get("subPath").is_none() && mount.get("subPathExpr").is_none(), "{what}");
+            assert!(volumes.contains(&text(&mount["name"])), "{what}: {mount}");
+            paths.push(text(&mount["mountPath"]));
+        }
+        let all = paths.len();
+        paths.sort_unstable();
+        paths.dedup();
+        assert_eq!(paths.len(), all, "{what}: {paths:?}");
+    }
+    if let Some(daemon) = container(pod, "transit-kms") {
+        daemon_keeps_the_rules(what, pod, daemon);
+    }
+}
+
+fn daemon_keeps_the_rules(what: &str, pod: &Value, daemon: &Value) {
+    let arguments: Vec<_> = list(&daemon["args"]).map(text).collect();
+    let private = "unix:///run/transit-kms-admin/admin.sock";
+    assert!(arguments.contains(&"--takeover"), "{what}");
+    assert!(arguments.contains(&&*format!("--admin-listen={private}")), "{what}");
+    let command = |probe: &str| -> Vec<_> { list(&daemon[probe]["exec"]["command"]).map(text).collect() };
+    assert_eq!(command("livenessProbe"), ["/transit-kms", "probe", "live", "--admin", private], "{what}");
+    if daemon.get("readinessProbe").is_some() {
+        assert_eq!(
+            command("readinessProbe"),
+            ["/transit-kms", "probe", "ready", "--admin", private],
+            "{what}"
+        );
+    }
+    for probe in ["livenessProbe", "readinessProbe"] {
+        // `probe` itself gives up after three seconds, and says why.
+        assert!(daemon[probe]["timeoutSeconds"].as_u64().is_none_or(|seconds| seconds > 3), "{what}");
+    }
+    let grace = arguments.iter().find_map(|argument| argument.strip_prefix("--shutdown-grace=")).unwrap();
+    let grace: u64 = grace.trim_end_matches('s').parse().unwrap();
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > grace, "{what}");
+    let volume = |name: &str| list(&pod["volumes"]).find(|volume| volume["name"] == name).unwrap();
+    assert!(volume("admin").get("emptyDir").is_some(), "{what}: of this pod alone");
+    let Some(agent) = container(pod, "agent") else { return };
+    assert_eq!(agent["restartPolicy"], "Always", "{what}");
+    assert_eq!(volume("config")["emptyDir"]["medium"], "Memory", "{what}");
+    assert!(volume("config")["emptyDir"].get("sizeLimit").is_some(), "{what}");
+    let sees =
+        |container: &Value, name: &str| list(&container["volumeMounts"]).any(|mount| mount["name"] == name);
+    assert!(!sees(daemon, "credentials") && !sees(daemon, "agent"), "{what}: the agent's alone");
+}
+
+#[test]
+fn the_daemon_set_surges_and_goes_where_kube_apiserver_is() {
+    let rendered = objects(&Helm::V3.render("minimal"));
+    let daemon_set = &one(&rendered, "DaemonSet")["spec"];
+    let rolling = &daemon_set["updateStrategy"]["rollingUpdate"];
+    assert_eq!((rolling["maxSurge"].as_u64(), rolling["maxUnavailable"].as_u64()), (Some(1), Some(0)));
+    let pod = &daemon_set["template"]["spec"];
+    assert_eq!(pod["tolerations"][0]["operator"], "Exists");
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!((&pod["hostNetwork"], &pod["dnsPolicy"]), (&true.into(), &"Default".into()));
+}
+
+/// A DaemonSet's selector cannot change, and must not find the guard's pod.
+#[test]
+fn no_value_but_the_names_changes_the_selector() {
+    let wanted = objects(&Helm::V3.render("minimal"));
+    let wanted = &one(&wanted, "DaemonSet")["spec"]["selector"]["matchLabels"];
+    for set in sets() {
+        let rendered = objects(&Helm::V3.render(&set));
+        let daemon_set = one(&rendered, "DaemonSet");
+        assert_eq!(&daemon_set["spec"]["selector"]["matchLabels"], wanted, "{set}");
+        let finds =
+            |labels: &Value| wanted.as_object().unwrap().iter().all(|(name, value)| labels[name] == *value);
+        assert!(finds(&daemon_set["spec"]["template"]["metadata"]["labels"]), "{set}");
+        for job in rendered.iter().filter(|object| object["kind"] == "Job") {
+            assert!(!finds(&job["spec"]["template"]["metadata"]["labels"]), "{set}");
+        }
+    }
+}
+
+#[test]
+fn another_config_of_the_agent_rolls_the_pods() {
+    let checksum = |set: &str| {
+        let rendered = Helm::V3.template(&["--values", &super::helm::values("minimal"), set]).stdout();
+        let daemon_set = one(&objects(&rendered), "DaemonSet").clone();
+        daemon_set["spec"]["template"]["metadata"]["annotations"]["checksum/agent"].clone()
+    };
+    let before = checksum("--set=log.level=info");
+    assert!(before.is_string());
+    assert_eq!(checksum("--set=log.level=debug"), before);
+    assert_ne!(checksum("--set=vault.keyNames={other}"), before);
+}
+
+/// Every flag is one that the program has.
+#[test]
+fn the_program_knows_every_flag() {
+    let help =
+        |arguments: &[&str]| run(std::process::Command::new(PROGRAM).args(arguments).arg("--help")).stdout();
+    let (serve, probe, unused) = (help(&["serve"]), help(&["probe"]), help(&["probe", "unused"]));
+    for set in sets() {
+        for object in objects(&Helm::V3.render(&set)) {
+            let containers = pod(&object).into_iter().flat_map(containers);
+            for container in containers.filter(|container| container["name"] != "agent") {
+                let arguments: Vec<_> = list(&container["args"]).map(text).collect();
+                let known = match arguments.first() {
+                    Some(&"serve") => &serve,
+                    Some(&"probe") => &unused,
+                    _ => continue,
+                };
+                for flag in arguments.iter().filter(|argument| argument.starts_with("--")) {
+                    let flag = flag.split('=').next().unwrap();
+                    assert!(
+                        known.contains(&format!("{flag} ")) || known.contains(&format!("{flag}[")),
+                        "{set}: {flag}"
+                    );
+                }
+            }
+        }
+    }
+    for word in ["live", "ready", "--admin"] {
+        assert!(probe.contains(word), "{word}");
+    }
+}
+
+/// The minors of Kubernetes that are supported, by the schemas of each.
+#[test]
+fn objects_are_what_kubernetes_1_32_to_1_37_know() {
+    let rendered: Vec<_> = sets().iter().map(|set| Helm::V3.render(set)).collect();
+    valid_for_every_minor(&rendered.join("\n---\n"));
+}
+
+/// Checks all objects but custom ones against the schemas of every supported minor.
+#[track_caller]
+pub(crate) fn valid_for_every_minor(yaml: &str) {
+    let yaml = super::objects::without_custom(yaml);
+    let dir = crate::support::scratch("valid-");
+    let file = dir.path().join("objects.yaml");
+    std::fs::write(&file, &yaml).unwrap();
+    for minor in 32..=37 {
+        let version = format!("1.{minor}");
+        let arguments = ["--strict", "-k", &version, file.to_str().unwrap()];
+        let ran = tool("venv/bin/kubernetes-validate", arguments);
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        let passed = said.matches(&format!(" against version {version}")).count();
+        assert!(ran.good && !said.contains("WARN"), "{said}");
+        assert_eq!(passed, objects(&yaml).len(), "{said}");
+    }
+}

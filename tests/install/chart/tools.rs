@@ -1,0 +1,44 @@
+//! The programs that charts are tried with.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What a run left behind.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) good: bool,
+    pub(crate) stderr: String,
+    pub(crate) stdout: String,
+}
+
+impl Ran {
+    /// What it printed.
+    ///
+    /// # Panics
+    /// Unless it ended well.
+    #[track_caller]
+    pub(crate) fn stdout(self) -> String {
+        assert!(self.good, "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// Runs a program that `scripts/install-tools` gets, such as `bin/helm3`, in the repository's folder.
+pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, arguments: I) -> Ran {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program: PathBuf = root.join("target/tools").join(name);
+    assert!(program.is_file(), "no {}: run scripts/install-tools", program.display());
+    run(Command::new(program).args(arguments))
+}
+
+/// Runs a command in the repository's folder.
+pub(crate) fn run(command: &mut Command) -> Ran {
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    Ran {
+        good: output.status.success(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+    }
+}
