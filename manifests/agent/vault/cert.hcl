@@ -4,7 +4,7 @@
 vault {
   # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
   address = "https://vault.example.com:8200"
-  ca_cert = "/etc/transit-kms/ca.pem"
+  ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
 
 auto_auth {
@@ -18,7 +18,7 @@ auto_auth {
 
     config = {
       name = "transit-kms"
-      ca_cert = "/etc/transit-kms/ca.pem"
+      ca_cert = "/etc/transit-kms/ca/ca.pem"
       client_cert = "/etc/transit-kms/client.pem"
       client_key = "/etc/transit-kms/client-key.pem"
       # Read at each login, so that a new certificate needs no restart.

@@ -4,7 +4,7 @@
 vault {
   # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
   address = "https://vault.example.com:8200"
-  ca_cert = "/etc/transit-kms/ca.pem"
+  ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
 
 auto_auth {

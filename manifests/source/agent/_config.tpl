@@ -15,7 +15,7 @@ auth:
   keyFile: /etc/transit-kms/client-key.pem
   {{- /* Only a pod has a service account's token, and this is where the chart puts it. */}}
   tokenFile: {{ eq .method "kubernetes" | ternary "/run/transit-kms-credentials/token" "/etc/transit-kms/token" }}
-caFile: /etc/transit-kms/ca.pem
+caFile: /etc/transit-kms/ca/ca.pem
 templateFile: /etc/transit-kms/config.yaml.ctmpl
 destination: /run/transit-kms-config/config.yaml
 {{- end -}}
