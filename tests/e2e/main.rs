@@ -36,6 +36,8 @@ mod support;
 #[cfg(test)]
 mod two;
 #[cfg(test)]
+mod unused;
+#[cfg(test)]
 mod upgrades;
 #[cfg(test)]
 mod written;

@@ -15,6 +15,7 @@ auth:
   keyFile: /etc/transit-kms/client-key.pem
   {{- /* Only a pod has a service account's token, and this is where the chart puts it. */}}
   tokenFile: {{ eq .method "kubernetes" | ternary "/run/transit-kms-credentials/token" "/etc/transit-kms/token" }}
+{{- /* In a directory of its own: the daemon is given that, and not the credentials. */}}
 caFile: /etc/transit-kms/ca/ca.pem
 templateFile: /etc/transit-kms/config.yaml.ctmpl
 destination: /run/transit-kms-config/config.yaml

@@ -37,16 +37,14 @@ pub(super) async fn admin(args: &ProbeArgs, path: &str, report: &mut Report) -> 
     if status.is_success() { Ok(()) } else { Err(Verdict::Bad(text.to_owned())) }
 }
 
+/// The key_id that Status has, well or not.
+pub(super) async fn key_id(args: &ProbeArgs) -> Result<String, Verdict> {
+    let mut asking = Asking::new(args).await?;
+    asking.status().await.map(|status| status.key_id)
+}
+
 pub(super) async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Result<(), Verdict> {
-    let deadline = Instant::now() + args.timeout;
-    let client = client::kms(&args.socket).await.map_err(|error| match error {
-        NoClient::Closed(cause) => closed(args, &cause),
-        NoClient::Unreachable(cause) => Verdict::Silence(format!(
-            "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
-            args.socket
-        )),
-    })?;
-    let mut asking = Asking { args, client, deadline, uid: uid() };
+    let mut asking = Asking::new(args).await?;
     match call {
         Call::Decrypt { ciphertext, key_id, show_plaintext } => {
             let start = Instant::now();
@@ -145,7 +143,19 @@ pub(super) struct Asking<'a> {
     uid: String,
 }
 
-impl Asking<'_> {
+impl<'a> Asking<'a> {
+    async fn new(args: &'a ProbeArgs) -> Result<Self, Verdict> {
+        let deadline = Instant::now() + args.timeout;
+        let client = client::kms(&args.socket).await.map_err(|error| match error {
+            NoClient::Closed(cause) => closed(args, &cause),
+            NoClient::Unreachable(cause) => Verdict::Silence(format!(
+                "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
+                args.socket
+            )),
+        })?;
+        Ok(Self { args, client, deadline, uid: uid() })
+    }
+
     async fn decrypt(
         &mut self,
         ciphertext: Bytes,
@@ -210,6 +220,7 @@ pub(super) fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
 pub(super) fn late(args: &ProbeArgs) -> Verdict {
     let asked: &dyn fmt::Display = match args.ask {
         Ask::Live | Ask::Ready => &args.admin,
+        Ask::Unused(_) => &"the plugin or an API server",
         _ => &args.socket,
     };
     Verdict::Silence(format!(

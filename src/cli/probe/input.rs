@@ -10,7 +10,7 @@ use bytes::Bytes;
 use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
-use super::Ask;
+use super::{Ask, unused::UnusedArgs};
 
 /// Seeds have 32 bytes and ciphertexts at most 1 KiB; this is for base64 and for tests of limits.
 const MOST_INPUT: u64 = 1024 * 1024;
@@ -21,6 +21,7 @@ pub(super) const SAMPLE_BYTES: usize = 32;
 pub(super) enum Prepared {
     Admin(&'static str),
     Kms(Call),
+    Unused(UnusedArgs),
 }
 
 pub(super) enum Call {
@@ -47,6 +48,7 @@ impl Prepared {
             Ask::Ready => Self::Admin("/readyz"),
             Ask::Roundtrip => Self::Kms(Call::Roundtrip),
             Ask::Status => Self::Kms(Call::Status),
+            Ask::Unused(unused) => Self::Unused(unused.clone()),
         })
     }
 }

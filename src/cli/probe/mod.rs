@@ -7,6 +7,7 @@
 mod ask;
 mod input;
 mod report;
+mod unused;
 
 use std::{
     convert::Infallible,
@@ -22,12 +23,14 @@ use tokio::time::timeout;
 use self::{
     input::Prepared,
     report::{Output, Report, Verdict, visible},
+    unused::UnusedArgs,
 };
 use crate::server::address::{ListenAddress, UnixAddress};
 
 /// Asks a running daemon, as kube-apiserver or an exec probe would.
 ///
-/// `status`, `encrypt`, `decrypt` and `roundtrip` speak KMS v2 to --socket; `ready` and `live` ask --admin.
+/// `status`, `encrypt`, `decrypt` and `roundtrip` speak KMS v2 to --socket; `ready` and `live` ask --admin; `unused`
+/// asks the API servers themselves.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 Exit codes: 0 all is well, 1 the answer says that it is not, 2 there was no answer, 64 bad input.\n\n\
@@ -100,6 +103,13 @@ enum Ask {
 
     /// What kube-apiserver is told when it asks for the health
     Status,
+
+    /// Whether no kube-apiserver asks this plugin any more; for a pod that is about to take it away
+    ///
+    /// Looks on /metrics of each API server for when it last had Status from --socket. Needs a service account that may
+    /// `get` the nonResourceURL /metrics and, to find more than one API server, the EndpointSlice `kubernetes` in
+    /// the namespace `default`. KMS v1 leaves no such trace: it is not looked for.
+    Unused(UnusedArgs),
 }
 
 fn patience(text: &str) -> Result<Duration, String> {
@@ -136,6 +146,7 @@ impl Ask {
             Self::Ready => "ready",
             Self::Roundtrip => "roundtrip",
             Self::Status => "status",
+            Self::Unused(_) => "unused",
         }
     }
 }
@@ -150,6 +161,7 @@ async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Verdict) {
         match prepared {
             Prepared::Admin(path) => ask::admin(args, path, &mut report).await,
             Prepared::Kms(call) => ask::kms(args, call, &mut report).await,
+            Prepared::Unused(unused) => unused::unused(args, &unused, &mut report).await,
         }
     };
     let verdict = match timeout(args.timeout, asked).await {

@@ -1,6 +1,7 @@
 //! A real kube-apiserver.
 
 use std::{
+    path::PathBuf,
     process::{Command, ExitStatus},
     sync::Arc,
     time::Duration,
@@ -80,9 +81,19 @@ impl ApiServer {
         &self.api
     }
 
+    /// `https://…`
+    pub(crate) fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// The authority that its certificate is of.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.pki.ca_file()
+    }
+
     /// The real client of it.
     pub(crate) fn kubectl(&self) -> Kubectl {
-        Kubectl::of(&self.pki, &format!("https://127.0.0.1:{}", self.port))
+        Kubectl::of(&self.pki, &self.address())
     }
 
     /// Its process id.

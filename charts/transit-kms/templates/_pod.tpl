@@ -1,0 +1,68 @@
+{{/* The pod, but for its metadata. */}}
+{{- define "transit-kms.podSpec" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- include "transit-kms.pullSecrets" . }}
+hostNetwork: {{ .Values.hostNetwork }}
+dnsPolicy: {{ .Values.dnsPolicy }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+terminationGracePeriodSeconds: {{ add (int .Values.shutdownGraceSeconds) 20 }}
+securityContext:
+  {{- include "transit-kms.podSecurityContext" . | nindent 2 }}
+{{- include "transit-kms.placement" . }}
+{{- if .Values.agent.enabled }}
+initContainers:
+  - {{ include "transit-kms.container.agent" . | indent 4 | trim }}
+{{- end }}
+containers:
+  - {{ include "transit-kms.container.daemon" . | indent 4 | trim }}
+  {{- with .Values.extraContainers }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+volumes:
+  - {{ include "transit-kms.volume.socket" . | indent 4 | trim }}
+  {{- include "transit-kms.volumes" . | nindent 2 }}
+{{- end -}}
+
+{{/* Root, because the socket's directory on the host is root's; but a root that may do nothing. */}}
+{{- define "transit-kms.podSecurityContext" -}}
+runAsUser: 0
+runAsGroup: 0
+runAsNonRoot: false
+seccompProfile: {type: RuntimeDefault}
+{{- with .Values.socket.group }}
+# Without capabilities a file can be given only to a group that one is in.
+supplementalGroups: [{{ int64 . }}]
+{{- end }}
+{{- with .Values.seLinuxOptions }}
+seLinuxOptions:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Which nodes. */}}
+{{- define "transit-kms.placement" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "transit-kms.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}

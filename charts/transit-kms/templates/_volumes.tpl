@@ -1,0 +1,90 @@
+{{/* The volumes, and where in the containers they are. */}}
+
+{{- define "transit-kms.volume.socket" -}}
+name: socket
+hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
+{{- end -}}
+
+{{/* All but the socket's. */}}
+{{- define "transit-kms.volumes" -}}
+{{- $agent := .Values.agent -}}
+- name: admin
+  emptyDir: {medium: Memory, sizeLimit: 1Mi}
+{{- if $agent.enabled }}
+# In memory: the token is never on a disk.
+- name: config
+  emptyDir: {medium: Memory, sizeLimit: 1Mi}
+- name: agent
+  {{- if eq $agent.config.source "generated" }}
+  configMap: {name: {{ include "transit-kms.fullname" . }}-agent}
+  {{- else if eq $agent.config.source "configMap" }}
+  configMap: {name: {{ $agent.config.configMapName }}}
+  {{- else }}
+  hostPath: {path: {{ $agent.config.hostDirectory }}, type: Directory}
+  {{- end }}
+{{- $credentials := include "transit-kms.credentialsDirectory" . }}
+{{- if and $credentials (ne $credentials (include "transit-kms.agentConfigDirectory" .)) }}
+- name: credentials
+  {{- if has $agent.auth.method (list "jwt" "kubernetes") }}
+  projected:
+    defaultMode: 0400
+    sources:
+      - serviceAccountToken:
+          audience: {{ $agent.auth.serviceAccountToken.audience | quote }}
+          expirationSeconds: {{ int $agent.auth.serviceAccountToken.expirationSeconds }}
+          path: token
+  {{- else if $agent.auth.secret.name }}
+  secret: {secretName: {{ $agent.auth.secret.name }}, defaultMode: 0400}
+  {{- else }}
+  hostPath: {path: {{ $agent.auth.hostDirectory }}, type: Directory}
+  {{- end }}
+{{- end }}
+{{- else }}
+- name: config
+  {{- if .Values.config.volume }}
+  {{- toYaml .Values.config.volume | nindent 2 }}
+  {{- else }}
+  hostPath: {path: {{ .Values.config.hostDirectory }}, type: Directory}
+  {{- end }}
+{{- end }}
+{{- if .Values.vault.tls.caHostPath }}
+- name: ca
+  hostPath: {path: {{ dir .Values.vault.tls.caHostPath }}, type: Directory}
+{{- else if .Values.vault.tls.ca }}
+- name: ca
+  configMap: {name: {{ include "transit-kms.fullname" . }}-ca}
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The file with the authorities, if there is one. */}}
+{{- define "transit-kms.caFile" -}}
+{{- .Values.vault.tls.caHostPath | default (empty .Values.vault.tls.ca | ternary "" "/etc/transit-kms-ca/ca.pem") -}}
+{{- end -}}
+
+{{- define "transit-kms.caMount" -}}
+{{- with include "transit-kms.caFile" . -}}
+- {name: ca, mountPath: {{ dir . }}, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{- define "transit-kms.agentConfigDirectory" -}}
+{{- if eq .Values.agent.config.source "host" -}}
+{{ .Values.agent.config.hostDirectory }}
+{{- else -}}
+/etc/transit-kms-agent
+{{- end -}}
+{{- end -}}
+
+{{/* Under its own path, if it is the host's: links there may be absolute, as kubelet's to its certificate is. */}}
+{{- define "transit-kms.credentialsDirectory" -}}
+{{- $auth := .Values.agent.auth -}}
+{{- if eq $auth.method "none" -}}
+{{- else if or (has $auth.method (list "jwt" "kubernetes")) $auth.secret.name -}}
+/run/transit-kms-credentials
+{{- else -}}
+{{ $auth.hostDirectory }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,89 @@
+{{- $context := include "manifests.context" (list . (printf "%s\n%s" (include "manifests.vault" .) `
+agent: {auth: {method: jwt, role: transit-kms}}
+metrics: {bindAddress: podIP}
+readinessProbe: null
+`)) | fromJson -}}
+{{- $_ := set $context.Release "Namespace" "tenant" -}}
+{{- $_ := set $context.Values.vault.tls "caHostPath" "" -}}
+{{- $_ := set $context.Values.vault.tls "ca" "(the authority of Vault's certificate)" -}}
+# The API server of a hosted control plane, which is a Deployment of the cluster that manages it, with the daemon and the
+# agent as side-cars. Take over what is here into yours: the two init containers, the volumes, and of the container
+# kube-apiserver what is shown.
+#
+# The agent logs in with a service account token of the managing cluster, whose API server does not wait for us: so none
+# of the advice for nodes that boot applies. In Vault, a role of the method `jwt`:
+#   bound_audiences=transit-kms  bound_subject=system:serviceaccount:tenant:kube-apiserver
+{{ tpl (.Files.Get "chart/configmap.yaml") $context | trim }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: kube-apiserver-encryption
+  namespace: tenant
+data:
+  encryption.yaml: |
+    apiVersion: apiserver.config.k8s.io/v1
+    kind: EncryptionConfiguration
+    resources:
+      - resources: [secrets]
+        providers:
+          - kms: {apiVersion: v2, name: transit, endpoint: "unix:///run/transit-kms/kms.sock", timeout: 3s}
+          - identity: {}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: kube-apiserver
+  namespace: tenant
+automountServiceAccountToken: false
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: kube-apiserver
+  namespace: tenant
+spec:
+  replicas: 2
+  selector:
+    matchLabels: {app: kube-apiserver}
+  template:
+    metadata:
+      labels: {app: kube-apiserver}
+    spec:
+      serviceAccountName: kube-apiserver
+      automountServiceAccountToken: false
+      securityContext:
+        # One uid for all three: the token and the socket are its own.
+        runAsUser: 65532
+        runAsGroup: 65532
+        runAsNonRoot: true
+        seccompProfile: {type: RuntimeDefault}
+      terminationGracePeriodSeconds: 60
+      initContainers:
+        - {{ include "transit-kms.container.agent" $context | indent 10 | trim }}
+        # A side-car, too: it is there before kube-apiserver and goes after it. It has no readiness probe: that would
+        # take the API server from its clients when Vault is away, though most of it works then.
+        - {{ include "transit-kms.container.daemon" $context | indent 10 | trim }}
+          restartPolicy: Always
+      containers:
+        - name: kube-apiserver
+          image: registry.k8s.io/kube-apiserver:v1.37.0
+          command:
+            - kube-apiserver
+            - --encryption-provider-config=/etc/kubernetes/encryption/encryption.yaml
+            # ... and yours
+          readinessProbe:
+            httpGet: {path: "/readyz?exclude=kms-providers", port: 6443, scheme: HTTPS}
+          resources:
+            requests: {cpu: 250m, memory: 512Mi}
+          securityContext:
+            {{- include "transit-kms.containerSecurityContext" $context | nindent 12 }}
+          volumeMounts:
+            - {name: socket, mountPath: /run/transit-kms}
+            - {name: encryption, mountPath: /etc/kubernetes/encryption, readOnly: true}
+      volumes:
+        - name: socket
+          emptyDir: {medium: Memory, sizeLimit: 1Mi}
+        - name: encryption
+          configMap: {name: kube-apiserver-encryption}
+        {{- include "transit-kms.volumes" $context | nindent 8 }}

@@ -1,0 +1,96 @@
+//! `transit-kms probe unused`: whoever is about to take the plugin away is told whether it is in use.
+
+use std::{fs, path::Path, process::Command};
+
+use serde_json::Value;
+use transit_kms::kms::key_id::key_id_hash;
+
+use crate::{
+    cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},
+    support::{Stage, scratch, unix_url},
+};
+
+const MAY_READ_METRICS: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: guard}
+rules: [{nonResourceURLs: [/metrics], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: guard}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: guard}
+subjects: [{kind: ServiceAccount, namespace: default, name: guard}]
+"#;
+
+#[tokio::test]
+async fn a_plugin_is_in_use_until_no_configuration_names_it() {
+    let mut plane = Plane::ready([]).await;
+    let account = scratch("account-");
+    let kubectl = plane.server.kubectl();
+    assert!(kubectl.run(&["create", "serviceaccount", "guard"]).await.good);
+    let token = kubectl.run(&["create", "token", "guard"]).await;
+    assert!(token.good, "{}", token.stderr);
+    fs::write(account.path().join("token"), token.stdout).unwrap();
+    fs::copy(plane.server.ca_file(), account.path().join("ca.crt")).unwrap();
+    let ours = plane.daemon.socket().to_owned();
+
+    // Who may not look is told which right is missing, and not that all is well.
+    let (code, said) = unused(&plane.server, account.path(), &ours);
+    assert_eq!((code, reason_has(&said, "nonResourceURL /metrics")), (1, true), "{said}");
+    let rights = account.path().join("rights.yaml");
+    fs::write(&rights, MAY_READ_METRICS).unwrap();
+    assert!(kubectl.run(&["apply", "-f", rights.to_str().unwrap()]).await.good);
+
+    let (code, said) = unused(&plane.server, account.path(), &ours);
+    assert_eq!((code, reason_has(&said, "as its provider \"transit\"")), (1, true), "{said}");
+    assert_eq!(said["key_id_hash"], key_id_hash(&plane.caller.key_id().await));
+
+    // Another plugin is not this one.
+    let other = Stage::start().await;
+    let (stranger, _) = other.ready([]).await;
+    let (code, said) = unused(&plane.server, account.path(), stranger.socket());
+    assert_eq!(code, 0, "{said}");
+
+    // One that does not say who it is may be.
+    let (code, said) = unused(&plane.server, account.path(), Path::new("/nowhere/kms.sock"));
+    assert_eq!((code, reason_has(&said, "cannot be told")), (1, true), "{said}");
+
+    // Named second, it is still needed for what is not rewritten yet.
+    restart_with(&mut plane.server, [Provider::identity(), Provider::v2(NAME, &ours)]).await;
+    let (code, said) = unused(&plane.server, account.path(), &ours);
+    assert_eq!((code, reason_has(&said, "still names it")), (1, true), "{said}");
+    let all = account.path().join("all.json");
+    let stored = kubectl.json(&["get", "secrets,configmaps", "-A"]).await;
+    fs::write(&all, stored.to_string()).unwrap();
+    let rewritten = kubectl.run(&["replace", "-f", all.to_str().unwrap()]).await;
+    assert!(rewritten.good, "{}", rewritten.stderr);
+
+    restart_with(&mut plane.server, [Provider::identity()]).await;
+    let (code, said) = unused(&plane.server, account.path(), &ours);
+    assert_eq!(code, 0, "{said}");
+
+    plane.server.kill();
+    let (code, said) = unused(&plane.server, account.path(), &ours);
+    assert_eq!((code, reason_has(&said, "cannot be asked")), (2, true), "{said}");
+}
+
+async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provider; N]) {
+    server.configure(&EncryptionConfig::new(providers));
+    server.kill();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+}
+
+/// Its exit code and what it has learnt.
+fn unused(server: &ApiServer, account: &Path, socket: &Path) -> (i32, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_transit-kms"));
+    command.args(["probe", "unused", "-o", "json", "--timeout", "30s", "--api-server", &server.address()]);
+    command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket));
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+fn reason_has(said: &Value, words: &str) -> bool {
+    said["reason"].as_str().is_some_and(|reason| reason.contains(words))
+}
