@@ -1,5 +1,9 @@
 //! What goes onto a node without Kubernetes: systemd units, and what tells kube-apiserver of us.
 
+mod encryption;
+mod machine;
+mod systemd;
+
 use std::{fs, path::Path};
 
 /// A file of `manifests/`.
