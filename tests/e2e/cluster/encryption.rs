@@ -49,7 +49,7 @@ impl EncryptionConfig {
             "resources": [{"resources": ["secrets", "configmaps"], "providers": providers}],
         });
         // JSON is YAML.
-        Self(file.to_string())
+        Self::of_text(file.to_string())
     }
 
     /// With this in it.

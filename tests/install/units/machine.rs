@@ -129,7 +129,7 @@ impl Drop for Machine {
         // With its first process all others go, and then the one that waits for it.
         if self.process.exited().is_none() {
             let init = Pid::from_raw(i32::try_from(self.init).unwrap()).unwrap();
-            drop(kill_process(init, Signal::KILL));
+            kill_process(init, Signal::KILL).ok();
             self.process.wait();
         }
     }
