@@ -15,11 +15,12 @@ use crate::{
 
 /// A file of `manifests/encryption` with another socket.
 fn told(file: &str, socket: &Path) -> EncryptionConfig {
-    let directory = socket.parent().unwrap().to_str().unwrap();
+    EncryptionConfig::of_text(placed(&manifest(&format!("encryption/{file}.yaml")), socket))
+}
+
+fn placed(text: &str, socket: &Path) -> String {
     assert_eq!(socket.file_name().unwrap(), "kms.sock");
-    EncryptionConfig::of_text(
-        manifest(&format!("encryption/{file}.yaml")).replace("/run/transit-kms", directory),
-    )
+    text.replace("/run/transit-kms", socket.parent().unwrap().to_str().unwrap())
 }
 
 /// An API server, and what its Secrets are stored as.
@@ -110,7 +111,10 @@ async fn in_from_trousseau() {
     let daemon = Daemon::start_with(&stage.config, options).await;
     daemon.wait_ready().await;
     // What is under KMS v1 is of the same form, whoever wrote it: tests/e2e/moving_in.rs.
-    let before = EncryptionConfig::new([Provider::v1("vaultprovider", &v1), Provider::identity()]);
+    let manifest = manifest("encryption/from-trousseau.yaml");
+    let only_v1 =
+        manifest.lines().filter(|line| !line.contains("apiVersion: v2")).collect::<Vec<_>>().join("\n");
+    let before = EncryptionConfig::of_text(placed(&only_v1, &socket));
     let mut told_now =
         Told::start(&before, ApiServerOptions::arguments(["--feature-gates=KMSv1=true"])).await;
     assert_eq!(told_now.written("old").await, "k8s:enc:kms:v1:vaultprovider:");
