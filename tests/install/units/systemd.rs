@@ -184,6 +184,9 @@ async fn restarts_under_load_fail_no_call() {
     node.wait_ok().await;
     let report = load.stop().await;
     report.assert_nothing_failed();
+    node.machine.systemctl(["stop", AGENT]).await;
+    let rendered = node.machine.path("/run/transit-kms-config/config.yaml");
+    assert!(rendered.exists(), "the service may be restarted while there is no agent");
     figures::figure(
         "12 systemd: restarts under load",
         &format!("{RESTARTS} of the service and one of the agent, {} calls, 0 failed", report.calls),
