@@ -3,25 +3,21 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    process::{Command, ExitStatus},
+    time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
-use rcgen::{KeyPair, PKCS_ED25519, SigningKey};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    credentials::{self, Jwt, ROLE},
     process::Process,
-    rendered::{self, Rendered},
-    server::{Bao, POLICY, Program},
+    rendered::Rendered,
+    server::{Bao, Program},
     wait::eventually,
 };
 
-/// The role that agents log in to, of either method.
-const ROLE: &str = "transit-kms";
-const AUDIENCE: &str = "transit-kms-test";
 /// What the template writes in the place of the token: the agent's own.
 const OWN_TOKEN: &str = r#"{{ with secret "auth/token/lookup-self" }}{{ .Data.id }}{{ end }}"#;
 
@@ -57,9 +53,8 @@ impl Default for AgentOptions {
 pub(crate) struct Agent {
     process: Process,
     config: PathBuf,
-    dir: TempDir,
-    key: KeyPair,
-    logins: u64,
+    jwt: Option<Jwt>,
+    _dir: TempDir,
 }
 
 impl Agent {
@@ -76,8 +71,7 @@ impl Agent {
         options: AgentOptions,
     ) -> Self {
         let dir = tempfile::Builder::new().prefix("agent-").tempdir().unwrap();
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let method = prepare_login(bao, &dir, &key, &options).await;
+        let (method, jwt) = prepare_login(bao, &dir, &options).await;
         let template = dir.path().join("config.ctmpl");
         fs::write(&template, content.with_token(OWN_TOKEN).yaml()).unwrap();
         let settings = json!({
@@ -87,13 +81,29 @@ impl Agent {
         });
         let file = dir.path().join("agent.json");
         fs::write(&file, settings.to_string()).unwrap();
-        if options.login == Login::Jwt {
-            write_jwt(&dir, &key, 1);
-        }
-        let process = spawn(&file, &dir);
-        let mut agent = Self { process, config: config.to_owned(), dir, key, logins: 1 };
+        let mut agent = Self::spawn(&file, config, jwt, dir);
         agent.wait_for_another_token("", PATIENCE).await;
         agent
+    }
+
+    /// An agent that has rendered `config`, as a config file of its own has it do.
+    pub(crate) async fn of_file(file: &Path, config: &Path) -> Self {
+        let mut agent = Self::of_file_unrendered(file, config);
+        agent.wait_for_another_token("", PATIENCE).await;
+        agent
+    }
+
+    /// As [`Agent::of_file`], without waiting for anything.
+    pub(crate) fn of_file_unrendered(file: &Path, config: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("agent-").tempdir().unwrap();
+        Self::spawn(file, config, None, dir)
+    }
+
+    fn spawn(file: &Path, config: &Path, jwt: Option<Jwt>, dir: TempDir) -> Self {
+        let mut command = Command::new(Program::path());
+        command.arg("agent").arg("-config").arg(file);
+        let process = Process::spawn("the agent", command.env("HOME", dir.path()));
+        Self { process, config: config.to_owned(), jwt, _dir: dir }
     }
 
     /// The rendered file.
@@ -120,9 +130,7 @@ impl Agent {
 
     /// As [`Agent::log_in_again`], without waiting for what becomes of it.
     pub(crate) fn try_to_log_in_again(&mut self) {
-        assert!(self.dir.path().join("jwt").exists(), "only for Login::Jwt");
-        self.logins += 1;
-        write_jwt(&self.dir, &self.key, self.logins);
+        self.jwt.as_mut().expect("only for Login::Jwt").renew();
     }
 
     /// Waits until the rendered file holds another token than `old`, and answers it.
@@ -137,6 +145,16 @@ impl Agent {
         .await
     }
 
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
     /// What it has printed.
     pub(crate) fn output(&self) -> String {
         self.process.output()
@@ -144,70 +162,29 @@ impl Agent {
 }
 
 /// Writes the role on the server and the agent's files; answers the method for its config.
-async fn prepare_login(bao: &Bao, dir: &TempDir, key: &KeyPair, options: &AgentOptions) -> Value {
-    let mut role = json!({
-        "token_no_default_policy": true, "token_policies": [POLICY], "token_ttl": "1h",
-    });
-    for (name, value) in options.role.as_object().unwrap() {
-        role[name] = value.clone();
-    }
+async fn prepare_login(bao: &Bao, dir: &TempDir, options: &AgentOptions) -> (Value, Option<Jwt>) {
     let file = |name: &str| dir.path().join(name);
-    let (kind, settings) = match options.login {
+    let (kind, settings, jwt) = match options.login {
         Login::AppRole => {
-            let path = format!("auth/approle/role/{ROLE}");
-            bao.api("POST", &path, role).await;
-            let answer = bao.api("GET", &format!("{path}/role-id"), Value::Null).await;
-            fs::write(file("role_id"), answer["data"]["role_id"].as_str().unwrap()).unwrap();
-            let answer = bao.api("POST", &format!("{path}/secret-id"), json!({})).await;
-            fs::write(file("secret_id"), answer["data"]["secret_id"].as_str().unwrap()).unwrap();
+            credentials::approle(bao, dir.path(), &options.role).await;
             let settings = json!({
                 "role_id_file_path": file("role_id"),
                 "secret_id_file_path": file("secret_id"),
                 // By default it works once, and not after a restart.
                 "remove_secret_id_file_after_reading": false,
             });
-            ("approle", settings)
+            ("approle", settings, None)
         }
         Login::Jwt => {
-            let keys = json!({"jwt_validation_pubkeys": [key.public_key_pem()]});
-            bao.api("POST", "auth/jwt/config", keys).await;
-            role["bound_audiences"] = json!([AUDIENCE]);
-            role["bound_subject"] = json!(ROLE);
-            role["role_type"] = json!("jwt");
-            role["user_claim"] = json!("sub");
-            bao.api("POST", &format!("auth/jwt/role/{ROLE}"), role).await;
+            let jwt = Jwt::issued(bao, &file("jwt"), &options.role).await;
             let settings = json!({
                 "jwt_read_period": "50ms",
                 "path": file("jwt"),
                 "remove_jwt_after_reading": false,
                 "role": ROLE,
             });
-            ("jwt", settings)
+            ("jwt", settings, Some(jwt))
         }
     };
-    json!({"type": kind, "config": settings, "max_backoff": "1s", "min_backoff": "100ms"})
-}
-
-/// Writes the JWT of the `number`th login.
-fn write_jwt(dir: &TempDir, key: &KeyPair, number: u64) {
-    #[expect(clippy::disallowed_methods, reason = "a JWT says from when to when it holds")]
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let claims = json!({
-        "aud": AUDIENCE,
-        "exp": now + 3600,
-        "iat": now,
-        "jti": number.to_string(),
-        "nbf": now - 60,
-        "sub": ROLE,
-    });
-    let part = |value: Value| BASE64URL.encode(value.to_string());
-    let signed = format!("{}.{}", part(json!({"alg": "EdDSA", "typ": "JWT"})), part(claims));
-    let signature = BASE64URL.encode(key.sign(signed.as_bytes()).unwrap());
-    rendered::by_rename(&dir.path().join("jwt"), &format!("{signed}.{signature}"));
-}
-
-fn spawn(settings: &Path, home: &TempDir) -> Process {
-    let mut command = Command::new(&Program::found().path);
-    command.arg("agent").arg("-config").arg(settings);
-    Process::spawn("the agent", command.env("HOME", home.path()))
+    (json!({"type": kind, "config": settings, "max_backoff": "1s", "min_backoff": "100ms"}), jwt)
 }

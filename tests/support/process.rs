@@ -81,6 +81,11 @@ impl Process {
     pub(crate) fn kill(&mut self) {
         // Fails only if it has ended.
         drop(self.child.kill());
+        self.wait();
+    }
+
+    /// Waits, and blocks meanwhile: for what ends in any case.
+    pub(crate) fn wait(&mut self) {
         drop(self.child.wait());
         self.read_to_end();
     }

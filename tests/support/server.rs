@@ -415,7 +415,7 @@ impl Bao {
 
     /// Runs it until it answers; if it ends before, what it said.
     async fn listen(&mut self) -> Result<(), String> {
-        let mut command = Command::new(&Program::found().path);
+        let mut command = Command::new(Program::path());
         command.arg("server").arg("-config").arg(self.dir.path().join("server.json"));
         command.env("HOME", self.dir.path()).current_dir(self.dir.path());
         let mut process = Process::spawn("the server", &mut command);
@@ -469,17 +469,22 @@ impl Bao {
 }
 
 /// The binary that is server and agent.
-pub(super) struct Program {
-    pub(super) path: PathBuf,
-    pub(super) is_vault: bool,
+pub(crate) struct Program {
+    path: PathBuf,
+    is_vault: bool,
 }
 
 impl Program {
+    /// Where it is.
+    pub(crate) fn path() -> &'static Path {
+        &Self::found().path
+    }
+
     /// `TRANSIT_KMS_TEST_SERVER`, else `bao` or `vault` on PATH, else what `scripts/tools` got.
     ///
     /// # Panics
     /// If there is none: a test without a server is a test that fails.
-    pub(super) fn found() -> &'static Self {
+    fn found() -> &'static Self {
         static FOUND: OnceLock<Program> = OnceLock::new();
         FOUND.get_or_init(|| {
             let on_path = std::env::var_os("PATH").unwrap_or_default();

@@ -35,13 +35,26 @@ impl Provider {
     }
 }
 
-/// The file, for Secrets and ConfigMaps: the first provider writes, all read.
+/// The file.
 #[derive(Clone)]
-pub(crate) struct EncryptionConfig(Vec<Provider>);
+pub(crate) struct EncryptionConfig(String);
 
 impl EncryptionConfig {
+    /// For Secrets and ConfigMaps: the first provider writes, all read.
     pub(crate) fn new<const N: usize>(providers: [Provider; N]) -> Self {
-        Self(providers.into())
+        let providers = Value::from(providers.map(|provider| provider.0).to_vec());
+        let file = json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "EncryptionConfiguration",
+            "resources": [{"resources": ["secrets", "configmaps"], "providers": providers}],
+        });
+        // JSON is YAML.
+        Self::of_text(file.to_string())
+    }
+
+    /// With this in it.
+    pub(crate) fn of_text(text: String) -> Self {
+        Self(text)
     }
 
     /// Ours writes, and what is not encrypted is read too, as the README has it.
@@ -51,13 +64,6 @@ impl EncryptionConfig {
 
     /// Writes the file, as a tool that is careful would.
     pub(super) fn write(&self, to: &Path) {
-        let providers: Vec<&Value> = self.0.iter().map(|provider| &provider.0).collect();
-        let file = json!({
-            "apiVersion": "apiserver.config.k8s.io/v1",
-            "kind": "EncryptionConfiguration",
-            "resources": [{"resources": ["secrets", "configmaps"], "providers": providers}],
-        });
-        // JSON is YAML.
-        rendered::by_rename(to, &file.to_string());
+        rendered::by_rename(to, &self.0);
     }
 }

@@ -1,0 +1,170 @@
+//! A machine that is nothing but namespaces, in which a real systemd is the first process.
+//!
+//! Its `/usr` is the host's, its network too, so that it finds the test's server; everything else is its own and in
+//! memory. Only root may make one.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::support::{eventually, process::Process, scratch};
+
+/// It takes two seconds on cores that have nothing else to do.
+const UP_WITHIN: Duration = Duration::from_secs(60);
+const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install/units/boot.sh");
+/// Moves into the cgroup that is the first argument, and unshares all but the network and the users.
+const UNSHARE: &str = "echo $$ >\"$0/cgroup.procs\" && exec unshare \
+    --cgroup --ipc --mount --pid --uts --fork --kill-child -- \"$@\"";
+
+/// It goes with this value, and all that runs in it.
+pub(super) struct Machine {
+    init: u32,
+    process: Process,
+    _cgroup: Cgroup,
+    _dir: TempDir,
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) good: bool,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+}
+
+impl Machine {
+    /// A machine that has come up, with these files laid over its root and these programs in `/usr/local/bin`.
+    pub(super) async fn boot(files: &Path, programs: &[PathBuf]) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "systemd as the first process of namespaces wants root: run as root"
+        );
+        let (dir, cgroup) = (scratch("machine-"), Cgroup::new());
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", UNSHARE])
+            .arg(&cgroup.0)
+            .args(["sh", BOOT])
+            .arg(dir.path())
+            .arg(files)
+            .args(programs);
+        let mut process = Process::spawn("the machine", &mut command);
+        let children = format!("/proc/{0}/task/{0}/children", process.pid());
+        let init = eventually("systemd runs", UP_WITHIN, async || {
+            assert_eq!(process.exited(), None, "the machine ended: {}", process.output());
+            let init = fs::read_to_string(&children).ok()?.trim().parse().ok()?;
+            let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
+            (name.trim() == "systemd").then_some(init)
+        })
+        .await;
+        let machine = Self { init, process, _cgroup: cgroup, _dir: dir };
+        eventually("the machine is up", UP_WITHIN, async || {
+            let state = machine.run(&["systemctl", "is-system-running"]).await;
+            if ["running", "degraded"].contains(&state.stdout.trim()) {
+                Ok(())
+            } else {
+                Err(format!("{state:?}"))
+            }
+        })
+        .await;
+        machine
+    }
+
+    /// Where a path of the machine is for those outside of it.
+    pub(super) fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.init))
+    }
+
+    /// Runs a command in it.
+    pub(super) async fn run(&self, command: &[&str]) -> Ran {
+        let mut nsenter = tokio::process::Command::new("nsenter");
+        nsenter.args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"]).args(command);
+        let output =
+            nsenter.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin").output().await.unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Ran { good: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Runs `systemctl`.
+    ///
+    /// # Panics
+    /// Unless it ends well.
+    pub(super) async fn systemctl<const N: usize>(&self, arguments: [&str; N]) -> String {
+        let ran = self.run(&[&["systemctl"], &arguments[..]].concat()).await;
+        assert!(ran.good, "systemctl {arguments:?}: {ran:?}");
+        ran.stdout.trim().to_owned()
+    }
+
+    /// A property of a unit.
+    pub(super) async fn property(&self, unit: &str, name: &str) -> String {
+        self.systemctl(["show", "--value", "--property", name, unit]).await
+    }
+
+    /// A property that is a number.
+    pub(super) async fn number(&self, unit: &str, name: &str) -> u64 {
+        let found = self.property(unit, name).await;
+        found.parse().unwrap_or_else(|_| panic!("{name} of {unit} is {found:?}"))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let journal = Command::new("nsenter")
+                .args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"])
+                .args(["journalctl", "--no-pager", "--lines=200", "--output=short-monotonic"])
+                .output();
+            eprintln!(
+                "{}",
+                journal.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()
+            );
+        }
+        // With its first process all others go, and then the one that waits for it.
+        if self.process.exited().is_none() {
+            let init = Pid::from_raw(i32::try_from(self.init).unwrap()).unwrap();
+            kill_process(init, Signal::KILL).ok();
+            self.process.wait();
+        }
+    }
+}
+
+/// A cgroup of its own below that of the test.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let process = procfs::process::Process::myself().unwrap();
+        let mounts = process.mountinfo().unwrap();
+        let mount = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").expect("a mounted cgroup2");
+        let own = process.cgroups().unwrap().into_iter().find(|one| one.hierarchy == 0).expect("a cgroup");
+        let name =
+            format!("transit-kms-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = mount.mount_point.join(own.pathname.trim_start_matches('/')).join(name);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// Removes a cgroup with those below it, which have no processes left.
+fn remove(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    drop(fs::remove_dir(cgroup));
+}

@@ -1,0 +1,259 @@
+//! The units of `manifests/systemd` under a real systemd, with a real agent and a real server.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use rustix::{
+    process::{Resource, getrlimit},
+    thread::{CapabilitySet, capabilities},
+};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{machine::Machine, manifest};
+use crate::support::{
+    Bao, Load, Program, calls, credentials, eventually, figures, kms_client, port, program::PROGRAM, scratch,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const SERVICE: &str = "transit-kms.service";
+const SOCKET: &str = "transit-kms.socket";
+const AGENT: &str = "transit-kms-agent.service";
+const SOCKET_PATH: &str = "/run/transit-kms/kms.sock";
+const RESTARTS: usize = 5;
+
+/// Stands in for k3s: notes what it finds on the socket when it is started.
+const K3S: &str = "\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'transit-kms probe status >/run/k3s-saw 2>&1; echo \"exit code $?\" >>/run/k3s-saw'
+BindReadOnlyPaths=/run/transit-kms
+
+[Install]
+WantedBy=multi-user.target
+";
+
+/// A node as an operator leaves it, switched on.
+struct Node {
+    machine: Machine,
+    _files: TempDir,
+}
+
+impl Node {
+    /// With the agent of this kind.
+    async fn boot(bao: &Bao, kind: &str) -> Self {
+        let files = scratch("files-");
+        let write = |path: &str, text: &str| {
+            let path = files.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for unit in [SERVICE, SOCKET, AGENT] {
+            write(&format!("etc/systemd/system/{unit}"), &manifest(&format!("systemd/{unit}")));
+        }
+        if kind == "vault" {
+            let drop_in = "transit-kms-agent.service.d/vault.conf";
+            write(&format!("etc/systemd/system/{drop_in}"), &manifest(&format!("systemd/{drop_in}")));
+        }
+        write("etc/systemd/system/k3s.service", K3S);
+        write("etc/sysusers.d/transit-kms.conf", &manifest("systemd/sysusers.conf"));
+        write("etc/tmpfiles.d/transit-kms.conf", &manifest("systemd/tmpfiles.conf"));
+        // As `systemctl enable` does it.
+        for (unit, target) in [(SERVICE, "multi-user"), (SOCKET, "sockets"), ("k3s.service", "multi-user")] {
+            let wants = files.path().join(format!("etc/systemd/system/{target}.target.wants"));
+            fs::create_dir_all(&wants).unwrap();
+            std::os::unix::fs::symlink(Path::new("..").join(unit), wants.join(unit)).unwrap();
+        }
+        let agent = manifest(&format!("agent/{kind}/approle.hcl"));
+        for (file, text) in [
+            ("agent.hcl", agent),
+            ("config.yaml.ctmpl", manifest("agent/config.yaml.ctmpl")),
+            // It shares the test's network.
+            ("environment", format!("TRANSIT_KMS_ADMIN_LISTEN=127.0.0.1:{}\n", port::unused())),
+        ] {
+            let text = text.replace("https://vault.example.com:8200", &bao.address());
+            write(&format!("etc/transit-kms/{file}"), &text);
+        }
+        write("etc/transit-kms/ca/ca.pem", &fs::read_to_string(bao.ca_file()).unwrap());
+        credentials::approle(bao, &files.path().join("etc/transit-kms"), &json!({})).await;
+        let agent = files.path().join(if kind == "vault" { "vault" } else { "bao" });
+        std::os::unix::fs::symlink(Program::path(), &agent).unwrap();
+        Self { machine: Machine::boot(files.path(), &[PROGRAM.into(), agent]).await, _files: files }
+    }
+
+    /// Waits until Status is `ok`.
+    async fn wait_ok(&self) {
+        eventually("Status is ok", PATIENCE, async || {
+            let ran = self.machine.run(&["transit-kms", "probe", "status"]).await;
+            if ran.good { Ok(()) } else { Err(format!("{ran:?}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
+    let bao = Bao::start().await;
+    let node = Node::boot(&bao, "openbao").await;
+    node.wait_ok().await;
+    let machine = &node.machine;
+
+    // Whoever runs kube-apiserver is started after us, and reaches us through a read-only mount.
+    let listening = machine.number(SOCKET, "ActiveEnterTimestampMonotonic").await;
+    let serving = machine.number(SERVICE, "ActiveEnterTimestampMonotonic").await;
+    let kubernetes = machine.number("k3s.service", "InactiveExitTimestampMonotonic").await;
+    assert!(
+        0 < listening && listening <= serving && serving <= kubernetes,
+        "{listening} {serving} {kubernetes}"
+    );
+    let saw = fs::read_to_string(machine.path("/run/k3s-saw")).unwrap();
+    assert!(!saw.contains("exit code 2"), "it was not answered: {saw}");
+
+    // The agent's own token, for one user only.
+    let uid = fs::metadata(machine.path(&format!("/proc/{}", machine.number(SERVICE, "MainPID").await)))
+        .unwrap()
+        .uid();
+    assert_ne!(uid, 0);
+    for (path, mode, owner) in [
+        ("/run/transit-kms", 0o755, 0),
+        (SOCKET_PATH, 0o600, 0),
+        ("/run/transit-kms-config", 0o700, uid),
+        ("/run/transit-kms-config/config.yaml", 0o600, uid),
+        ("/etc/transit-kms", 0o750, 0),
+        ("/etc/transit-kms/ca", 0o750, 0),
+        ("/etc/transit-kms/ca/ca.pem", 0o640, 0),
+        ("/etc/transit-kms/secret_id", 0o640, 0),
+    ] {
+        let found = fs::metadata(machine.path(path)).unwrap();
+        assert_eq!((found.permissions().mode() & 0o7777, found.uid()), (mode, owner), "{path}");
+    }
+    let kms = kms_client(&machine.path(SOCKET_PATH)).await;
+    calls::round_trip(&kms, "through systemd's socket").await;
+
+    // What the hardening takes away is not missed, and what it gives is used.
+    let status = fs::read_to_string(
+        machine.path(&format!("/proc/{}/status", machine.number(SERVICE, "MainPID").await)),
+    )
+    .unwrap();
+    let of = |name: &str| {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{status}"));
+        line.trim().to_owned()
+    };
+    assert_eq!((of("NoNewPrivs:"), of("Seccomp:")), ("1".into(), "2".into()));
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&of(set), 16), Ok(0), "{set}");
+    }
+    let may_lock = getrlimit(Resource::Memlock).maximum.is_none()
+        || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
+    assert_eq!(of("VmLck:") != "0 kB", may_lock, "its memory is locked, where systemd may allow it");
+    for unit in [SERVICE, AGENT] {
+        let journal = machine.run(&["journalctl", "--no-pager", "--unit", unit]).await.stdout;
+        assert_eq!(machine.number(unit, "NRestarts").await, 0, "{journal}");
+        let refused = ["not permitted", "ermission denied", "Read-only file system", "status=31/SYS"];
+        assert!(!refused.iter().any(|words| journal.contains(words)), "{journal}");
+    }
+
+    // And systemd has nothing to say against the units.
+    for unit in [SOCKET, SERVICE, AGENT] {
+        let verified =
+            machine.run(&["systemd-analyze", "verify", &format!("/etc/systemd/system/{unit}")]).await;
+        assert!(verified.good && verified.stderr.is_empty(), "{verified:?}");
+    }
+}
+
+#[tokio::test]
+async fn restarts_under_load_fail_no_call() {
+    let bao = Bao::start().await;
+    let node = Node::boot(&bao, "openbao").await;
+    node.wait_ok().await;
+    let load = Load::start_on(&node.machine.path(SOCKET_PATH), 4, Duration::from_millis(5)).await;
+    for unit in [[SERVICE; RESTARTS].as_slice(), &[AGENT]].concat() {
+        let calls = load.calls();
+        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+        let before = node.machine.number(unit, "MainPID").await;
+        node.machine.systemctl(["restart", unit]).await;
+        assert_ne!(node.machine.number(unit, "MainPID").await, before);
+    }
+    node.wait_ok().await;
+    let report = load.stop().await;
+    report.assert_nothing_failed();
+    node.machine.systemctl(["stop", AGENT]).await;
+    let rendered = node.machine.path("/run/transit-kms-config/config.yaml");
+    assert!(rendered.exists(), "the service may be restarted while there is no agent");
+    figures::figure(
+        "12 systemd: restarts under load",
+        &format!("{RESTARTS} of the service and one of the agent, {} calls, 0 failed", report.calls),
+    );
+}
+
+#[tokio::test]
+async fn whatever_ends_the_service_it_comes_back_and_the_socket_stays() {
+    let bao = Bao::start().await;
+    let node = Node::boot(&bao, "vault").await;
+    node.wait_ok().await;
+    let machine = &node.machine;
+    let socket = fs::metadata(machine.path(SOCKET_PATH)).unwrap().ino();
+
+    for unit in [SERVICE, AGENT] {
+        machine.systemctl(["kill", "--signal=KILL", unit]).await;
+        eventually("it is back", PATIENCE, async || machine.number(unit, "NRestarts").await == 1).await;
+        node.wait_ok().await;
+    }
+
+    // One that is stuck is noticed by the watchdog; in a hurry here.
+    let drop_in = "/run/systemd/system/transit-kms.service.d/hurry.conf";
+    fs::create_dir_all(machine.path(drop_in).parent().unwrap()).unwrap();
+    fs::write(machine.path(drop_in), "[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n").unwrap();
+    machine.systemctl(["daemon-reload"]).await;
+    machine.systemctl(["restart", SERVICE]).await;
+    node.wait_ok().await;
+    machine.systemctl(["kill", "--signal=STOP", SERVICE]).await;
+    eventually("the watchdog has it replaced", PATIENCE, async || {
+        machine.number(SERVICE, "NRestarts").await == 1
+    })
+    .await;
+    node.wait_ok().await;
+
+    // With a flag that cannot be used it ends at once, again and again, while somebody waits on the socket.
+    let environment = machine.path("/etc/transit-kms/environment");
+    let good = fs::read_to_string(&environment).unwrap();
+    fs::write(&environment, format!("{good}TRANSIT_KMS_PROBE_INTERVAL=never\n")).unwrap();
+    let _waiting = std::os::unix::net::UnixStream::connect(machine.path(SOCKET_PATH)).unwrap();
+    machine.run(&["systemctl", "restart", SERVICE]).await;
+    eventually("it was tried often", PATIENCE, async || machine.number(SERVICE, "NRestarts").await > 30)
+        .await;
+    assert_eq!(machine.property(SOCKET, "ActiveState").await, "active");
+    fs::write(&environment, good).unwrap();
+    node.wait_ok().await;
+    assert_eq!(
+        fs::metadata(machine.path(SOCKET_PATH)).unwrap().ino(),
+        socket,
+        "it has been there all the time"
+    );
+}
+
+/// A whole service has 9.6 without any of it, and 0 cannot be had by one that talks to the network.
+const EXPOSED_AT_MOST: f64 = 1.5;
+
+#[test]
+fn little_is_exposed() {
+    for unit in [SERVICE, AGENT] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/systemd").join(unit);
+        let mut command = Command::new("systemd-analyze");
+        command.args(["security", "--offline=yes", "--no-pager"]).arg(file).env("LANG", "C.UTF-8");
+        let output = command.output().expect("systemd-analyze: scripts/install-tools gets it");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let score =
+            said.lines().find_map(|line| line.split_once("Overall exposure level for ")).map(|it| it.1);
+        let score = score.and_then(|it| it.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{said}"));
+        figures::figure("12 systemd: exposure", &format!("{unit} {score} of 10"));
+        assert!(score.parse::<f64>().unwrap() <= EXPOSED_AT_MOST, "{said}");
+    }
+}
