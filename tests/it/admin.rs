@@ -201,7 +201,9 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let quoted =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let mut documented = BTreeMap::new();
-    for row in text.lines().filter(|line| line.starts_with("| `")) {
+    // Below that is the table of alerts.
+    let metrics = text.lines().take_while(|line| *line != "## Alerts");
+    for row in metrics.filter(|line| line.starts_with("| `")) {
         let cells: Vec<_> = row.split('|').collect();
         let labels: BTreeSet<String> = quoted(cells[2]).into_iter().collect();
         for name in quoted(cells[1]) {
