@@ -370,7 +370,9 @@ impl Inspect for Inspector {
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.board.publish_health();
+        self.board.measure();
+        let superseded = matches!(self.not_serving(), Some(Stand::Superseded(_)));
+        self.metrics.superseded.set(i64::from(superseded));
         self.metrics.render().map_err(|error| error.to_string())
     }
 

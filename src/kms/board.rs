@@ -290,6 +290,17 @@ impl Board {
         self.publish_health();
     }
 
+    /// Has the metrics tell what changes with the time alone.
+    pub fn measure(&self) {
+        self.publish_health();
+        let snapshot = self.snapshot();
+        let kek = snapshot.as_ref().and_then(|snapshot| snapshot.local_kek.as_ref());
+        self.metrics.local_kek(kek.and_then(|kek| self.keks.life(kek)));
+        for (node, up) in snapshot.iter().flat_map(|snapshot| snapshot.transit.nodes()) {
+            self.metrics.vault_node(&node, up);
+        }
+    }
+
     /// Asks for a probe now.
     pub fn probe_soon(&self) {
         self.probe_request.notify_one();

@@ -505,6 +505,10 @@ mod tests {
             Encryption::Transit
         }
 
+        fn nodes(&self) -> Vec<(String, bool)> {
+            Vec::new()
+        }
+
         async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {
             Err(given_up())
         }

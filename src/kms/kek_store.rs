@@ -116,6 +116,17 @@ impl KekStore {
         kept.is_some()
     }
 
+    /// How long ago Vault has wrapped or unwrapped this KEK, and how much longer it may be used if
+    /// Vault stays away.
+    #[must_use]
+    pub fn life(&self, kek: &LocalKek) -> Option<(Duration, Duration)> {
+        let state = self.lock();
+        let limits = state.limits?;
+        let kept = state.kept.get(kek.wrapped()).filter(|kept| kept.kek.is_some())?;
+        let age = kept.unwrapped.elapsed();
+        Some((age, limits.max_age_in_outage.saturating_sub(age)))
+    }
+
     /// What [`put`](Self::put) is to be given, taken before Transit is asked.
     #[must_use]
     pub fn era(&self) -> u64 {
@@ -325,7 +336,7 @@ mod tests {
         let (kek, era) = (kek(0), store.era());
         store.refused(None);
         store.put(Arc::clone(&kek), era);
-        assert!(!store.is_usable(&kek));
+        assert!(!store.is_usable(&kek) && store.life(&kek).is_none());
         store.put(Arc::clone(&kek), store.era());
         assert!(store.is_usable(&kek));
         store.configure(None);
@@ -338,6 +349,8 @@ mod tests {
         store.put(Arc::clone(&kek), store.era());
         tokio::time::advance(Duration::from_secs(3599)).await;
         assert!(store.is_usable(&kek));
+        let left = Duration::from_secs(24 * 3600 - 3599);
+        assert_eq!(store.life(&kek), Some((Duration::from_secs(3599), left)), "while Vault is away");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!store.is_usable(&kek) && store.get(kek.wrapped()).is_none());
     }

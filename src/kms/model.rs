@@ -246,6 +246,10 @@ impl Transit for ModelSession {
         self.encryption
     }
 
+    fn nodes(&self) -> Vec<(String, bool)> {
+        Vec::new()
+    }
+
     async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {
         self.at_some_moment("is_active", |state| Ok(state.lag == 0)).await
     }

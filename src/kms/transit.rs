@@ -116,6 +116,9 @@ pub trait Transit: Send + Sync + 'static {
     /// The keys that this session was configured with: the first encrypts, all decrypt.
     fn keys(&self) -> &KeyNames;
 
+    /// The addresses of Vault, and whether a node behind each is asked rather than left alone.
+    fn nodes(&self) -> Vec<(String, bool)>;
+
     /// Describes a key.
     ///
     /// # Errors

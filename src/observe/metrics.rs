@@ -29,6 +29,9 @@ const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 /// The states of `transit_kms_health`; exactly one is 1.
 pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown", "unreachable"];
 
+/// The states of `transit_kms_config_state`; exactly one is 1.
+const CONFIG_STATES: [&str; 4] = ["in_use", "pending", "refused", "unparsable"];
+
 /// All metrics; cheap to read, safe to share.
 #[derive(Debug)]
 pub struct Metrics {
@@ -37,14 +40,18 @@ pub struct Metrics {
     clock: fn() -> SystemTime,
     call_seconds: HistogramVec,
     calls: IntCounterVec,
+    config_state: IntGaugeVec,
     health: IntGaugeVec,
     hedges: IntCounterVec,
     key_info: IntGaugeVec,
     key_version: IntGaugeVec,
+    local_kek_unwrapped: Gauge,
+    local_kek_usable_until: Gauge,
     published_key: Mutex<Option<(String, String)>>,
     reload_last_success: Gauge,
     reloads: IntCounterVec,
     token_expiry: Gauge,
+    token_lease: Gauge,
     token_ttl: Gauge,
     vault_call_seconds: HistogramVec,
     vault_calls: IntCounterVec,
@@ -69,10 +76,13 @@ pub struct Metrics {
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
     retries: IntCounterVec,
+    /// 1 once a successor has the path of a KMS socket.
+    pub superseded: IntGauge,
     /// Retries and hedges that the budget did not allow.
     pub retries_denied: IntCounter,
     token_renewals: IntCounterVec,
     vault_node_calls: IntCounterVec,
+    vault_node_up: IntGaugeVec,
     /// The addresses of the config in use.
     vault_nodes: RwLock<BTreeSet<String>>,
 }
@@ -115,6 +125,12 @@ impl Metrics {
                 "KMS calls by method and gRPC code.",
                 &["method", "code"],
             )?,
+            config_state: gauges(
+                &registry,
+                "config_state",
+                "1 for what has become of the newest config, 0 for the others.",
+                &["state"],
+            )?,
             connections_open: registered(
                 &registry,
                 IntGauge::new("connections_open", "Open connections on the KMS socket.")?,
@@ -153,6 +169,16 @@ impl Metrics {
                 "key_version_regressions_total",
                 "An older key version was published because Vault insisted on it.",
             )?,
+            local_kek_unwrapped: gauge(
+                &registry,
+                "local_kek_unwrapped_timestamp_seconds",
+                "Unix time at which Vault last wrapped or unwrapped the local KEK that encrypts; 0 if there is none.",
+            )?,
+            local_kek_usable_until: gauge(
+                &registry,
+                "local_kek_usable_until_timestamp_seconds",
+                "Unix time until which the local KEK that encrypts is used if Vault stays away; 0 if there is none.",
+            )?,
             local_keks: registered(&registry, IntGauge::new("local_keks", "Local KEKs in memory.")?)?,
             peers_refused: counter(
                 &registry,
@@ -183,10 +209,19 @@ impl Metrics {
                 &registry,
                 IntGauge::new("session_generation", "Generation of the session in use.")?,
             )?,
+            superseded: registered(
+                &registry,
+                IntGauge::new("superseded", "1 once a successor has the path of the KMS socket.")?,
+            )?,
             token_expiry: gauge(
                 &registry,
                 "token_expiry_timestamp_seconds",
                 "Unix time at which the Vault token ends; 0 if never or not known.",
+            )?,
+            token_lease: gauge(
+                &registry,
+                "token_lease_seconds",
+                "The longest TTL that was seen of the Vault token in use; 0 if it never ends.",
             )?,
             token_renewals: counters(
                 &registry,
@@ -217,11 +252,18 @@ impl Metrics {
                 "Calls to Vault by address and outcome.",
                 &["node", "outcome"],
             )?,
+            vault_node_up: gauges(
+                &registry,
+                "vault_node_up",
+                "1 while the address is asked, 0 while it rests because it has failed.",
+                &["node"],
+            )?,
             vault_nodes: RwLock::default(),
             registry,
         };
         metrics.describe_process()?;
         metrics.health("unknown");
+        metrics.config_state("pending");
         // Known label values start at 0: a rate over a series that appears with its first
         // error would miss that error.
         for result in ["pending", "refused", "taken", "unparsable"] {
@@ -280,7 +322,31 @@ impl Metrics {
         self.reloads.with_label_values(&[result]).inc();
         if result == "taken" {
             self.reload_last_success.set(unix_seconds((self.clock)()));
+            self.config_in_use();
+        } else {
+            self.config_state(result);
         }
+    }
+
+    /// The newest config is the one in use.
+    pub fn config_in_use(&self) {
+        self.config_state("in_use");
+    }
+
+    fn config_state(&self, state: &'static str) {
+        for known in CONFIG_STATES {
+            self.config_state.with_label_values(&[known]).set(i64::from(known == state));
+        }
+    }
+
+    /// The local KEK that encrypts, if there is one: Vault has unwrapped it so long ago, and if Vault
+    /// stays away it is used for so long.
+    pub fn local_kek(&self, life: Option<(Duration, Duration)>) {
+        let now = unix_seconds((self.clock)());
+        let (unwrapped, until) =
+            life.map_or((0.0, 0.0), |(age, left)| (now - age.as_secs_f64(), now + left.as_secs_f64()));
+        self.local_kek_unwrapped.set(unwrapped);
+        self.local_kek_usable_until.set(until);
     }
 
     /// Work was done again.
@@ -303,9 +369,16 @@ impl Metrics {
         }
     }
 
+    /// Another token is in use; zero `ttl` means that it never ends.
+    pub fn new_token(&self, ttl: Duration) {
+        self.token_lease.set(0.0);
+        self.token(ttl);
+    }
+
     /// What is known of the token's life; zero `ttl` means that it never ends.
     pub fn token(&self, ttl: Duration) {
         let ttl = ttl.as_secs_f64();
+        self.token_lease.set(self.token_lease.get().max(ttl));
         self.token_ttl.set(ttl);
         self.token_expiry.set(if ttl == 0.0 { 0.0 } else { unix_seconds((self.clock)()) + ttl });
     }
@@ -335,7 +408,15 @@ impl Metrics {
             if *nodes != now {
                 *nodes = now;
                 self.vault_node_calls.reset();
+                self.vault_node_up.reset();
             }
+        }
+    }
+
+    /// Whether the node of this address is asked; told if it is one of the config in use.
+    pub fn vault_node(&self, node: &str, up: bool) {
+        if self.vault_nodes.read().is_ok_and(|nodes| nodes.contains(node)) {
+            self.vault_node_up.with_label_values(&[node]).set(i64::from(up));
         }
     }
 
@@ -443,12 +524,40 @@ mod tests {
         metrics.vault_nodes(["https://one".to_owned()]);
         metrics.vault_node_call("https://one", "ok");
         metrics.vault_node_call("https://two", "ok");
+        metrics.vault_node("https://one", true);
+        metrics.vault_node("https://two", true);
         let text = metrics.render().unwrap();
         assert!(text.contains("vault_node_calls_total{node=\"https://one\",outcome=\"ok\"} 1"), "{text}");
+        assert!(text.contains("vault_node_up{node=\"https://one\"} 1"), "{text}");
         assert!(!text.contains("https://two"), "{text}");
         metrics.vault_nodes(["https://two".to_owned()]);
         metrics.vault_node_call("https://one", "ok");
+        metrics.vault_node("https://one", true);
         assert!(!metrics.render().unwrap().contains("https://one"));
+    }
+
+    #[test]
+    fn a_config_is_in_one_state_and_a_lease_is_that_of_one_token() {
+        let metrics = Metrics::new().unwrap();
+        let holds = |line: &str| {
+            let text = metrics.render().unwrap();
+            assert!(text.contains(&format!("transit_kms_{line}\n")), "{line}: {text}");
+        };
+        holds("config_state{state=\"pending\"} 1");
+        for (result, state) in [("refused", "refused"), ("unparsable", "unparsable"), ("taken", "in_use")] {
+            metrics.reload(result);
+            holds(&format!("config_state{{state=\"{state}\"}} 1"));
+            holds("config_state{state=\"pending\"} 0");
+        }
+        metrics.reload("pending");
+        metrics.config_in_use();
+        holds("config_state{state=\"pending\"} 0");
+        metrics.new_token(Duration::from_secs(60));
+        metrics.token(Duration::from_secs(90));
+        metrics.token(Duration::from_secs(20));
+        holds("token_lease_seconds 90");
+        metrics.new_token(Duration::from_secs(20));
+        holds("token_lease_seconds 20");
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl Keeper {
             Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
                 debug!("the config on disk is the one in use");
                 self.board.set_trouble(None);
+                self.metrics.config_in_use();
                 None
             }
             Ok(reading) => {
@@ -207,7 +208,7 @@ impl Keeper {
         info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
         // Nothing is known of a token that may not look itself up; what was known of the one
         // before it must go, or its end would raise an alarm.
-        self.metrics.token(ttl);
+        self.metrics.new_token(ttl);
         if let Some(info) = info {
             info.warn();
             if info.renewable {

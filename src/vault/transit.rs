@@ -155,6 +155,14 @@ impl Transit for Session {
         &self.keys
     }
 
+    fn nodes(&self) -> Vec<(String, bool)> {
+        let mut up = BTreeMap::new();
+        for node in self.pool.nodes() {
+            *up.entry(node.name.clone()).or_default() |= node.is_well();
+        }
+        up.into_iter().collect()
+    }
+
     async fn read_key(&self, key: &KeyName, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = format!("{}/keys/{key}", self.mount.as_str());
         let answer = self.ask(Operation::ReadKey, Method::GET, path, Zeroizing::default(), call).await?;

@@ -8,10 +8,6 @@
 mod agents;
 #[cfg(test)]
 mod chart;
-#[allow(dead_code, unused_imports, reason = "a face for all tests; each uses a part of it")]
-#[cfg(test)]
-#[path = "../e2e/cluster/mod.rs"]
-mod cluster;
 #[cfg(test)]
 #[allow(dead_code, unused_imports, reason = "a face for all tests; these use a part of it")]
 #[path = "../e2e/cluster/mod.rs"]

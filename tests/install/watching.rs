@@ -1,1 +1,396 @@
 //! The alerting rules and the dashboard, against what a daemon really says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use transit_kms::kms::{key_id::key_id_hash, proto::EncryptResponse};
+
+use crate::{
+    cluster::{Api, ApiServer, Cluster, EncryptionConfig},
+    support::{
+        Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN, eventually,
+        http::{HttpServer, answer},
+        port,
+        process::Process,
+        rendered, scratch,
+    },
+};
+
+const RULES: &str = "charts/transit-kms/files/rules.yaml";
+const DASHBOARD: &str = "charts/transit-kms/files/dashboard.json";
+const RULE_TESTS: &str = "tests/install/rules";
+
+/// What Prometheus makes itself.
+const OF_PROMETHEUS: [&str; 2] = ["ALERTS", "up"];
+
+/// How long a busy machine may take for a few scrapes.
+const SCRAPED_WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_rules() {
+    promtool(&["check", "rules", RULES]);
+    let tests = rule_tests();
+    let mut arguments = vec!["test", "rules"];
+    arguments.extend(tests.iter().map(|path| path.to_str().unwrap()));
+    promtool(&arguments);
+}
+
+#[test]
+fn each_alert_is_tested_where_it_fires_and_where_it_does_not() {
+    let mut fires: BTreeMap<String, BTreeSet<bool>> = BTreeMap::new();
+    for path in rule_tests() {
+        for test in yaml(&path)["tests"].as_array().unwrap() {
+            let name = test["name"].as_str().unwrap();
+            let alert = name.split(':').next().unwrap();
+            for look in test["promql_expr_test"].as_array().unwrap() {
+                let expr = look["expr"].as_str().unwrap();
+                assert!(expr.contains(&format!("alertname=\"{alert}\"")), "{name}: {expr}");
+                let fired = !look["exp_samples"].as_array().unwrap().is_empty();
+                fires.entry(alert.to_owned()).or_default().insert(fired);
+            }
+        }
+    }
+    let alerts: BTreeSet<String> = alerts().iter().map(|rule| text(rule, "alert")).collect();
+    assert_eq!(alerts, fires.keys().cloned().collect());
+    for (alert, looks) in fires {
+        assert_eq!(looks.len(), 2, "{alert} is seen only one way: {looks:?}");
+    }
+}
+
+#[test]
+fn each_alert_says_how_bad_it_is_what_it_means_and_where_more_is_told() {
+    for rule in alerts() {
+        let alert = text(&rule, "alert");
+        assert!(["critical", "warning"].contains(&text(&rule["labels"], "severity").as_str()), "{alert}");
+        let annotations = &rule["annotations"];
+        let expected = format!("docs/troubleshooting.md#{}", alert.to_lowercase());
+        assert_eq!(text(annotations, "runbook"), expected);
+        assert!(text(annotations, "summary").len() < 120, "{alert}: a summary is a line");
+        assert!(text(annotations, "description").len() > 80, "{alert}: cause and next step");
+        let documented = fs::read_to_string(rooted("docs/metrics.md")).unwrap();
+        assert!(documented.contains(&format!("| `{alert}` |")), "{alert} is not in docs/metrics.md");
+    }
+}
+
+/// A dashboard is of use only if its panels show something: each of their queries is put to a real
+/// Prometheus that scrapes two real daemons and a real kube-apiserver, under load, across a rotation.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_panel_shows_something_and_every_metric_that_is_named_exists() {
+    let mut node = Node::start().await;
+    let prometheus = Prometheus::start(vec![
+        Target::daemon("one", &node.daemons[0]).await,
+        Target::daemon("other", &node.daemons[1]).await,
+        Target::api_server("one", node.api_server.api()).await,
+    ])
+    .await;
+    let _loads = [
+        Load::start(&node.daemons[0], 2, Duration::from_millis(20)).await,
+        Load::start(&node.daemons[1], 2, Duration::from_millis(20)).await,
+    ];
+    let caller = Caller::of(&node.daemons[0]).await;
+    let old = caller.key_id().await;
+    prometheus.wait(&expr_of("API servers by key_id"), 1).await;
+    node.stage.bao.rotate_key(KEY).await;
+    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
+    node.cluster.wait_moved(node.api_server.api(), &new, "after").await;
+    let later = node.stage.bao.token().await;
+    rendered::by_rename(&node.stage.config, &node.stage.rendered.with_token(&later).yaml());
+    let unreadable =
+        EncryptResponse { ciphertext: "vault:v1:bm9uc2Vuc2U=".into(), ..caller.round_trip().await };
+    let mut known = node.metrics().await;
+    known.extend(OF_PROMETHEUS.map(str::to_owned));
+
+    for (title, expr) in panels() {
+        let named = metrics_in(&expr);
+        assert!(!named.is_empty(), "{title} looks at nothing: {expr}");
+        let missing: Vec<_> = named.difference(&known).collect();
+        assert!(missing.is_empty(), "{title}: nobody has {missing:?}");
+        eventually(&format!("`{title}` shows something: {expr}"), SCRAPED_WITHIN, async || {
+            // A value that cannot be read: else there would be no failed calls to show.
+            caller.decrypt(&unreadable).await.unwrap_err();
+            let found = prometheus.query(&expr).await?;
+            if found.iter().any(|(_, value)| value.is_finite()) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
+    for rule in alerts() {
+        let expr = text(&rule, "expr");
+        let missing: Vec<_> = metrics_in(&expr).difference(&known).cloned().collect();
+        assert!(missing.is_empty(), "{}: nobody has {missing:?}", text(&rule, "alert"));
+    }
+    // A rotation is seen as one: both nodes and kube-apiserver are where it led.
+    let hash = key_id_hash(&new);
+    for (title, many) in [("Nodes by key_id", 2.0), ("API servers by key_id", 1.0)] {
+        let expr = expr_of(title);
+        eventually(title, SCRAPED_WITHIN, async || {
+            let found = prometheus.query(&expr).await?;
+            let there = found.iter().any(|(labels, value)| labels["key_id_hash"] == hash && *value == many);
+            if there { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
+    prometheus.assert_rules_are_well().await;
+
+    // What they are there for is seen: a file that does not parse, and a Vault that is gone, by the
+    // daemon that says so and by the one whose Status stays `ok` with its local KEK.
+    rendered::by_rename(&node.stage.config, "vault: [");
+    prometheus.wait_pending("TransitKMSReloadRefused", 1).await;
+    node.stage.bao.stop();
+    prometheus.wait_pending("TransitKMSVaultUnreachable", 2).await;
+    let ok = "transit_kms_health{instance=\"other\", state=\"ok\"} == 1";
+    assert_eq!(prometheus.query(ok).await.unwrap().len(), 1);
+}
+
+/// All metrics that a rule or panel names, in words that look like one.
+fn metrics_in(expr: &str) -> BTreeSet<String> {
+    // Label values are not names of metrics.
+    let outside: String = expr.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    outside
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| {
+            ["apiserver_", "process_", "transit_kms_"].iter().any(|prefix| word.starts_with(prefix))
+                || OF_PROMETHEUS.contains(word)
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Title and query of everything that the dashboard shows, variables filled in.
+fn panels() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(rooted(DASHBOARD)).unwrap()).unwrap();
+    let mut found = Vec::new();
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = text(panel, "title");
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: an id is there twice");
+        if panel["type"] == "row" {
+            continue;
+        }
+        assert!(text(panel, "description").len() > 8, "{title} has no description");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title} has no unit");
+        for target in panel["targets"].as_array().unwrap() {
+            let expr = text(target, "expr");
+            let filled = expr
+                .replace("$__rate_interval", "10s")
+                .replace("$cluster", ".*")
+                .replace("$job", "transit-kms")
+                .replace("$instance", ".*");
+            assert!(!filled.contains('$'), "{title}: {expr}");
+            found.push((title.clone(), filled));
+        }
+    }
+    // Every process has `process_…`: of all jobs only those are meant that have ours.
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let job = variables.iter().find(|variable| variable["name"] == "job").unwrap();
+    assert_eq!((&job["allValue"], &job["includeAll"]), (&Value::Null, &json!(true)), "{job}");
+    for annotation in dashboard["annotations"]["list"].as_array().unwrap() {
+        assert!(!metrics_in(&text(annotation, "expr")).is_empty());
+    }
+    found
+}
+
+fn expr_of(title: &str) -> String {
+    panels().into_iter().find(|(found, _)| found == title).unwrap_or_else(|| panic!("no panel {title}")).1
+}
+
+fn alerts() -> Vec<Value> {
+    let rules = yaml(&rooted(RULES));
+    let groups = rules["groups"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+}
+
+fn rule_tests() -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(rooted(RULE_TESTS)).unwrap().map(|it| it.unwrap().path()).collect();
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+fn rooted(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn yaml(path: &Path) -> Value {
+    serde_yaml::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn text(of: &Value, key: &str) -> String {
+    of[key].as_str().unwrap_or_else(|| panic!("no {key} in {of}")).to_owned()
+}
+
+fn promtool(arguments: &[&str]) {
+    let output = Command::new("promtool")
+        .args(arguments)
+        .current_dir(rooted(""))
+        .output()
+        .unwrap_or_else(|error| panic!("promtool: {error}: scripts/install-tools gets it"));
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+}
+
+/// Two daemons, the second with a local KEK, and an API server at the first.
+struct Node {
+    api_server: ApiServer,
+    cluster: Cluster,
+    daemons: [Arc<Daemon>; 2],
+    stage: Stage,
+    _other: TempDir,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+        let other = scratch("other-config-");
+        let file = other.path().join("config.yaml");
+        rendered::by_rename(&file, &Rendered { local_kek: true, ..stage.rendered.clone() }.yaml());
+        let (first, _) = stage.ready(["--log-level", "info"]).await;
+        let options = DaemonOptions::arguments(["--log-level", "info", "--probe-interval", "1s"]);
+        let second = Daemon::start_with(&file, options).await;
+        second.wait_ready().await;
+        let api_server = cluster.ready(&EncryptionConfig::ours(first.socket())).await;
+        let daemons = [Arc::new(first), Arc::new(second)];
+        Self { api_server, cluster, daemons, stage, _other: other }
+    }
+
+    /// The names of everything that daemons and API server have on `/metrics`.
+    async fn metrics(&self) -> BTreeSet<String> {
+        let mut pages = vec![self.api_server.api().text("/metrics").await.1];
+        for daemon in &self.daemons {
+            pages.push(daemon.admin("/metrics").await.1);
+        }
+        let name = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
+        let lines = pages.iter().flat_map(|page| page.lines());
+        lines.filter(|line| !line.starts_with('#')).map(name).collect()
+    }
+}
+
+/// What is scraped: job and instance, and who answers.
+struct Target(&'static str, String, HttpServer);
+
+impl Target {
+    /// A daemon's own admin listener is a unix socket here, which Prometheus does not know.
+    async fn daemon(instance: &str, daemon: &Arc<Daemon>) -> Self {
+        let daemon = Arc::clone(daemon);
+        let server = HttpServer::start(move |_| {
+            let daemon = Arc::clone(&daemon);
+            async move { page(daemon.admin("/metrics").await) }
+        });
+        Self("transit-kms", instance.to_owned(), server.await)
+    }
+
+    async fn api_server(instance: &str, api: &Api) -> Self {
+        let api = api.clone();
+        let server = HttpServer::start(move |_| {
+            let api = api.clone();
+            async move { page(api.text("/metrics").await) }
+        });
+        Self("apiserver", instance.to_owned(), server.await)
+    }
+
+    fn config(&self) -> Value {
+        let Self(job, instance, server) = self;
+        let address = server.address();
+        json!({
+            "targets": [address.trim_start_matches("http://")],
+            "labels": {"instance": instance, "job": job},
+        })
+    }
+}
+
+/// A real Prometheus with our rules; it ends with this value.
+struct Prometheus {
+    address: String,
+    http: reqwest::Client,
+    _dir: TempDir,
+    _process: Process,
+    _targets: Vec<Target>,
+}
+
+impl Prometheus {
+    /// Scrapes each second, and is up.
+    async fn start(targets: Vec<Target>) -> Self {
+        let dir = scratch("prometheus-");
+        let config = json!({
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [rooted(RULES)],
+            "scrape_configs": [{
+                "job_name": "node",
+                "static_configs": targets.iter().map(Target::config).collect::<Vec<_>>(),
+            }],
+        });
+        let file = dir.path().join("prometheus.yml");
+        fs::write(&file, config.to_string()).unwrap();
+        let port = port::unused();
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
+        let process = Process::spawn("prometheus", &mut command);
+        let address = format!("http://127.0.0.1:{port}");
+        let prometheus = Self { address, http, _dir: dir, _process: process, _targets: targets };
+        eventually("Prometheus is ready", SCRAPED_WITHIN, async || {
+            let answer = prometheus.http.get(format!("{}/-/ready", prometheus.address)).send().await;
+            answer.and_then(reqwest::Response::error_for_status)
+        })
+        .await;
+        prometheus
+    }
+
+    /// Labels and value of each element of an instant vector.
+    async fn query(&self, expr: &str) -> Result<Vec<(Value, f64)>, String> {
+        let answer = self.get("query", &[("query", expr)]).await?;
+        let found = answer["data"]["result"].as_array().ok_or_else(|| answer.to_string())?;
+        let element = |it: &Value| (it["metric"].clone(), it["value"][1].as_str().unwrap().parse().unwrap());
+        Ok(found.iter().map(element).collect())
+    }
+
+    /// Waits until `expr` finds so many.
+    async fn wait(&self, expr: &str, many: usize) {
+        eventually(&format!("{many} of {expr}"), SCRAPED_WITHIN, async || {
+            let found = self.query(expr).await?;
+            if found.len() == many { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until so many alerts of this name are on their way.
+    async fn wait_pending(&self, alert: &str, many: usize) {
+        self.wait(&format!("ALERTS{{alertname=\"{alert}\", alertstate=\"pending\"}}"), many).await;
+    }
+
+    /// All rules can be evaluated, and with all well none of them fires.
+    async fn assert_rules_are_well(&self) {
+        let answer = self.get("rules", &[]).await.unwrap();
+        let groups = answer["data"]["groups"].as_array().unwrap();
+        let rules: Vec<_> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+        assert_eq!(rules.len(), alerts().len());
+        for rule in rules {
+            assert_eq!(rule["health"], "ok", "{rule}");
+            assert_ne!(rule["state"], "firing", "{rule}");
+        }
+    }
+
+    async fn get(&self, what: &str, query: &[(&str, &str)]) -> Result<Value, String> {
+        let mut url = url::Url::parse(&format!("{}/api/v1/{what}", self.address)).unwrap();
+        url.query_pairs_mut().extend_pairs(query);
+        let answer = self.http.get(url).send().await.map_err(|error| error.to_string())?;
+        let body = answer.text().await.map_err(|error| error.to_string())?;
+        let answer: Value = serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))?;
+        if answer["status"] == "success" { Ok(answer) } else { Err(answer.to_string()) }
+    }
+}
+
+fn page((status, body): (u16, String)) -> crate::support::http::Answer {
+    answer(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), body)
+}

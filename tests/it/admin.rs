@@ -4,13 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest};
 
-use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN};
+use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
 
 #[tokio::test]
 async fn each_path_answers_and_nothing_else_does() {
@@ -83,6 +84,38 @@ async fn the_documentation_of_metrics_is_complete_and_true() {
     for standard in ["process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes"] {
         assert!(text.contains(standard), "{standard}");
     }
+}
+
+/// The age of a local KEK grows while Vault is away, and its end stays where it is.
+#[tokio::test]
+async fn a_local_kek_tells_when_vault_saw_it_last_and_when_it_ends() {
+    let mut stage = Stage::start().await;
+    let (daemon, _) = stage.ready([]).await;
+    let life = async || {
+        let metric = |name| daemon.metric(name, &[]);
+        let unwrapped = metric("transit_kms_local_kek_unwrapped_timestamp_seconds").await;
+        (unwrapped, metric("transit_kms_local_kek_usable_until_timestamp_seconds").await)
+    };
+    assert_eq!(life().await, (0.0, 0.0), "there is none in mode transit");
+    let token = stage.token().to_owned();
+    stage.rendered.local_kek = true;
+    stage.render_and_wait(&daemon, &token).await;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let (unwrapped, until) = life().await;
+    assert!((now() - 20.0..=now()).contains(&unwrapped), "{unwrapped}");
+    let a_day = 24.0 * 3600.0;
+    assert!((until - unwrapped - a_day).abs() < 0.1, "{unwrapped} {until}");
+    stage.bao.stop();
+    eventually("the outage is noticed", TAKEN_WITHIN, async || {
+        daemon.admin("/readyz").await.1.contains("does not answer")
+    })
+    .await;
+    let (later, end) = life().await;
+    assert!((later - unwrapped).abs() < 0.1 && (end - until).abs() < 0.1, "{later} {end}");
+    eventually("the nodes are known to be away", TAKEN_WITHIN, async || {
+        daemon.metric("transit_kms_vault_node_up", &[]).await == 0.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -168,7 +201,9 @@ fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let quoted =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let mut documented = BTreeMap::new();
-    for row in text.lines().filter(|line| line.starts_with("| `")) {
+    // Below that is the table of alerts.
+    let metrics = text.lines().take_while(|line| *line != "## Alerts");
+    for row in metrics.filter(|line| line.starts_with("| `")) {
         let cells: Vec<_> = row.split('|').collect();
         let labels: BTreeSet<String> = quoted(cells[2]).into_iter().collect();
         for name in quoted(cells[1]) {

@@ -283,4 +283,6 @@ async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
     })
     .await;
     assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
+    let state = async |state| daemon.metric("transit_kms_config_state", &[("state", state)]).await;
+    assert_eq!((state("in_use").await, state("pending").await), (1.0, 0.0));
 }

@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::support::{
-    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, closed_address, eventually,
-    policy,
+    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, closed_address,
+    daemon::samples, eventually, policy,
 };
 
 /// Of [`Stage::daemon`].
@@ -379,6 +379,11 @@ async fn a_dead_first_address_is_passed_over() {
     }
     assert_eq!(retries().await, first);
     assert_eq!(caller.health().await, "ok");
+    for (address, up) in stage.rendered.addresses.iter().zip([0.0, 1.0]) {
+        let (_, text) = daemon.admin("/metrics").await;
+        let node = [("node", address.as_str())];
+        assert_eq!(samples(&text, "transit_kms_vault_node_up", &node), [up], "{address}");
+    }
 }
 
 async fn delete_key(bao: &Bao) {

@@ -99,6 +99,9 @@ async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
     .await;
     let (status, text) = first.admin("/readyz").await;
     assert!(status == 200 && text.contains("; superseded: "), "{status} {text}");
+    for (daemon, superseded) in [(&first, 1.0), (&second, 0.0)] {
+        assert_eq!(daemon.metric("transit_kms_superseded", &[]).await, superseded);
+    }
 
     // Each serves its own.
     let (by_first, by_second) = (answered(&first).await, answered(&second).await);

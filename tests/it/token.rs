@@ -25,6 +25,7 @@ async fn a_session_begins_with_a_look_at_the_end_of_its_token() {
     let (ttl, left) = life(&daemon).await;
     assert!((1190.0..=1200.0).contains(&ttl), "{ttl}");
     assert!((1180.0..=1201.0).contains(&left), "{left}");
+    assert_eq!(daemon.metric("transit_kms_token_lease_seconds", &[]).await, ttl, "that of this token");
     assert!(!daemon.log().contains(" WARN "), "there is nothing to warn of:\n{}", daemon.log());
     let root = stage.bao.root_token().to_owned();
     stage.render_and_wait(&daemon, &root).await;

@@ -145,7 +145,7 @@ pub(super) struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     async fn new(args: &'a ProbeArgs) -> Result<Self, Verdict> {
-        let deadline = Instant::now() + args.timeout;
+        let deadline = Instant::now() + args.timeout();
         let client = client::kms(&args.socket).await.map_err(|error| match error {
             NoClient::Closed(cause) => closed(args, &cause),
             NoClient::Unreachable(cause) => Verdict::Silence(format!(
@@ -225,7 +225,7 @@ pub(super) fn late(args: &ProbeArgs) -> Verdict {
     };
     Verdict::Silence(format!(
         "no answer from {asked} within {} (--timeout)",
-        humantime::format_duration(args.timeout)
+        humantime::format_duration(args.timeout())
     ))
 }
 

@@ -63,9 +63,19 @@ pub struct ProbeArgs {
     )]
     socket: UnixAddress,
 
-    /// How long all of it may take
-    #[arg(long, global = true, value_name = "DURATION", default_value = "3s", value_parser = patience)]
-    timeout: Duration,
+    /// How long all of it may take [default: 3s, as kube-apiserver waits; 30s for `unused`]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = patience)]
+    timeout: Option<Duration>,
+}
+
+impl ProbeArgs {
+    fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(match self.ask {
+            // The metrics of several API servers, which may be large.
+            Ask::Unused(_) => Duration::from_secs(30),
+            _ => Duration::from_secs(3),
+        })
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -164,7 +174,7 @@ async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Verdict) {
             Prepared::Unused(unused) => unused::unused(args, &unused, &mut report).await,
         }
     };
-    let verdict = match timeout(args.timeout, asked).await {
+    let verdict = match timeout(args.timeout(), asked).await {
         Ok(Ok(())) => Verdict::Good,
         Ok(Err(verdict)) => verdict,
         Err(_) => ask::late(args),

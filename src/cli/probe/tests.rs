@@ -159,10 +159,11 @@ fn the_flags_have_the_defaults_of_serve_and_stand_anywhere() {
     let args = parse("status").unwrap();
     assert_eq!(args.socket.to_string(), "unix:///run/transit-kms/kms.sock");
     assert_eq!(args.admin.to_string(), "127.0.0.1:9797");
-    assert_eq!(args.timeout, Duration::from_secs(3));
+    assert_eq!(args.timeout(), Duration::from_secs(3));
+    assert_eq!(parse("unused").unwrap().timeout(), Duration::from_secs(30));
     let args = parse("--timeout 500ms ready --admin unix:///a -o json").unwrap();
     assert_eq!(args.admin.to_string(), "unix:///a");
-    assert_eq!((args.timeout, args.output), (Duration::from_millis(500), Output::Json));
+    assert_eq!((args.timeout(), args.output), (Duration::from_millis(500), Output::Json));
     for wrong in
         ["", "status --timeout 0s", "status --timeout soon", "status --socket 127.0.0.1:1", "decrypt"]
     {
