@@ -1,0 +1,103 @@
+//! What `scripts/image` builds, unpacked.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+
+/// The project.
+pub(super) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// An image as those get it who are given its archive.
+pub(super) struct Built {
+    /// For `podman load` and the like.
+    pub(super) archive: PathBuf,
+    /// The image's configuration, as the OCI has it.
+    pub(super) config: Value,
+    layer: PathBuf,
+    files: PathBuf,
+}
+
+/// One line of the layer's table of contents.
+pub(super) struct Entry {
+    pub(super) mode: String,
+    /// `uid/gid`.
+    pub(super) owner: String,
+    pub(super) path: String,
+    /// The time of the last change, in UTC: `2026-01-31 12:00:00`.
+    pub(super) time: String,
+}
+
+impl Built {
+    /// For the machine that we are on.
+    pub(super) fn here() -> &'static Self {
+        static BUILT: OnceLock<Built> = OnceLock::new();
+        BUILT.get_or_init(|| Self::with("here", &[]))
+    }
+
+    /// For another one.
+    pub(super) fn for_arch(arch: &str) -> Self {
+        Self::with(arch, &["--arch", arch])
+    }
+
+    fn with(name: &str, arguments: &[&str]) -> Self {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("image-{name}"));
+        // What an earlier run has left.
+        drop(fs::remove_dir_all(&place));
+        let files = place.join("files");
+        fs::create_dir_all(&files).unwrap();
+        let archive = place.join("transit-kms.tar");
+        scripts_image(&[&["--output", archive.to_str().unwrap()], arguments].concat());
+        tar(&["--extract", "--file"], &archive, &place);
+        let read = |file: &str| -> Value {
+            serde_json::from_str(&fs::read_to_string(place.join(file)).unwrap()).unwrap()
+        };
+        let manifest = read("manifest.json");
+        let layers = manifest[0]["Layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 1, "{manifest}");
+        let layer = place.join(layers[0].as_str().unwrap());
+        tar(&["--extract", "--file"], &layer, &files);
+        let config = read(manifest[0]["Config"].as_str().unwrap());
+        Self { archive, config, layer, files }
+    }
+
+    /// What is at this path in the image.
+    pub(super) fn file(&self, path: &str) -> PathBuf {
+        self.files.join(path)
+    }
+
+    /// All that is in the image, by path.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        let list = ["--list", "--verbose", "--numeric-owner", "--full-time", "--utc", "--file"];
+        let mut entries: Vec<_> = tar(&list, &self.layer, &self.files).lines().map(Entry::of_line).collect();
+        entries.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        entries
+    }
+}
+
+impl Entry {
+    fn of_line(line: &str) -> Self {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [mode, owner, _size, date, time, path] = words[..] else { panic!("{line}") };
+        Self { mode: mode.into(), owner: owner.into(), path: path.into(), time: format!("{date} {time}") }
+    }
+}
+
+/// Runs `scripts/image --local-base` with these arguments besides: what it has to say.
+pub(super) fn scripts_image(arguments: &[&str]) -> String {
+    let mut command = Command::new(Path::new(ROOT).join("scripts/image"));
+    let ran = command.arg("--local-base").args(arguments).output().unwrap();
+    let (said, complained) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{command:?}: {}\n{complained}\n{said}", ran.status);
+    said.into_owned()
+}
+
+fn tar(arguments: &[&str], archive: &Path, within: &Path) -> String {
+    let ran = Command::new("tar").args(arguments).arg(archive).current_dir(within).output().unwrap();
+    assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap()
+}

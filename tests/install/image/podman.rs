@@ -1,0 +1,171 @@
+//! Containers of the image, with as little as a container can have.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use procfs::process::Process as Proc;
+use tempfile::TempDir;
+
+use crate::support::{eventually, process::Process, program::Ran};
+
+/// How long a container may take to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where its own admin socket is, in it.
+pub(super) const ADMIN: &str = "unix:///run/transit-kms-admin/admin.sock";
+/// What every container gets: nothing to write to, no power, no more than a few processes and this much memory.
+const HARDENED: [&str; 14] = [
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+    "--memory",
+    "32m",
+    "--pids-limit",
+    "50",
+    // podman would raise these to what it wants, which it may not everywhere.
+    "--ulimit",
+    "nofile=1024:1024",
+    "--ulimit",
+    "nproc=1024:1024",
+];
+
+/// A podman that knows one image and keeps all that it has in a folder that goes with it.
+pub(super) struct Podman {
+    dir: TempDir,
+    image: String,
+}
+
+/// A daemon in a container. It is removed with this value.
+pub(super) struct Container<'a> {
+    name: String,
+    podman: &'a Podman,
+    process: Process,
+}
+
+/// Bytes.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) limit: u64,
+    pub(super) most_resident: u64,
+    pub(super) resident: u64,
+}
+
+impl Podman {
+    /// With the image of this archive.
+    pub(super) fn with(archive: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("pod-").tempdir().unwrap();
+        let mut podman = Self { dir, image: String::new() };
+        let loaded = podman.told(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+        podman.image = loaded.trim().rsplit(' ').next().unwrap().into();
+        podman
+    }
+
+    /// Runs the image to its end, without a network.
+    pub(super) fn run_once(&self, options: &[&str], arguments: &[&str]) -> Ran {
+        let mut command = self.command(&["run", "--rm", "--network", "none"]);
+        command.args(HARDENED).args(options).arg(&self.image).args(arguments);
+        ran(command.output().unwrap())
+    }
+
+    /// Runs the image until it is stopped.
+    pub(super) fn start(&self, options: &[String], arguments: &[&str]) -> Container<'_> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("daemon-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut command = self.command(&["run", "--rm", "--name", &name]);
+        command.args(HARDENED).args(options).arg(&self.image).args(arguments);
+        Container { name, podman: self, process: Process::spawn("the container", &mut command) }
+    }
+
+    fn told(&self, arguments: &[&str]) -> String {
+        let ran = ran(self.command(arguments).output().unwrap_or_else(|e| {
+            panic!("podman: {e}: scripts/install-tools node gets what containers need");
+        }));
+        assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:?}");
+        ran.stdout
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("podman");
+        for (flag, folder) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.arg(flag).arg(self.dir.path().join(folder));
+        }
+        command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc"]);
+        command.args(arguments);
+        command
+    }
+}
+
+impl Container<'_> {
+    /// What `transit-kms probe` says in it.
+    pub(super) fn probe(&self, what: &str) -> Ran {
+        let arguments = ["exec", &self.name, "/transit-kms", "probe", what, "--admin", ADMIN];
+        ran(self.podman.command(&arguments).output().unwrap())
+    }
+
+    /// # Panics
+    /// If it has ended.
+    pub(super) fn assert_running(&mut self) {
+        if let Some(status) = self.process.exited() {
+            panic!("the container ended: {status}");
+        }
+    }
+
+    /// Its one process.
+    pub(super) fn proc(&self) -> Proc {
+        let pid = self.podman.told(&["inspect", "--format", "{{.State.Pid}}", &self.name]);
+        Proc::new(pid.trim().parse().unwrap()).unwrap()
+    }
+
+    /// What it takes, and what it may.
+    pub(super) fn memory(&self) -> Memory {
+        let proc = self.proc();
+        let status = proc.status().unwrap();
+        let kib = |found: Option<u64>| found.unwrap() << 10;
+        let groups = proc.cgroups().unwrap();
+        let limit = groups.into_iter().find_map(|group| {
+            let group_of_v1 = group.controllers.iter().any(|one| one == "memory");
+            let file = if group_of_v1 {
+                format!("/sys/fs/cgroup/memory{}/memory.limit_in_bytes", group.pathname)
+            } else {
+                format!("/sys/fs/cgroup{}/memory.max", group.pathname)
+            };
+            fs::read_to_string(file).ok()?.trim().parse().ok()
+        });
+        Memory {
+            limit: limit.expect("a limit of memory"),
+            most_resident: kib(status.vmhwm),
+            resident: kib(status.vmrss),
+        }
+    }
+
+    /// Asks it to end, as kubelet would, and waits for that: its exit code.
+    pub(super) async fn stop(mut self) -> Option<i32> {
+        self.podman.told(&["stop", &self.name]);
+        let process = &mut self.process;
+        eventually("the container ends", PATIENCE, async || process.exited()).await.code()
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if self.process.exited().is_none() {
+            // The process that we started is but podman's client.
+            drop(self.podman.command(&["rm", "--force", "--time", "0", &self.name]).output());
+        }
+    }
+}
+
+fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+    }
+}
