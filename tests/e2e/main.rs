@@ -13,6 +13,8 @@ mod cluster;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod disaster;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod local_kek;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use reqwest::{Certificate, Client, Method, redirect};
+use bytes::Bytes;
+use reqwest::{Certificate, Client, Method, RequestBuilder, redirect};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -173,6 +174,11 @@ impl Bao {
     /// Whether this is Vault and not OpenBao.
     pub(crate) fn is_vault() -> bool {
         Program::found().is_vault
+    }
+
+    /// The program, which is the client, too.
+    pub(crate) fn program() -> &'static Path {
+        &Program::found().path
     }
 
     /// `https://127.0.0.1:port`.
@@ -351,6 +357,24 @@ impl Bao {
     /// Lets it run on.
     pub(crate) fn thaw(&mut self) {
         self.process.as_mut().expect("it is stopped").signal(Signal::CONT);
+    }
+
+    /// All that it holds, as `bao operator raft snapshot save` has it.
+    pub(crate) async fn snapshot(&self) -> Bytes {
+        let answer = self.snapshots(Method::GET).send().await.unwrap();
+        answer.error_for_status().unwrap().bytes().await.unwrap()
+    }
+
+    /// Goes back to what it held then, as by `bao operator raft snapshot restore`.
+    pub(crate) async fn restore(&self, snapshot: &Bytes) {
+        let answer = self.snapshots(Method::POST).body(snapshot.clone()).send().await.unwrap();
+        answer.error_for_status().unwrap();
+        self.health_is(200).await;
+    }
+
+    fn snapshots(&self, method: Method) -> RequestBuilder {
+        let url = format!("{}/v1/sys/storage/raft/snapshot", self.address());
+        self.http.request(method, url).header("X-Vault-Token", &self.root_token)
     }
 
     /// The disk that its audit log is on, if that is one of its own.

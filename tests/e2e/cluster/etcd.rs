@@ -1,6 +1,13 @@
 //! A real etcd, and a look at what it holds.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
@@ -8,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     api::{CONFIG_MAPS, SECRETS},
-    stored::Stored,
+    stored::{EncryptedObject, Stored},
     tools::tool,
 };
 use crate::support::{eventually, port, process::Process, scratch};
@@ -20,33 +27,50 @@ const UP_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) struct Etcd {
     dir: TempDir,
     http: reqwest::Client,
+    peer: u16,
     port: u16,
-    _process: Process,
+    process: Process,
 }
 
 impl Etcd {
     pub(super) async fn start() -> Self {
         let dir = scratch("etcd-");
         let (port, peer) = (port::unused(), port::unused());
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-        let mut command = Command::new(tool("etcd"));
-        command
-            .arg("--data-dir")
-            .arg(dir.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            // What is lost with the machine is not missed.
-            .args(["--unsafe-no-fsync", "--log-level", "warn"]);
-        let process = Process::spawn("etcd", &mut command);
+        let process = spawn(dir.path(), port, peer);
         let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
-        let etcd = Self { dir, http, port, _process: process };
+        let etcd = Self { dir, http, peer, port, process };
+        etcd.wait_up().await;
+        etcd
+    }
+
+    /// A copy of all that it holds, taken while it stands still.
+    pub(crate) async fn copy(&mut self) -> TempDir {
+        let copy = scratch("etcd-copy-");
+        self.process.kill();
+        copy_files(self.dir.path(), copy.path());
+        self.run().await;
+        copy
+    }
+
+    /// Goes back to what it held then. No API server may be up: it would not hear of it.
+    pub(crate) async fn go_back_to(&mut self, copy: &TempDir) {
+        self.process.kill();
+        fs::remove_dir_all(data(self.dir.path())).unwrap();
+        copy_files(copy.path(), self.dir.path());
+        self.run().await;
+    }
+
+    async fn run(&mut self) {
+        self.process = spawn(self.dir.path(), self.port, self.peer);
+        self.wait_up().await;
+    }
+
+    async fn wait_up(&self) {
         eventually("etcd is up", UP_WITHIN, async || {
-            let answer = etcd.http.get(format!("{}/health", etcd.address())).send().await;
+            let answer = self.http.get(format!("{}/health", self.address())).send().await;
             answer.and_then(reqwest::Response::error_for_status)
         })
         .await;
-        etcd
     }
 
     /// `http://127.0.0.1:port`.
@@ -75,15 +99,34 @@ impl Etcd {
         found.into_iter().map(|(key, value)| (name(&key), Stored(value))).collect()
     }
 
-    /// The wrapped seeds of all Secrets and ConfigMaps, each once.
-    pub(crate) async fn seeds(&self) -> BTreeSet<Vec<u8>> {
-        let mut seeds = BTreeSet::new();
+    /// Resource, namespace and name of all Secrets and ConfigMaps.
+    pub(crate) async fn names(&self) -> Vec<(String, String, String)> {
+        let named = |key: &str| {
+            let mut parts = key.split('/').skip(2).map(str::to_owned);
+            (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap())
+        };
+        self.all_encrypted().await.iter().map(|(key, _)| named(key)).collect()
+    }
+
+    /// All Secrets and ConfigMaps, of all namespaces, by their keys.
+    async fn all_encrypted(&self) -> Vec<(String, EncryptedObject)> {
+        let mut objects = Vec::new();
         for resource in [SECRETS, CONFIG_MAPS] {
             let ends = ["/", "0"].map(|end| BASE64.encode(format!("/registry/{resource}{end}")));
             let stored = self.range(json!({"key": ends[0], "range_end": ends[1]})).await;
-            seeds.extend(stored.into_iter().map(|(_, value)| Stored(value).object().encrypted_dek_source));
+            objects.extend(stored.into_iter().map(|(key, value)| (key, Stored(value).object())));
         }
-        seeds
+        objects
+    }
+
+    /// The wrapped seeds of all Secrets and ConfigMaps, each once.
+    pub(crate) async fn seeds(&self) -> BTreeSet<Vec<u8>> {
+        self.all_encrypted().await.into_iter().map(|(_, object)| object.encrypted_dek_source).collect()
+    }
+
+    /// The key_ids of all Secrets and ConfigMaps, each once.
+    pub(crate) async fn key_ids(&self) -> BTreeSet<String> {
+        self.all_encrypted().await.into_iter().map(|(_, object)| object.key_id).collect()
     }
 
     /// # Panics
@@ -114,6 +157,39 @@ impl Etcd {
         let pairs = answer["kvs"].as_array().cloned().unwrap_or_default();
         let pair = |pair: &Value| (String::from_utf8(text(&pair["key"])).unwrap(), text(&pair["value"]));
         pairs.iter().map(pair).collect()
+    }
+}
+
+fn data(dir: &Path) -> PathBuf {
+    dir.join("data")
+}
+
+fn spawn(dir: &Path, port: u16, peer: u16) -> Process {
+    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+    let mut command = Command::new(tool("etcd"));
+    command
+        .arg("--data-dir")
+        .arg(data(dir))
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        // What is lost with the machine is not missed.
+        .args(["--unsafe-no-fsync", "--log-level", "warn"]);
+    Process::spawn("etcd", &mut command)
+}
+
+/// As they are, with the folders that they are in.
+fn copy_files(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            // etcd wants its folder to itself.
+            DirBuilder::new().mode(0o700).create(&to).unwrap();
+            copy_files(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
     }
 }
 

@@ -1,0 +1,260 @@
+//! What docs/disaster-recovery.md says, done: each loss, what is seen of it, and the way out.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Plane, READY_WITHIN},
+    support::{
+        Bao, Caller, Daemon, DaemonOptions, KEY, MOUNT, POLICY, Rendered, Stage, TAKEN_WITHIN, eventually,
+        policy, rendered, scratch, version_of_key_id,
+    },
+};
+
+/// A key for which there is no other use.
+const NEW_KEY: &str = "kms-2";
+
+/// (a) Vault goes back to before the last rotation.
+#[tokio::test]
+async fn a_vault_that_is_restored_from_before_a_rotation() {
+    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
+    let snapshot = stage.bao.snapshot().await;
+    stage.bao.rotate_key(KEY).await;
+    let (daemon, caller) = stage.ready([]).await;
+    let config = EncryptionConfig::ours(daemon.socket());
+    let server = cluster.ready(&config).await;
+    server.api().create_secret("kept", "from before").await.unwrap();
+    let lost = caller.round_trip().await;
+    assert_eq!(cluster.etcd.key_ids().await, [lost.key_id.clone()].into());
+
+    stage.bao.restore(&snapshot).await;
+    let back = caller.wait_key_id_after(&lost.key_id, TAKEN_WITHIN).await;
+    daemon.wait_printed("Vault insists on an older key version, as after restoring a backup").await;
+    assert_eq!(version_of_key_id(&back), 1);
+    assert_eq!(daemon.metric("transit_kms_key_version_regressions_total", &[]).await, 1.0);
+    assert_eq!(daemon.metric("transit_kms_key_version", &[("key", KEY)]).await, 1.0);
+    assert_eq!(caller.health().await, "ok");
+    let words = "this Vault node does not know the key version";
+    let error = caller.decrypt(&lost).await.unwrap_err();
+    assert!(error.message().contains(words), "{error}");
+
+    // Who starts now reads none of what was written since, and so does not become ready.
+    let mut late = cluster.api_server(&config, ApiServerOptions::default());
+    wait_unreadable(&late, words).await;
+    assert_ne!(late.api().text("/readyz").await.0, 200);
+
+    // Who was there knows the seeds.
+    cluster.wait_moved(server.api(), &back, "again").await;
+    rewrite(&server).await;
+    assert_eq!(cluster.etcd.key_ids().await, [back.clone()].into());
+    late.wait_ready(READY_WITHIN).await;
+    assert_eq!(late.api().secret("kept").await.unwrap(), "from before");
+
+    // The number comes again, the name does not.
+    stage.bao.rotate_key(KEY).await;
+    let next = caller.wait_key_id_after(&back, TAKEN_WITHIN).await;
+    assert_eq!(version_of_key_id(&next), 2);
+    assert_ne!(next, lost.key_id);
+    let error = caller.decrypt(&lost).await.unwrap_err();
+    assert!(error.message().contains("version 2 of key `kms` was made at another time"), "{error}");
+}
+
+/// (a) As above, but the restored Vault rotates the key before transit-kms has looked.
+#[tokio::test]
+async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
+    let mut stage = Stage::start().await;
+    // It takes three probes to believe in an older version: by then there is a newer one again.
+    let (mut daemon, caller) = stage.ready(["--probe-interval", "5s"]).await;
+    let token = stage.bao.token().await;
+    let snapshot = stage.bao.snapshot().await;
+    stage.bao.rotate_key(KEY).await;
+    stage.render_and_wait(&daemon, &token).await;
+    let lost = caller.round_trip().await;
+    assert_eq!(version_of_key_id(&lost.key_id), 2);
+
+    stage.bao.restore(&snapshot).await;
+    stage.bao.rotate_key(KEY).await;
+    let another = "key `kms` is not the one that was in use under that name";
+    eventually("Status is an error", TAKEN_WITHIN, async || {
+        let said = caller.health().await;
+        if said.starts_with("FailedPrecondition") && said.contains(another) { Ok(()) } else { Err(said) }
+    })
+    .await;
+    daemon.terminate().await;
+    let (_daemon, caller) = stage.ready([]).await;
+    caller.round_trip().await;
+    caller.decrypt(&lost).await.unwrap_err();
+}
+
+/// (b) Nothing is left of Vault but a backup of the key.
+#[tokio::test]
+async fn a_key_that_is_restored_into_a_new_vault() {
+    let mut plane = Plane::ready([]).await;
+    let Plane { caller, daemon, server, stage, .. } = &mut plane;
+    stage.bao.rotate_key(KEY).await;
+    let allowed = json!({"allow_plaintext_backup": true, "exportable": true});
+    stage.bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), allowed).await;
+    let backup = stage.bao.api("GET", &format!("{MOUNT}/backup/{KEY}"), Value::Null).await;
+    let key_id = eventually("version 2", TAKEN_WITHIN, async || {
+        let key_id = caller.key_id().await;
+        (version_of_key_id(&key_id) == 2).then_some(key_id)
+    })
+    .await;
+    server.api().create_secret("kept", "from before").await.unwrap();
+    stage.bao.stop();
+    caller.wait_health("Vault has not been usable for", TAKEN_WITHIN).await;
+
+    let new = Bao::start().await;
+    let restored = json!({"backup": backup["data"]["backup"], "force": true});
+    new.api("POST", &format!("{MOUNT}/restore/{KEY}"), restored).await;
+    let rendered = Rendered::with_new_token(&new).await;
+    rendered::by_rename(&stage.config, &rendered.yaml());
+    caller.wait_ok(TAKEN_WITHIN).await;
+    assert_eq!(caller.key_id().await, key_id, "the times of its versions came along, so it has its name");
+
+    // With nothing cached, neither here nor there.
+    daemon.terminate().await;
+    let options = DaemonOptions { socket: Some(daemon.socket().to_path_buf()), ..DaemonOptions::default() };
+    let daemon = Daemon::start_with(&stage.config, options).await;
+    server.kill();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
+    assert_eq!(Caller::of(&daemon).await.key_id().await, key_id);
+}
+
+/// (c) etcd goes back to before a rotation that was thought to be complete.
+#[tokio::test]
+async fn an_etcd_that_is_restored_needs_the_versions_of_its_time() {
+    let mut plane = Plane::ready([]).await;
+    let Plane { caller, cluster, server, stage, .. } = &mut plane;
+    server.api().create_secret("kept", "from before").await.unwrap();
+    let old = caller.key_id().await;
+    let copy = cluster.etcd.copy().await;
+    server.kill();
+    stage.bao.rotate_key(KEY).await;
+    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    rewrite(server).await;
+    assert_eq!(cluster.etcd.key_ids().await, [new.clone()].into());
+    least_version(&stage.bao, 2).await;
+
+    server.kill();
+    cluster.etcd.go_back_to(&copy).await;
+    server.start_again();
+    wait_unreadable(server, "the ciphertext's key version is below min_decryption_version of the key").await;
+    assert_eq!(caller.health().await, "ok", "the key itself is well");
+
+    least_version(&stage.bao, 1).await;
+    server.wait_ready(READY_WITHIN).await;
+    assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
+    rewrite(server).await;
+    assert_eq!(cluster.etcd.key_ids().await, [new.clone()].into());
+}
+
+/// (d) The key is gone for good, and an API server is still up.
+#[tokio::test]
+async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
+    let mut plane = Plane::ready([]).await;
+    let Plane { caller, cluster, daemon, server, stage } = &mut plane;
+    server.api().create_secret("kept", "from before").await.unwrap();
+    server.api().create_config_map("kept", "from before").await.unwrap();
+    let key = format!("{MOUNT}/keys/{KEY}");
+    stage.bao.api("POST", &format!("{key}/config"), json!({"deletion_allowed": true})).await;
+    stage.bao.api("DELETE", &key, Value::Null).await;
+    eventually("Status is an error", TAKEN_WITHIN, async || caller.status().await.err()).await;
+
+    let saved = scratch("saved-");
+    let saved = saved.path().join("objects.json");
+    export(server, &saved).await;
+
+    // Another key, under another name; the old one must not be named any more.
+    stage.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
+    stage.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
+    stage.rendered.keys = vec![NEW_KEY.into(), KEY.into()];
+    let token = stage.token().to_owned();
+    stage.render(&token);
+    daemon.wait_printed("the new config is not taken yet; trying again").await;
+    stage.rendered.keys = vec![NEW_KEY.into()];
+    stage.render(&token);
+    caller.wait_ok(TAKEN_WITHIN).await;
+    daemon.wait_printed("the key that encrypted so far is no longer configured").await;
+
+    cluster.wait_moved(server.api(), &caller.key_id().await, "new").await;
+    replace(server, &saved).await;
+    assert_eq!(cluster.etcd.key_ids().await, [caller.key_id().await].into());
+    server.kill();
+    server.start_again();
+    server.wait_ready(READY_WITHIN).await;
+    assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
+}
+
+/// (e) The key is gone for good, and nobody knows the seeds.
+#[tokio::test]
+async fn a_lost_key_and_nobody_who_knows_the_seeds() {
+    let mut plane = Plane::ready([]).await;
+    let Plane { caller, cluster, server, stage, .. } = &mut plane;
+    server.api().create_secret("kept", "from before").await.unwrap();
+    server.kill();
+    stage.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
+    stage.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
+    stage.rendered.keys = vec![NEW_KEY.into()];
+    let token = stage.bao.token().await;
+    let lost = caller.key_id().await;
+    stage.render(&token);
+    let key_id = caller.wait_key_id_after(&lost, TAKEN_WITHIN).await;
+
+    server.start_again();
+    let words = "the key_id is of a Transit key that is not configured here";
+    wait_unreadable(server, words).await;
+    let unready = server.api().text("/readyz?verbose").await;
+    assert!(unready.0 == 500 && unready.1.contains("[-]informer-sync failed"), "{unready:?}");
+    let kubectl = server.kubectl();
+    let ran = kubectl.run(&["delete", "secret", "kept"]).await;
+    assert!(!ran.good && ran.stderr.contains(words), "{ran:?}");
+    for (resource, namespace, name) in cluster.etcd.names().await {
+        let object = format!("/api/v1/namespaces/{namespace}/{resource}/{name}");
+        let uri = format!("{object}?ignoreStoreReadErrorWithClusterBreakingPotential=true");
+        // Each is made anew at once, if kube-apiserver itself has made it.
+        let ran = kubectl.run(&["delete", "--raw", &uri]).await;
+        assert!(ran.good, "{ran:?}");
+    }
+    server.wait_ready(READY_WITHIN).await;
+    server.api().create_secret("kept", "anew").await.unwrap();
+    assert_eq!(cluster.etcd.key_ids().await, [key_id].into());
+}
+
+/// Waits until this API server says these words of the Secret `kept`.
+async fn wait_unreadable(server: &ApiServer, words: &str) {
+    eventually("it says what it cannot read", READY_WITHIN, async || {
+        let said = server.api().secret("kept").await.err().map(|error| error.message).unwrap_or_default();
+        if said.contains(words) { Ok(()) } else { Err(said) }
+    })
+    .await;
+}
+
+/// As the documents have it.
+async fn rewrite(server: &ApiServer) {
+    let saved = scratch("saved-");
+    let saved = saved.path().join("objects.json");
+    export(server, &saved).await;
+    replace(server, &saved).await;
+}
+
+async fn export(server: &ApiServer, to: &Path) {
+    let ran = server.kubectl().run(&["get", "secrets,configmaps", "-A", "-o", "json"]).await;
+    assert!(ran.good, "{}", ran.stderr);
+    fs::write(to, ran.stdout).unwrap();
+}
+
+async fn replace(server: &ApiServer, from: &Path) {
+    let ran = server.kubectl().run(&["replace", "-f", from.to_str().unwrap()]).await;
+    assert!(ran.good, "{}", ran.stderr);
+}
+
+async fn least_version(bao: &Bao, version: u64) {
+    let config = json!({"min_decryption_version": version});
+    bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), config).await;
+}
