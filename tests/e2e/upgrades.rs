@@ -9,18 +9,15 @@ use std::{
 use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use transit_kms::kms::proto::EncryptRequest;
 
 use crate::{
-    cluster::{ApiLoad, ApiServer, ApiServerOptions, Cluster, EncryptionConfig, READY_WITHIN, figure},
-    support::{
-        Daemon, DaemonOptions, Load, LoadReport, Stage, calls::timed, eventually, full, lasting_client,
-        scratch,
+    cluster::{
+        ApiLoad, ApiServer, ApiServerOptions, Cluster, EncryptionConfig, KmsCalls, READY_WITHIN, figure,
     },
+    support::{Daemon, DaemonOptions, Gaps, Load, LoadReport, Stage, eventually, full, scratch},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-const KMS_CALLS: &str = "apiserver_envelope_encryption_kms_operations_latency_seconds_count";
 
 /// Of the kube-apiserver that is started again and again, at least.
 const STARTS: usize = 3;
@@ -39,27 +36,6 @@ struct Scene {
     stop: CancellationToken,
     cluster: Cluster,
     config: EncryptionConfig,
-}
-
-/// What kube-apiserver says of its calls.
-#[derive(Clone, Copy, Default)]
-struct KmsCalls {
-    all: f64,
-    failed: f64,
-}
-
-impl KmsCalls {
-    async fn of(server: &ApiServer) -> Self {
-        let calls = async |labels: &[(&str, &str)]| server.api().metric(KMS_CALLS, labels).await;
-        // In this order, a call in between counts as one that failed.
-        let well = calls(&[("grpc_status_code", "OK")]).await;
-        let all = calls(&[]).await;
-        Self { all, failed: all - well }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self { all: self.all + other.all, failed: self.failed + other.failed }
-    }
 }
 
 impl Scene {
@@ -108,7 +84,7 @@ impl Scene {
             loop {
                 starts += 1;
                 other.wait_ready(READY_WITHIN).await;
-                calls = calls.and(KmsCalls::of(&other).await);
+                calls = calls.and(KmsCalls::of(other.api()).await);
                 if starts >= STARTS && done.is_cancelled() {
                     return calls;
                 }
@@ -132,7 +108,7 @@ impl Scene {
         of_api.requests.assert_nothing_failed();
         assert_eq!(self.ready.await.unwrap(), [""; 0], "kube-apiserver was not ready");
         let api = self.server.api();
-        let kms = KmsCalls::of(&self.server).await.and(of_other);
+        let kms = KmsCalls::of(api).await.and(of_other);
         for (name, value) in &of_api.written {
             assert_eq!(api.secret(name).await.unwrap(), *value);
         }
@@ -232,7 +208,7 @@ async fn a_stop_and_a_start_leave_a_gap_that_kube_apiserver_does_not_notice() {
     let mut daemon = place.daemon(&[], None).await;
     daemon.wait_ready().await;
     let scene = Scene::set(&place).await;
-    let gaps = Gaps::measure(&place);
+    let gaps = Gaps::measure(&place.socket);
     let (mut ends, mut starts) = (Vec::new(), Vec::new());
     let (kms, _last) = scene
         .restarting(async {
@@ -269,38 +245,4 @@ async fn a_stop_and_a_start_leave_a_gap_that_kube_apiserver_does_not_notice() {
             calls.failed,
         ),
     );
-}
-
-/// Calls without end, and how long there was no answer.
-struct Gaps {
-    measuring: JoinHandle<Vec<Duration>>,
-    stop: CancellationToken,
-}
-
-impl Gaps {
-    fn measure(place: &Place) -> Self {
-        let (mut kms, stop) = (lasting_client(&place.socket), CancellationToken::new());
-        let stopping = stop.clone();
-        let measuring = tokio::spawn(async move {
-            let (mut gaps, mut last) = (Vec::new(), Instant::now());
-            while timeout(Duration::from_millis(2), stopping.cancelled()).await.is_err() {
-                let request = EncryptRequest { plaintext: [7; 32].as_slice().into(), uid: "gap".into() };
-                if kms.encrypt(timed(request)).await.is_ok() {
-                    gaps.push(last.elapsed());
-                    last = Instant::now();
-                }
-            }
-            gaps
-        });
-        Self { measuring, stop }
-    }
-
-    /// The longest `count` times without an answer.
-    async fn stop(self, count: usize) -> Vec<Duration> {
-        self.stop.cancel();
-        let mut gaps = self.measuring.await.unwrap();
-        gaps.sort_by(|one, other| other.cmp(one));
-        gaps.truncate(count);
-        gaps
-    }
 }

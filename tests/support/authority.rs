@@ -38,7 +38,13 @@ impl Authority {
 
     /// A certificate for the loopback: the paths of the chain and of its key.
     pub(crate) fn server(&self) -> (PathBuf, PathBuf) {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+        self.server_at(&[])
+    }
+
+    /// As [`Authority::server`], for these addresses and names too.
+    pub(crate) fn server_at(&self, more: &[&str]) -> (PathBuf, PathBuf) {
+        let names = ["127.0.0.1", "localhost"].iter().chain(more).map(|name| (*name).to_owned());
+        let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue("server", params)
     }

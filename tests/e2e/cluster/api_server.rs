@@ -1,7 +1,7 @@
 //! A real kube-apiserver.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
     time::Duration,
@@ -47,29 +47,9 @@ impl ApiServer {
         options: ApiServerOptions,
     ) -> Self {
         let dir = scratch("api-server-");
-        let file = dir.path().join("encryption.yaml");
-        config.write(&file);
+        config.write(&encryption_file(dir.path()));
         let port = port::unused();
-        let (chain, key) = pki.server();
-        let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
-        let mut arguments = vec![
-            flag("advertise-address", &"127.0.0.1"),
-            flag("bind-address", &"127.0.0.1"),
-            flag("cert-dir", &dir.path().display()),
-            flag("client-ca-file", &pki.ca_file().display()),
-            flag("encryption-provider-config", &file.display()),
-            // Else two on one etcd quarrel over the addresses of the Service `kubernetes`.
-            flag("endpoint-reconciler-type", &"none"),
-            flag("etcd-servers", &etcd.address()),
-            flag("secure-port", &port),
-            flag("service-account-issuer", &"https://kubernetes.default.svc"),
-            flag("service-account-key-file", &pki.service_account_public_key().display()),
-            flag("service-account-signing-key-file", &pki.service_account_key().display()),
-            flag("service-cluster-ip-range", &"10.0.0.0/24"),
-            flag("authorization-mode", &"RBAC"),
-            flag("tls-cert-file", &chain.display()),
-            flag("tls-private-key-file", &key.display()),
-        ];
+        let mut arguments = flags(etcd, &pki, dir.path(), port);
         arguments.extend(options.arguments);
         let process = spawn(&arguments);
         let api = Api::new(&pki, &format!("https://127.0.0.1:{port}"));
@@ -113,7 +93,7 @@ impl ApiServer {
 
     /// Replaces its EncryptionConfiguration; it reads it anew if a flag says so, or at its next start.
     pub(crate) fn configure(&self, config: &EncryptionConfig) {
-        config.write(&self.dir.path().join("encryption.yaml"));
+        config.write(&encryption_file(self.dir.path()));
     }
 
     /// Waits until `/readyz` is 200 and the namespace `default` is there.
@@ -148,6 +128,35 @@ impl ApiServer {
         // What was kept open has gone with the process.
         self.api = Api::new(&self.pki, &format!("https://127.0.0.1:{}", self.port));
     }
+}
+
+/// Where an API server with this folder has its EncryptionConfiguration.
+pub(super) fn encryption_file(dir: &Path) -> PathBuf {
+    dir.join("encryption.yaml")
+}
+
+/// What it is started with; what it keeps is in `dir`.
+pub(super) fn flags(etcd: &Etcd, pki: &Pki, dir: &Path, port: u16) -> Vec<String> {
+    let (chain, key) = pki.server();
+    let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
+    vec![
+        flag("advertise-address", &"127.0.0.1"),
+        flag("bind-address", &"127.0.0.1"),
+        flag("cert-dir", &dir.display()),
+        flag("client-ca-file", &pki.ca_file().display()),
+        flag("encryption-provider-config", &encryption_file(dir).display()),
+        // Else two on one etcd quarrel over the addresses of the Service `kubernetes`.
+        flag("endpoint-reconciler-type", &"none"),
+        flag("etcd-servers", &etcd.address()),
+        flag("secure-port", &port),
+        flag("service-account-issuer", &"https://kubernetes.default.svc"),
+        flag("service-account-key-file", &pki.service_account_public_key().display()),
+        flag("service-account-signing-key-file", &pki.service_account_key().display()),
+        flag("service-cluster-ip-range", &"10.0.0.0/24"),
+        flag("authorization-mode", &"Node,RBAC"),
+        flag("tls-cert-file", &chain.display()),
+        flag("tls-private-key-file", &key.display()),
+    ]
 }
 
 fn spawn(arguments: &[String]) -> Process {

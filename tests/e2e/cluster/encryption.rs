@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::api::{CONFIG_MAPS, SECRETS};
 use crate::support::{rendered, unix_url};
 
 /// The name of our provider: part of every stored value.
@@ -42,11 +43,20 @@ pub(crate) struct EncryptionConfig(String);
 impl EncryptionConfig {
     /// For Secrets and ConfigMaps: the first provider writes, all read.
     pub(crate) fn new<const N: usize>(providers: [Provider; N]) -> Self {
+        Self::of([SECRETS, CONFIG_MAPS], providers)
+    }
+
+    /// The same for Secrets alone.
+    pub(crate) fn for_secrets<const N: usize>(providers: [Provider; N]) -> Self {
+        Self::of([SECRETS], providers)
+    }
+
+    fn of<const N: usize, const M: usize>(resources: [&str; M], providers: [Provider; N]) -> Self {
         let providers = Value::from(providers.map(|provider| provider.0).to_vec());
         let file = json!({
             "apiVersion": "apiserver.config.k8s.io/v1",
             "kind": "EncryptionConfiguration",
-            "resources": [{"resources": ["secrets", "configmaps"], "providers": providers}],
+            "resources": [{"resources": resources.as_slice(), "providers": providers}],
         });
         // JSON is YAML.
         Self::of_text(file.to_string())

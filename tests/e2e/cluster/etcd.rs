@@ -48,7 +48,7 @@ impl Etcd {
         let copy = scratch("etcd-copy-");
         self.process.kill();
         copy_files(self.dir.path(), copy.path());
-        self.run().await;
+        self.start_again().await;
         copy
     }
 
@@ -57,10 +57,16 @@ impl Etcd {
         self.process.kill();
         fs::remove_dir_all(data(self.dir.path())).unwrap();
         copy_files(copy.path(), self.dir.path());
-        self.run().await;
+        self.start_again().await;
     }
 
-    async fn run(&mut self) {
+    /// Ends it as a crash does.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it after [`Etcd::kill`], with what it had stored.
+    pub(crate) async fn start_again(&mut self) {
         self.process = spawn(self.dir.path(), self.port, self.peer);
         self.wait_up().await;
     }

@@ -1,6 +1,9 @@
 //! The real kubectl.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,20 +24,25 @@ pub(crate) struct Ran {
     pub(crate) stdout: String,
 }
 
+impl Ran {
+    /// Runs this to its end.
+    pub(crate) async fn of(command: Command) -> Self {
+        let mut command = tokio::process::Command::from(command);
+        let output = command.kill_on_drop(true).output().await.unwrap();
+        Self {
+            good: output.status.success(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        }
+    }
+}
+
 impl Kubectl {
     pub(super) fn of(pki: &Pki, server: &str) -> Self {
         let dir = scratch("kubectl-");
         let kubectl = Self { dir };
-        let (chain, key) = pki.admin();
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "it",
-            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "admin"}}],
-            "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": pki.ca_file()}}],
-            "users": [{"name": "admin", "user": {"client-certificate": chain, "client-key": key}}],
-        });
-        rendered::by_rename(&kubectl.config(), &config.to_string());
+        let config = kubeconfig(pki, server, pki.admin());
+        rendered::by_rename(&kubectl.config(), &config);
         kubectl
     }
 
@@ -44,13 +52,7 @@ impl Kubectl {
         command.arg("--kubeconfig").arg(self.config()).args(arguments);
         // Else it keeps a cache there.
         command.env("HOME", self.dir.path()).env_remove("KUBECONFIG");
-        let mut command = tokio::process::Command::from(command);
-        let output = command.kill_on_drop(true).output().await.unwrap();
-        Ran {
-            good: output.status.success(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        }
+        Ran::of(command).await
     }
 
     /// Runs it with `-o json` and answers what it printed.
@@ -63,7 +65,21 @@ impl Kubectl {
         serde_json::from_str(&ran.stdout).unwrap()
     }
 
-    fn config(&self) -> PathBuf {
+    /// Its kubeconfig.
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
     }
+}
+
+/// A kubeconfig for who has this chain and this key.
+pub(super) fn kubeconfig(pki: &Pki, server: &str, (chain, key): (&Path, &Path)) -> String {
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "it",
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": pki.ca_file()}}],
+        "users": [{"name": "it", "user": {"client-certificate": chain, "client-key": key}}],
+    });
+    config.to_string()
 }

@@ -2,11 +2,14 @@
 //!
 //! All of it ends with the values that stand for it, by process id.
 
+#![allow(dead_code, unused_imports, reason = "a face for all tests; each uses a part of it")]
+
 mod api;
 mod api_server;
 mod encryption;
 mod etcd;
 mod figures;
+mod kms_calls;
 mod kubectl;
 mod load;
 mod pki;
@@ -19,12 +22,15 @@ pub(crate) use api_server::{ApiServer, ApiServerOptions, READY_WITHIN};
 pub(crate) use encryption::{EncryptionConfig, NAME, Provider};
 pub(crate) use etcd::Etcd;
 pub(crate) use figures::figure;
+pub(crate) use kms_calls::KmsCalls;
+pub(crate) use kubectl::{Kubectl, Ran};
 pub(crate) use load::ApiLoad;
+pub(crate) use pki::Pki;
 pub(crate) use plane::Plane;
+pub(crate) use tools::tool;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use pki::Pki;
 use transit_kms::kms::key_id::key_id_hash;
 
 use crate::support::eventually;
@@ -47,6 +53,35 @@ impl Cluster {
     /// An API server that has been started and may or may not become ready.
     pub(crate) fn api_server(&self, config: &EncryptionConfig, options: ApiServerOptions) -> ApiServer {
         ApiServer::start(&self.etcd, Arc::clone(&self.pki), config, options)
+    }
+
+    /// The flags of an API server that others start, such as kubelet, with its files in the folder `dir`, to
+    /// which this configuration is written. Further flags go after them.
+    pub(crate) fn api_server_flags(&self, config: &EncryptionConfig, dir: &Path, port: u16) -> Vec<String> {
+        config.write(&api_server::encryption_file(dir));
+        api_server::flags(&self.etcd, &self.pki, dir, port)
+    }
+
+    /// The certificates and keys that those flags name.
+    pub(crate) fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// A client of the API server on this port.
+    pub(crate) fn api_at(&self, port: u16) -> Api {
+        Api::new(&self.pki, &format!("https://127.0.0.1:{port}"))
+    }
+
+    /// Writes a kubeconfig with which the kubelet of this node finds it.
+    pub(crate) fn kubeconfig_of_kubelet(&self, node: &str, port: u16, to: &Path) {
+        let (chain, key) = self.pki.kubelet(node);
+        let config = kubectl::kubeconfig(&self.pki, &format!("https://127.0.0.1:{port}"), (&chain, &key));
+        std::fs::write(to, config).unwrap();
+    }
+
+    /// The real client of it.
+    pub(crate) fn kubectl_at(&self, port: u16) -> Kubectl {
+        Kubectl::of(&self.pki, &format!("https://127.0.0.1:{port}"))
     }
 
     /// An API server that is ready and writes Secrets and ConfigMaps through the daemon on `socket`.

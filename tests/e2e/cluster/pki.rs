@@ -10,8 +10,14 @@ use tempfile::TempDir;
 
 use crate::support::{authority::Authority, scratch};
 
+/// What an API server is called, besides by the loopback: the addresses of the Service `kubernetes` and of
+/// the node of `tests/node`.
+pub(crate) const SERVICE: &str = "10.0.0.1";
+/// See [`SERVICE`].
+pub(crate) const NODE: &str = "10.99.0.1";
+
 /// One authority for servers and clients, an administrator, and a key for tokens of ServiceAccounts.
-pub(super) struct Pki {
+pub(crate) struct Pki {
     admin: (PathBuf, PathBuf),
     authority: Authority,
     dir: TempDir,
@@ -23,7 +29,7 @@ impl Pki {
         let dir = scratch("pki-");
         let authority = Authority::new(dir.path());
         let admin = authority.member("admin", Some("system:masters"));
-        let server = authority.server();
+        let server = authority.server_at(&[SERVICE, NODE, "kubernetes.default.svc"]);
         let pki = Self { admin, authority, dir, server };
         let tokens = KeyPair::generate().unwrap();
         fs::write(pki.service_account_key(), tokens.serialize_pem()).unwrap();
@@ -32,8 +38,13 @@ impl Pki {
     }
 
     /// The authority's certificate.
-    pub(super) fn ca_file(&self) -> PathBuf {
+    pub(crate) fn ca_file(&self) -> PathBuf {
         self.authority.file()
+    }
+
+    /// The folder that all of it is in.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     pub(super) fn ca_pem(&self) -> String {
@@ -41,8 +52,13 @@ impl Pki {
     }
 
     /// Chain and key of an API server.
-    pub(super) fn server(&self) -> (&Path, &Path) {
+    pub(crate) fn server(&self) -> (&Path, &Path) {
         (&self.server.0, &self.server.1)
+    }
+
+    /// Chain and key of a node's kubelet.
+    pub(super) fn kubelet(&self, node: &str) -> (PathBuf, PathBuf) {
+        self.authority.member(&format!("system:node:{node}"), Some("system:nodes"))
     }
 
     /// Chain and key of somebody who may do everything.
@@ -50,11 +66,11 @@ impl Pki {
         (&self.admin.0, &self.admin.1)
     }
 
-    pub(super) fn service_account_key(&self) -> PathBuf {
+    pub(crate) fn service_account_key(&self) -> PathBuf {
         self.dir.path().join("service-account.key")
     }
 
-    pub(super) fn service_account_public_key(&self) -> PathBuf {
+    pub(crate) fn service_account_public_key(&self) -> PathBuf {
         self.dir.path().join("service-account.pub")
     }
 }

@@ -14,7 +14,7 @@ const COMPILED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/kubern
 ///
 /// # Panics
 /// If it is not there: a test without its real parts is a test that fails.
-pub(super) fn tool(name: &str) -> PathBuf {
+pub(crate) fn tool(name: &str) -> PathBuf {
     let given = std::env::var_os("KUBEBUILDER_ASSETS").filter(|given| !given.is_empty());
     let folder = given.map_or_else(|| Path::new(COMPILED).to_owned(), PathBuf::from);
     let path = folder.join(name);
