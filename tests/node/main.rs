@@ -1,7 +1,37 @@
 //! A real node: kubelet, containerd, a control plane, and what is installed on it.
 //!
-//! `scripts/test-node` runs it in namespaces of its own.
+//! `scripts/test-node` runs it in namespaces of its own. `machine` is what that script has made, `node`
+//! what runs on it, `plane` the control plane; the other files are scenarios.
 
+#[cfg(test)]
+mod bad_upgrade;
+#[cfg(test)]
+#[path = "../e2e/cluster/mod.rs"]
+mod cluster;
+#[cfg(test)]
+mod helm;
+#[cfg(test)]
+mod machine;
+#[cfg(test)]
+mod node;
+#[cfg(test)]
+mod plane;
+#[cfg(test)]
+mod pods;
+#[cfg(test)]
+mod reboot;
+#[cfg(test)]
+mod rollout;
+#[cfg(test)]
+mod scene;
+#[cfg(test)]
+mod site;
+#[cfg(test)]
+mod static_pod;
 #[cfg(test)]
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(test)]
+mod survives;
+#[cfg(test)]
+mod uninstall;

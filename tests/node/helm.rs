@@ -1,0 +1,78 @@
+//! Helm, 3 and 4, and the release that it makes of our chart.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::{
+    cluster::{Kubectl, Ran},
+    support::{Bao, process::unmeddled, scratch},
+};
+
+/// The name of the release, and so of the DaemonSet.
+pub(crate) const RELEASE: &str = "transit-kms";
+/// Where it is installed.
+pub(crate) const NAMESPACE: &str = "kube-system";
+/// The pods of the DaemonSet.
+pub(crate) const PODS: &str = "app.kubernetes.io/name=transit-kms,app.kubernetes.io/component=kms-provider";
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// What `--wait` and hooks are given.
+const PATIENCE: &str = "--timeout=90s";
+
+/// A Helm of one major version, and the values that the node needs.
+pub(crate) struct Helm {
+    home: TempDir,
+    kubeconfig: PathBuf,
+    program: PathBuf,
+    values: Vec<String>,
+}
+
+impl Helm {
+    /// Helm of this major version; its releases use this server.
+    pub(crate) fn new(major: u8, kubectl: &Kubectl, bao: &Bao) -> Self {
+        let program = Path::new(ROOT).join(format!("target/tools/bin/helm{major}"));
+        assert!(program.exists(), "no {}: run scripts/install-tools", program.display());
+        let mut values = vec![format!("--set-file=vault.tls.ca={}", bao.ca_file().display())];
+        for pair in [
+            "agent.image.pullPolicy=Never",
+            "agent.image.repository=localhost/openbao",
+            "agent.image.tag=test",
+            "image.pullPolicy=Never",
+            &format!("vault.addresses={{{}}}", bao.address()),
+        ] {
+            values.push(format!("--set={pair}"));
+        }
+        Self { home: scratch("helm-"), kubeconfig: kubectl.config(), program, values }
+    }
+
+    /// Installs or upgrades, with further values such as `log.level=debug`, and waits until it is done.
+    pub(crate) async fn upgrade(&self, values: &[&str]) -> Ran {
+        self.upgrade_within(PATIENCE, values).await
+    }
+
+    /// As [`Helm::upgrade`], with a time of your own.
+    pub(crate) async fn upgrade_within(&self, timeout: &str, values: &[&str]) -> Ran {
+        let chart = format!("{ROOT}/charts/transit-kms");
+        let mut arguments =
+            vec!["upgrade", RELEASE, &chart, "--install", "--reset-values", "--wait", timeout];
+        arguments.extend(self.values.iter().map(String::as_str));
+        let values: Vec<String> = values.iter().map(|pair| format!("--set={pair}")).collect();
+        arguments.extend(values.iter().map(String::as_str));
+        self.run(&arguments).await
+    }
+
+    /// Goes back to the revision before, and waits until it is done.
+    pub(crate) async fn rollback(&self) -> Ran {
+        self.run(&["rollback", RELEASE, "--wait", PATIENCE]).await
+    }
+
+    /// Runs it with these arguments.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(arguments).args(["--namespace", NAMESPACE]).arg("--kubeconfig").arg(&self.kubeconfig);
+        command.env("HOME", self.home.path());
+        unmeddled(&mut command);
+        Ran::of(command).await
+    }
+}

@@ -1,0 +1,204 @@
+//! kubelet and containerd.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::tool,
+    machine::Machine,
+    support::{eventually, process::Process, rendered},
+};
+
+/// The name of the node.
+pub(crate) const NAME: &str = "node";
+
+const CONTAINERD: &str = "/run/containerd/containerd.sock";
+const UP_WITHIN: Duration = Duration::from_secs(30);
+/// How much of a log a failing test shows.
+const TAIL: usize = 40;
+
+/// The programs of a node; with this value everything on it is killed.
+pub(crate) struct Node {
+    containerd: Option<Process>,
+    kubelet: Option<Process>,
+    machine: Machine,
+}
+
+impl Node {
+    /// A node that is switched off, and has nothing on its disk but images.
+    pub(crate) async fn new() -> Self {
+        let mut node = Self { containerd: None, kubelet: None, machine: Machine::new() };
+        node.power_off().await;
+        for name in ["containerd", "kubelet", "logs", "manifests"] {
+            let folder = node.machine.disk(name);
+            // Images are worth to be kept.
+            if name != "containerd" {
+                fs::remove_dir_all(&folder).unwrap();
+                fs::create_dir(&folder).unwrap();
+            }
+        }
+        node
+    }
+
+    /// Starts containerd and then kubelet, as a boot does.
+    pub(crate) async fn boot(&mut self) {
+        self.start_containerd().await;
+        self.start_kubelet();
+    }
+
+    /// Kills everything on it, all at once; its disk stays, what is in memory goes.
+    pub(crate) async fn power_off(&mut self) {
+        self.machine.power_off().await;
+        (self.containerd, self.kubelet) = (None, None);
+    }
+
+    /// Where kubelet's kubeconfig has to be before it starts.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.machine.disk("etc").join("kubelet.kubeconfig")
+    }
+
+    /// Kills the processes of pods that run this program, as a crash does; answers how many there were.
+    pub(crate) fn crash(&self, program: &str) -> usize {
+        let found = self.machine.running(program);
+        for pid in &found {
+            kill_process(*pid, Signal::KILL).unwrap();
+        }
+        found.len()
+    }
+
+    /// A path on its disk.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.machine.disk("new").join(name)
+    }
+
+    /// Writes a pod into the folder that kubelet takes static pods from.
+    pub(crate) fn static_pod(&self, name: &str, manifest: &str) {
+        // Beside the folder first: kubelet is not to see half of it.
+        let new = self.scratch(name);
+        fs::write(&new, manifest).unwrap();
+        fs::rename(new, self.manifest(name)).unwrap();
+    }
+
+    /// Runs `ctr` among kubelet's containers.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+        let ran =
+            Command::new("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
+        assert!(ran.status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    }
+
+    fn manifest(&self, name: &str) -> PathBuf {
+        self.machine.disk("manifests").join(name).with_extension("yaml")
+    }
+
+    async fn start_containerd(&mut self) {
+        let root = self.machine.disk("containerd");
+        let cni = self.machine.disk("cni");
+        // Nothing here has a network of its own; but without a file kubelet takes the node for not ready.
+        let network = json!({"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "loopback"}]});
+        fs::write(cni.join("none.conflist"), network.to_string()).unwrap();
+        let config = self.machine.disk("etc").join("containerd.toml");
+        // JSON's strings and lists are TOML's.
+        let text = format!(
+            r#"version = 2
+root = {root}
+state = "/run/containerd"
+[grpc]
+address = "{CONTAINERD}"
+[plugins."io.containerd.grpc.v1.cri"]
+restrict_oom_score_adj = true
+sandbox_image = "localhost/pause:1"
+[plugins."io.containerd.grpc.v1.cri".cni]
+conf_dir = {cni}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"#,
+            root = json!(root),
+            cni = json!(cni),
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = self.machine.command(Path::new("containerd"));
+        self.containerd = Some(Process::spawn("containerd", command.arg("--config").arg(&config)));
+        eventually("containerd is up", UP_WITHIN, async || {
+            let asked = Command::new("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
+            if asked.status.success() { Ok(()) } else { Err(String::from_utf8(asked.stderr).unwrap()) }
+        })
+        .await;
+        let there = self.ctr(&["images", "list", "--quiet"]);
+        if !there.contains("pause") {
+            for archive in self.machine.archives() {
+                self.ctr(&["images", "import", archive.to_str().unwrap()]);
+            }
+        }
+    }
+
+    fn start_kubelet(&mut self) {
+        let config = self.machine.disk("etc").join("kubelet.json");
+        rendered::by_rename(&config, &self.kubelet_config().to_string());
+        let mut command = self.machine.command(&tool("kubelet"));
+        command
+            .arg("--config")
+            .arg(config)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .arg("--root-dir")
+            .arg(self.machine.disk("kubelet"))
+            .args(["--hostname-override", NAME, "--node-ip", "10.99.0.1"]);
+        self.kubelet = Some(Process::spawn("kubelet", &mut command));
+    }
+
+    fn kubelet_config(&self) -> Value {
+        json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": self.machine.group(),
+            "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
+            "enforceNodeAllocatable": [],
+            "failCgroupV1": false,
+            "failSwapOn": false,
+            // A disk that others fill is none of ours.
+            "evictionHard": {"memory.available": "1Mi"},
+            "imageGCHighThresholdPercent": 100,
+            "localStorageCapacityIsolation": false,
+            "makeIPTablesUtilChains": false,
+            "oomScoreAdj": 0,
+            "podLogsDir": self.machine.disk("logs"),
+            "staticPodPath": self.machine.disk("manifests"),
+            "volumePluginDir": self.machine.disk("plugins"),
+        })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tell(&self.machine.disk("logs"));
+        }
+    }
+}
+
+/// Shows the ends of all logs of containers.
+fn tell(below: &Path) {
+    for entry in fs::read_dir(below).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            tell(&path);
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("---- the last of {} lines of {} ----", lines.len(), path.display());
+            for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
+                eprintln!("{line}");
+            }
+        }
+    }
+}

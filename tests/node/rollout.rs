@@ -1,0 +1,50 @@
+//! Changes of the DaemonSet under constant load: nobody is to notice.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::{cluster::figure, helm::RELEASE, scene::Scene, site::Site};
+
+async fn restarts_upgrades_and_rollbacks(major: u8) {
+    let (site, helm) = Site::installed(major, &json!({})).await;
+    let mut pod = site.pod().await;
+    let scene = Scene::set(&site).await;
+    let mut took = Vec::new();
+    for change in ["kubectl rollout restart", "helm upgrade", "helm rollback"] {
+        scene.goes_on().await;
+        let begun = Instant::now();
+        let set = format!("daemonset/{RELEASE}");
+        match change {
+            "kubectl rollout restart" => {
+                site.kubectl(&["rollout", "restart", "-n", "kube-system", &set]).await.unwrap();
+                site.kubectl(&["rollout", "status", "-n", "kube-system", &set]).await.unwrap();
+            }
+            "helm upgrade" => {
+                let ran = helm.upgrade(&["podAnnotations.upgraded=yes"]).await;
+                assert!(ran.good, "{ran:?}");
+            }
+            _ => {
+                let ran = helm.rollback().await;
+                assert!(ran.good, "{ran:?}");
+            }
+        }
+        took.push(format!("{change} {:.1} s", begun.elapsed().as_secs_f64()));
+        let next = site.pod().await;
+        assert_ne!(next.uid, pod.uid, "after {change}");
+        pod = next;
+    }
+    scene.goes_on().await;
+    let counted = scene.end(&site).await;
+    figure("node: rollout", &format!("Helm {major}: {}; {counted}", took.join(", ")));
+}
+
+#[tokio::test]
+async fn no_request_fails_while_the_daemon_set_is_changed_by_helm_3() {
+    restarts_upgrades_and_rollbacks(3).await;
+}
+
+#[tokio::test]
+async fn no_request_fails_while_the_daemon_set_is_changed_by_helm_4() {
+    restarts_upgrades_and_rollbacks(4).await;
+}
