@@ -9,7 +9,6 @@ mod agents;
 #[cfg(test)]
 mod chart;
 #[cfg(test)]
-#[allow(dead_code, unused_imports, reason = "a face for all tests; these use a part of it")]
 #[path = "../e2e/cluster/mod.rs"]
 mod cluster;
 #[cfg(test)]
