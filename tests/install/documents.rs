@@ -14,7 +14,7 @@ use transit_kms::config::{ParseOptions, parse};
 use crate::support::{Bao, program::run, scratch};
 
 /// Flags of others that stand alone in backticks. What stands behind a program's name is its own.
-const FOREIGN: [&str; 9] = [
+const FOREIGN: [&str; 13] = [
     // kube-apiserver
     "--encryption-provider-config",
     "--encryption-provider-config-automatic-reload",
@@ -23,6 +23,11 @@ const FOREIGN: [&str; 9] = [
     // scripts/quickstart, scripts/image
     "--once",
     "--check",
+    // Helm, kube-rbac-proxy
+    "--allow-paths",
+    "--no-hooks",
+    "--set-file",
+    "--upstream",
     // k3s, kubectl
     "--secrets-encryption",
     "--server",
