@@ -155,7 +155,8 @@ async fn upgrades_of(site: &Site, what: &str, uid: Option<&str>) {
         _ => None,
     };
     let mut last = eventually("the pod is ready", PATIENCE, seen).await;
-    let load = ApiLoad::start(&[site.plane.api(), site.plane.api()], "load");
+    let load =
+        ApiLoad::start(&[site.plane.api(), site.plane.api()], if uid.is_some() { "same" } else { "other" });
     let gaps = Gaps::measure(Path::new(SOCKET));
     let mut took = Vec::new();
     for turn in 0..upgrades() {

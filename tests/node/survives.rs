@@ -62,7 +62,7 @@ async fn no_pod_restarts_for_a_new_token_an_outage_of_vault_or_a_crash_of_anothe
     let healed = begun.elapsed();
     site.wait_encrypted("after-outage").await;
 
-    let load = ApiLoad::start(&[site.plane.api(), site.plane.api()], "load");
+    let load = ApiLoad::start(&[site.plane.api(), site.plane.api()], "crash");
     let gaps = Gaps::measure(Path::new(SOCKET));
     let so_far = load.calls();
     eventually("load goes on", PATIENCE, async || load.calls() > so_far + 6).await;

@@ -13,6 +13,8 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What belongs to what is deleted goes a while later.
+const COLLECTED_WITHIN: Duration = Duration::from_secs(180);
 /// Whatever a chart may make.
 const KINDS: &str = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,\
                      controllerrevisions,endpointslices,leases,networkpolicies,poddisruptionbudgets";
@@ -52,7 +54,7 @@ async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_af
     site.plane.wait_ready().await;
     let ran = helm.run(&["uninstall", RELEASE, "--wait", "--timeout=90s"]).await;
     assert!(ran.good, "{ran:?}");
-    eventually("nothing is left in the cluster", PATIENCE, async || {
+    eventually("nothing is left in the cluster", COLLECTED_WITHIN, async || {
         let mut left = String::new();
         for selector in
             [format!("app.kubernetes.io/instance={RELEASE}"), format!("name={RELEASE},owner=helm")]
