@@ -13,8 +13,6 @@ readinessProbe: null
 # The agent logs in with a service account token of the managing cluster, whose API server does not wait for us: so none
 # of the advice for nodes that boot applies. In Vault, a role of the method `jwt`:
 #   bound_audiences=transit-kms  bound_subject=system:serviceaccount:tenant:kube-apiserver
-{{ tpl (.Files.Get "chart/configmap.yaml") $context | trim }}
----
 apiVersion: v1
 kind: ConfigMap
 metadata:
@@ -49,6 +47,9 @@ spec:
   template:
     metadata:
       labels: {app: kube-apiserver}
+      annotations:
+        # Files of the pod, which the side-cars get.
+        {{- regexReplaceAll "(?m)^ +$" (include "transit-kms.files" $context | trim | nindent 8) "" }}
     spec:
       serviceAccountName: kube-apiserver
       automountServiceAccountToken: false

@@ -86,8 +86,13 @@ impl Node {
         fs::rename(new, self.manifest(name)).unwrap();
     }
 
+    /// Takes a pod out of that folder.
+    pub(crate) fn remove_static_pod(&self, name: &str) {
+        fs::remove_file(self.manifest(name)).unwrap();
+    }
+
     /// Runs `ctr` among kubelet's containers.
-    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+    fn ctr(&self, arguments: &[&str]) -> String {
         let ran =
             Command::new("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
         assert!(ran.status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));

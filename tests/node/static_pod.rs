@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{ApiLoad, figure},
     machine::{CREDENTIALS, SOCKET},
+    node::NAME,
     pods::pods,
+    scene::Scene,
     site::{Site, ours},
     support::{Gaps, eventually, full},
 };
@@ -20,10 +22,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The name of its manifest.
 const KMS: &str = "transit-kms";
-/// Any that no other pod of the node has.
-const UID: &str = "6b6d7300-0000-4000-8000-000000000001";
-/// Another name of our image: of the same pod kubelet starts a container again if its image changes.
-const SAME_IMAGE: &str = "localhost/transit-kms:again";
+/// That of a manifest beside it, and of the pod in it.
+const NEXT: &str = "transit-kms-next";
 /// Its label.
 const PODS: &str = "app.kubernetes.io/name=transit-kms";
 
@@ -31,20 +31,14 @@ fn upgrades() -> usize {
     if full() { 10 } else { 3 }
 }
 
-/// The manifest that we ship, with the images of this machine, with this log level and, if given, this uid.
-fn manifest(log_level: &str, uid: Option<&str>) -> String {
+/// The manifest that we ship, with the images of this machine, for a pod of this name with this log level.
+fn manifest(name: &str, log_level: &str) -> String {
     let text = fs::read_to_string(Path::new(ROOT).join("manifests/static-pod.yaml")).unwrap();
     let mut pod: Value = serde_yaml::from_str(&text).unwrap();
-    if let Some(uid) = uid {
-        pod["metadata"]["uid"] = json!(uid);
-    }
+    pod["metadata"]["name"] = json!(name);
     let spec = &mut pod["spec"];
     spec["initContainers"][0]["image"] = json!("localhost/openbao:test");
-    let daemon = &mut spec["containers"][0];
-    if uid.is_some() && log_level == "debug" {
-        daemon["image"] = json!(SAME_IMAGE);
-    }
-    let arguments = daemon["args"].as_array_mut().unwrap();
+    let arguments = spec["containers"][0]["args"].as_array_mut().unwrap();
     let level = arguments.iter_mut().find(|one| one.as_str().unwrap().starts_with("--log-level")).unwrap();
     *level = json!(format!("--log-level={log_level}"));
     pod.to_string()
@@ -67,7 +61,7 @@ fn prepare(site: &Site) {
 async fn dark() -> Site {
     let site = Site::dark(&json!({})).await;
     prepare(&site);
-    site.node.static_pod(KMS, &manifest("info", None));
+    site.node.static_pod(KMS, &manifest(KMS, "info"));
     site
 }
 
@@ -132,58 +126,85 @@ async fn it_is_there_before_the_api_server_and_after_each_boot() {
     );
 }
 
-#[tokio::test]
-async fn its_upgrade_leaves_a_gap_that_is_measured() {
+/// A node with the static pod, and an API server that uses it.
+async fn served() -> Site {
     let mut site = dark().await;
-    site.plane.give_api_server(&site.node, &ours());
     site.node.boot().await;
+    site.wait_socket().await;
+    site.plane.give_api_server(&site.node, &ours());
     site.plane.wait_ready().await;
     site.plane.start_controllers();
-    upgrades_of(&site, "another pod each time, as kubelet has it", None).await;
-    // Else kubelet makes one of the manifest, and takes a changed one for another pod, to be started ten to
-    // fifteen seconds after it has found the old one still there.
-    let image = format!("localhost/transit-kms:{}", env!("CARGO_PKG_VERSION"));
-    site.node.ctr(&["images", "tag", &image, SAME_IMAGE]);
-    site.node.static_pod(KMS, &manifest("info", Some(UID)));
-    upgrades_of(&site, "the same pod, by metadata.uid", Some(UID)).await;
+    site
 }
 
-/// Upgrades under load; nothing but the figures is asserted of the socket.
-async fn upgrades_of(site: &Site, what: &str, uid: Option<&str>) {
-    let seen = async || match &pods(&site.plane.kubectl, PODS).await[..] {
-        [pod] if pod.ready => Some((pod.uid.clone(), pod.restarts)),
-        _ => None,
-    };
-    let mut last = eventually("the pod is ready", PATIENCE, seen).await;
-    let load =
-        ApiLoad::start(&[site.plane.api(), site.plane.api()], if uid.is_some() { "same" } else { "other" });
+/// Waits until there is one static pod, it is ready, and it is not `last`; answers its name and uid.
+async fn wait_other(site: &Site, last: &Option<(String, String)>) -> Option<(String, String)> {
+    eventually("there is one new pod, and it is ready", PATIENCE, async || {
+        let found = pods(&site.plane.kubectl, PODS).await;
+        match &found[..] {
+            [pod] if pod.ready => {
+                let seen = Some((pod.name.clone(), pod.uid.clone()));
+                if seen == *last { Err(format!("{found:?}")) } else { Ok(seen) }
+            }
+            _ => Err(format!("{found:?}")),
+        }
+    })
+    .await
+}
+
+/// kubelet starts the new pod ten to fifteen seconds after it has found the old one still there.
+#[tokio::test]
+async fn an_upgrade_in_place_leaves_a_gap_that_is_measured() {
+    let site = served().await;
+    let mut last = wait_other(&site, &None).await;
+    let load = ApiLoad::start(&[site.plane.api(), site.plane.api()], "in-place");
     let gaps = Gaps::measure(Path::new(SOCKET));
-    let mut took = Vec::new();
     for turn in 0..upgrades() {
         let so_far = load.calls();
         eventually("load goes on", PATIENCE, async || load.calls() > so_far + 6).await;
-        let begun = Instant::now();
-        site.node.static_pod(KMS, &manifest(if turn % 2 == 0 { "debug" } else { "info" }, uid));
-        last =
-            eventually("the new one is ready", PATIENCE, async || seen().await.filter(|seen| *seen != last))
-                .await;
-        took.push(begun.elapsed());
+        site.node.static_pod(KMS, &manifest(KMS, if turn % 2 == 0 { "debug" } else { "info" }));
+        last = wait_other(&site, &last).await;
     }
     let gaps = gaps.stop(upgrades()).await;
     let requests = load.stop().await.requests;
     // It has its seeds.
     requests.assert_nothing_failed();
-    let each = |times: &[Duration]| times.iter().map(|time| seconds(*time)).collect::<Vec<_>>().join(", ");
+    let gaps: Vec<_> = gaps.into_iter().map(seconds).collect();
     figure(
         "node: static pod",
         &format!(
-            "{} upgrades, {what}: no call on the socket is answered for {}; the API server knows that the new one is ready \
-             after {}; of {} requests to kube-apiserver {} failed",
+            "{} upgrades in place: no call on the socket is answered for {}; of {} requests to kube-apiserver {} failed",
             upgrades(),
-            each(&gaps),
-            each(&took),
+            gaps.join(", "),
             requests.calls,
             requests.failed,
         ),
     );
+}
+
+/// As docs/upgrades.md has it: under another name the new pod runs beside the old one, and `--takeover` does the rest.
+#[tokio::test]
+async fn beside_the_old_pod_the_new_one_takes_over_and_no_call_fails() {
+    let site = served().await;
+    let mut last = wait_other(&site, &None).await;
+    let scene = Scene::set(&site).await;
+    let mut names = [KMS, NEXT];
+    for _ in 0..upgrades() {
+        scene.goes_on().await;
+        let [old, new] = names;
+        site.node.static_pod(new, &manifest(new, "info"));
+        eventually("the new one is ready, and the old one is not any more", PATIENCE, async || {
+            let found = pods(&site.plane.kubectl, PODS).await;
+            let ready =
+                |name: &str| found.iter().any(|pod| pod.ready && pod.name == format!("{name}-{NAME}"));
+            if ready(new) && !ready(old) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+        site.node.remove_static_pod(old);
+        last = wait_other(&site, &last).await;
+        names.reverse();
+    }
+    scene.goes_on().await;
+    let counted = scene.end(&site).await;
+    figure("node: static pod", &format!("{} upgrades beside the old pod: {counted}", upgrades()));
 }

@@ -12,11 +12,13 @@ or tokenFile.
 # Run with: {{ $openbao | ternary "bao" "vault" }} agent -config=agent.hcl
 # Never with exit_after_auth: the token must be renewed and rendered anew.
 {{- if $openbao }}
-# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short token_ttl.
+# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short
+# token_ttl.
 {{- end }}
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
+  # all nodes.
   address = {{ first .vault.addresses | quote }}
   {{- with .caFile }}
   ca_cert = {{ . | quote }}
@@ -47,10 +49,11 @@ auto_auth {
       {{- if eq $auth.method "approle" }}
       role_id_file_path = {{ $auth.roleIdFile | quote }}
       secret_id_file_path = {{ $auth.secretIdFile | quote }}
-      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0 for the same reason.
+      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0, too.
       remove_secret_id_file_after_reading = false
       {{- else if eq $auth.method "kubernetes" }}
-      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another cluster's.
+      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another
+      # cluster's.
       role = {{ $auth.role | quote }}
       token_path = {{ $auth.tokenFile | quote }}
       {{- else if eq $auth.method "jwt" }}

@@ -13,7 +13,7 @@
 {{- fail (printf "vault.tls.caHostPath: the daemon would be given all of %s, which holds more than certificates; use a directory of its own, such as /etc/transit-kms/ca/ca.pem" (dir $values.vault.tls.caHostPath)) -}}
 {{- end -}}
 {{- if contains "PRIVATE KEY" ($values.vault.tls.ca | default "") -}}
-{{- fail "vault.tls.ca has a private key in it, and would go into a ConfigMap: leave nothing but certificates" -}}
+{{- fail "vault.tls.ca has a private key in it, and would stand in the DaemonSet: leave nothing but certificates" -}}
 {{- end -}}
 {{- if and $values.podMonitor.enabled (or (hasPrefix "127." $values.metrics.bindAddress) (eq $values.metrics.bindAddress "::1")) -}}
 {{- fail (printf "podMonitor.enabled: nobody reaches metrics.bindAddress %s from outside of the node; set it to podIP, or to an address that Prometheus reaches" $values.metrics.bindAddress) -}}

@@ -16,7 +16,10 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 - name: agent
   {{- if eq $agent.config.source "generated" }}
-  configMap: {name: {{ include "transit-kms.fullname" . }}-agent}
+  downwardAPI:
+    items:
+      - {{ include "transit-kms.file" "agent.hcl" }}
+      - {{ include "transit-kms.file" "config.yaml.ctmpl" }}
   {{- else if eq $agent.config.source "configMap" }}
   configMap: {name: {{ $agent.config.configMapName }}}
   {{- else }}
@@ -52,7 +55,9 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
   hostPath: {path: {{ dir .Values.vault.tls.caHostPath }}, type: Directory}
 {{- else if .Values.vault.tls.ca }}
 - name: ca
-  configMap: {name: {{ include "transit-kms.fullname" . }}-ca}
+  downwardAPI:
+    items:
+      - {{ include "transit-kms.file" "ca.pem" }}
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}

@@ -1,9 +1,11 @@
 # Run with: bao agent -config=agent.hcl
 # Never with exit_after_auth: the token must be renewed and rendered anew.
-# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short token_ttl.
+# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short
+# token_ttl.
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
+  # all nodes.
   address = "https://vault.example.com:8200"
   ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
@@ -20,7 +22,7 @@ auto_auth {
     config = {
       role_id_file_path = "/etc/transit-kms/role_id"
       secret_id_file_path = "/etc/transit-kms/secret_id"
-      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0 for the same reason.
+      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0, too.
       remove_secret_id_file_after_reading = false
     }
   }

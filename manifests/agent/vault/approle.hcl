@@ -2,7 +2,8 @@
 # Never with exit_after_auth: the token must be renewed and rendered anew.
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
+  # all nodes.
   address = "https://vault.example.com:8200"
   ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
@@ -19,7 +20,7 @@ auto_auth {
     config = {
       role_id_file_path = "/etc/transit-kms/role_id"
       secret_id_file_path = "/etc/transit-kms/secret_id"
-      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0 for the same reason.
+      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0, too.
       remove_secret_id_file_after_reading = false
     }
   }

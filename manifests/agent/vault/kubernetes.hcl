@@ -2,7 +2,8 @@
 # Never with exit_after_auth: the token must be renewed and rendered anew.
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer or a DNS name of all.
+  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
+  # all nodes.
   address = "https://vault.example.com:8200"
   ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
@@ -17,7 +18,8 @@ auto_auth {
     max_backoff = "30s"
 
     config = {
-      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another cluster's.
+      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another
+      # cluster's.
       role = "transit-kms"
       token_path = "/run/transit-kms-credentials/token"
     }

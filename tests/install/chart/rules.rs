@@ -129,15 +129,15 @@ fn no_value_but_the_names_changes_the_selector() {
 
 #[test]
 fn another_config_of_the_agent_rolls_the_pods() {
-    let checksum = |set: &str| {
+    let file = |set: &str| {
         let rendered = Helm::V3.template(&["--values", &super::helm::values("minimal"), set]).stdout();
         let daemon_set = one(&objects(&rendered), "DaemonSet").clone();
-        daemon_set["spec"]["template"]["metadata"]["annotations"]["checksum/agent"].clone()
+        daemon_set["spec"]["template"]["metadata"]["annotations"]["transit-kms/config.yaml.ctmpl"].clone()
     };
-    let before = checksum("--set=log.level=info");
+    let before = file("--set=log.level=info");
     assert!(before.is_string());
-    assert_eq!(checksum("--set=log.level=debug"), before);
-    assert_ne!(checksum("--set=vault.keyNames={other}"), before);
+    assert_eq!(file("--set=log.level=debug"), before);
+    assert_ne!(file("--set=vault.keyNames={other}"), before);
 }
 
 /// Every flag is one that the program has.

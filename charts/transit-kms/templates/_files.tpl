@@ -1,4 +1,22 @@
-{{/* What the agent's ConfigMap holds. */}}
+{{/*
+The files that are made of values. They travel as annotations of the pod, not as ConfigMaps: so a rollout takes all of a
+pod's config along, `kubectl rollout undo` brings all of it back, and a node that boots needs the pod and nothing else.
+*/}}
+{{- define "transit-kms.files" -}}
+{{- if include "transit-kms.generatesAgentFiles" . -}}
+{{ include "transit-kms.agentFiles" . }}
+{{ end -}}
+{{- with .Values.vault.tls.ca -}}
+transit-kms/ca.pem: |
+  {{- trim . | nindent 2 }}
+{{ end -}}
+{{- end -}}
+
+{{/* A volume with one of them. */}}
+{{- define "transit-kms.file" -}}
+{path: {{ . }}, fieldRef: {fieldPath: "metadata.annotations['transit-kms/{{ . }}']"}}
+{{- end -}}
+
 {{- define "transit-kms.agentFiles" -}}
 {{- $auth := .Values.agent.auth -}}
 {{- $directory := include "transit-kms.credentialsDirectory" . -}}
@@ -15,9 +33,9 @@
   "destination" "/run/transit-kms-config/config.yaml"
   "caFile" (include "transit-kms.caFile" .)
 -}}
-agent.hcl: |
+transit-kms/agent.hcl: |
   {{- include "transit-kms.agent.hcl" $facts | trim | nindent 2 }}
-config.yaml.ctmpl: |
+transit-kms/config.yaml.ctmpl: |
   {{- include "transit-kms.agent.template" $facts | trim | nindent 2 }}
 {{- end -}}
 
