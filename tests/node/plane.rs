@@ -124,8 +124,10 @@ impl Plane {
         .await;
     }
 
-    /// Starts what makes pods of DaemonSets and Jobs, and gives them nodes.
+    /// Starts what makes pods of DaemonSets and Jobs, gives them nodes, and takes away what nobody owns any more;
+    /// anew, if it runs: to find an API server again that was restarted takes it a minute or two.
     pub(crate) fn start_controllers(&mut self) {
+        self.controllers.clear();
         let kubeconfig = self.kubectl.config();
         for name in ["kube-controller-manager", "kube-scheduler"] {
             let mut command = Command::new(tool(name));

@@ -14,14 +14,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Secrets written and read by clients that try nothing twice, and calls on the socket.
 pub(crate) struct Scene {
     api: ApiLoad,
+    before: KmsCalls,
     kms: Load,
 }
 
 impl Scene {
     /// Load that has begun.
     pub(crate) async fn set(site: &Site) -> Self {
+        let before = KmsCalls::of(&site.plane.api()).await;
         let api = ApiLoad::start(&[site.plane.api(), site.plane.api()], "load");
-        Self { api, kms: Load::start_on(Path::new(SOCKET), 2, Duration::from_millis(10)).await }
+        Self { api, before, kms: Load::start_on(Path::new(SOCKET), 2, Duration::from_millis(10)).await }
     }
 
     /// Waits until there was more of it.
@@ -38,7 +40,7 @@ impl Scene {
         let (requests, calls) = (self.api.stop().await.requests, self.kms.stop().await);
         requests.assert_nothing_failed();
         calls.assert_nothing_failed();
-        let KmsCalls { all, failed } = KmsCalls::of(&site.plane.api()).await;
+        let KmsCalls { all, failed } = KmsCalls::of(&site.plane.api()).await.since(self.before);
         assert_eq!(failed, 0.0, "of {all} calls of kube-apiserver");
         format!(
             "of {} requests to kube-apiserver 0 failed (the longest took {:.0} ms), of its own {all} KMS calls 0, of {} \

@@ -19,7 +19,7 @@ use crate::{
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The name of its manifest.
 const KMS: &str = "transit-kms";
 /// That of a manifest beside it, and of the pod in it.
@@ -129,9 +129,9 @@ async fn it_is_there_before_the_api_server_and_after_each_boot() {
 /// A node with the static pod, and an API server that uses it.
 async fn served() -> Site {
     let mut site = dark().await;
-    site.node.boot().await;
-    site.wait_socket().await;
+    // With it at once: kubelet tells of a static pod that was there before the API server a minute later.
     site.plane.give_api_server(&site.node, &ours());
+    site.node.boot().await;
     site.plane.wait_ready().await;
     site.plane.start_controllers();
     site

@@ -12,7 +12,7 @@ use crate::{
     support::eventually,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What belongs to what is deleted goes a while later.
 const COLLECTED_WITHIN: Duration = Duration::from_secs(180);
 /// Whatever a chart may make.
@@ -21,7 +21,7 @@ const KINDS: &str = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,c
 
 #[tokio::test]
 async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_afterwards() {
-    let (site, helm) = Site::installed(4, &json!({})).await;
+    let (mut site, helm) = Site::installed(4, &json!({})).await;
     let pod = site.pod().await;
     let ran = helm.run(&["uninstall", RELEASE, "--wait", "--timeout=90s"]).await;
     assert!(!ran.good, "{ran:?}");
@@ -52,6 +52,7 @@ async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_af
     })
     .await;
     site.plane.wait_ready().await;
+    site.plane.start_controllers();
     let ran = helm.run(&["uninstall", RELEASE, "--wait", "--timeout=90s"]).await;
     assert!(ran.good, "{ran:?}");
     eventually("nothing is left in the cluster", COLLECTED_WITHIN, async || {

@@ -20,18 +20,23 @@ pub(crate) fn eventually<V: Verdict>(
     let caller = std::panic::Location::caller();
     async move {
         let begun = Instant::now();
+        let mut last = "no answer".to_owned();
         loop {
             let left = within.saturating_sub(begun.elapsed()).max(INTERVAL);
             let verdict = match tokio::time::timeout(left, holds()).await {
                 Ok(answer) => answer.verdict(),
-                Err(_) => Err("no answer".into()),
+                // What was amiss before says more than that this last look was too slow.
+                Err(_) => Err(last.clone()),
             };
             match verdict {
                 Ok(found) => return found,
                 Err(amiss) if begun.elapsed() >= within => {
                     panic!("{caller}: not within {within:?}: {what} ({amiss})")
                 }
-                Err(_) => tokio::time::sleep(INTERVAL).await,
+                Err(amiss) => {
+                    last = amiss;
+                    tokio::time::sleep(INTERVAL).await;
+                }
             }
         }
     }

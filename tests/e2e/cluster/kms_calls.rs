@@ -21,6 +21,11 @@ impl KmsCalls {
         Self { all, failed: all - well }
     }
 
+    /// Those that came after `before`.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { all: self.all - before.all, failed: self.failed - before.failed }
+    }
+
     /// Those of both.
     pub(crate) fn and(self, other: Self) -> Self {
         Self { all: self.all + other.all, failed: self.failed + other.failed }
