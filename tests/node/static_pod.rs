@@ -193,11 +193,15 @@ async fn beside_the_old_pod_the_new_one_takes_over_and_no_call_fails() {
         scene.goes_on().await;
         let [old, new] = names;
         site.node.static_pod(new, &manifest(new, "info"));
-        eventually("the new one is ready, and the old one is not any more", PATIENCE, async || {
+        // It is so once it has the path.
+        eventually("the new one is ready", PATIENCE, async || {
             let found = pods(&site.plane.kubectl, PODS).await;
-            let ready =
-                |name: &str| found.iter().any(|pod| pod.ready && pod.name == format!("{name}-{NAME}"));
-            if ready(new) && !ready(old) { Ok(()) } else { Err(format!("{found:?}")) }
+            let name = format!("{new}-{NAME}");
+            if found.iter().any(|pod| pod.ready && pod.name == name) {
+                Ok(())
+            } else {
+                Err(format!("{found:?}"))
+            }
         })
         .await;
         site.node.remove_static_pod(old);
