@@ -16,8 +16,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Long enough for a good one.
 const SHORT: &str = "--timeout=20s";
-/// A config that nobody renders.
-const NEVER_READY: [&str; 2] = ["agent.enabled=false", "config.hostDirectory=/etc/transit-kms"];
+/// A config that no Vault is good for.
+const NEVER_READY: [&str; 1] = ["vault.transitPath=nowhere"];
 
 #[tokio::test]
 async fn a_bad_upgrade_leaves_the_old_pod_in_place_and_there_is_a_way_back() {
@@ -43,10 +43,10 @@ async fn a_bad_upgrade_leaves_the_old_pod_in_place_and_there_is_a_way_back() {
         &format!("a config that is never good, an image that is not there: {counted}"),
     );
 
-    // `undo` goes back to the old pods, not to their ConfigMap, so this is an upgrade that leaves it alone.
-    // Now the old pod dies meanwhile, and kube-apiserver with it: nobody can read what Helm needs.
+    // Now the old pod dies meanwhile, and kube-apiserver with it: nobody can read what Helm needs. The config is a part
+    // of the pod, so that `undo` brings it back.
     site.wait_encrypted("before").await;
-    let ran = helm.upgrade_within(SHORT, &["image.tag=absent"]).await;
+    let ran = helm.upgrade_within(SHORT, &NEVER_READY).await;
     assert!(!ran.good, "{ran:?}");
     site.kubectl(&["delete", "pod", "-n", "kube-system", "--wait=false", &pod.name]).await.unwrap();
     eventually("the old pod is gone", PATIENCE, async || {
