@@ -29,7 +29,7 @@ async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_af
     assert_eq!(site.pod().await, pod, "nothing has happened to it");
     site.wait_encrypted("still").await;
 
-    // What docs/install.md says: write everything plainly, and then take the provider away.
+    // What docs/upgrades.md says of leaving: write everything plainly, and then take the provider away.
     site.plane.give_api_server(
         &site.node,
         &EncryptionConfig::for_secrets([Provider::identity(), Provider::v2(NAME, Path::new(SOCKET))]),
