@@ -1,11 +1,14 @@
-//! A local KEK: a key in our memory that Transit has wrapped, and that wraps seeds in Transit's stead.
+//! A local KEK: a key in memory that Transit has wrapped. It wraps seeds instead of Transit.
 //!
-//! What it makes of a seed is `lk1:`, a nonce of 12 bytes, and AES-256-GCM's ciphertext and tag. The
-//! wrapped KEK travels beside it, in the annotation [`ANNOTATION`]. Authenticated with the seed are
-//! this format, the key_id and the wrapped KEK, so none of them can be exchanged for another.
+//! A wrapped seed is `lk1:`, a nonce of 12 bytes, and AES-256-GCM's ciphertext and tag. The
+//! wrapped KEK travels beside it, in the annotation [`ANNOTATION`]. The format, the key_id and the
+//! wrapped KEK are authenticated with the seed, so none of them can be exchanged for another.
 //!
-//! What Transit wraps is not the bare key but a mark and the key: so no seed can be passed off as a
-//! KEK, nor a KEK as a seed.
+//! Transit wraps a mark and the key, not the bare key: so no seed can pass for a KEK, and no KEK for
+//! a seed.
+//!
+//! The format is frozen: etcd keeps it for years. `docs/local-kek.md` has the layout, and
+//! `tests/golden/local_kek.tsv` has vectors.
 
 use std::{
     fmt,
@@ -148,13 +151,18 @@ impl LocalKek {
     }
 
     fn bound_to(&self, key_id: &str) -> Aad<Vec<u8>> {
+        Aad::from(self.bound(key_id))
+    }
+
+    /// What is authenticated with a seed.
+    fn bound(&self, key_id: &str) -> Vec<u8> {
         let mut bound = FORMAT.to_vec();
         for part in [key_id, self.wrapped.as_str()] {
             // Both are at most 1024 bytes long.
             bound.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             bound.extend_from_slice(part.as_bytes());
         }
-        Aad::from(bound)
+        bound
     }
 }
 
@@ -178,6 +186,33 @@ mod tests {
         let (one, two) = (kek.seal("id", b"seed").unwrap(), kek.seal("id", b"seed").unwrap());
         assert!(is_sealed(&one) && one != two && one.len() == 4 + 12 + 4 + 16);
         assert_eq!(*kek.open("id", &one).unwrap(), b"seed");
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        hex.as_bytes().chunks(2).map(byte).collect()
+    }
+
+    /// Computed apart from this code, by `tests/golden/local_kek.py`.
+    #[test]
+    fn golden_vectors() {
+        let table = include_str!("../../tests/golden/local_kek.tsv");
+        let mut rows = 0;
+        for row in table.lines().filter(|row| !row.starts_with('#')) {
+            let fields: Vec<&str> = row.split('\t').collect();
+            let [payload, key_id, wrapped, seed, aad, sealed] = fields[..] else { panic!("six fields") };
+            let (payload, sealed) = (bytes(payload), bytes(sealed));
+            assert!(is_payload(&payload) && is_sealed(&sealed));
+            let scope = kek(&payload, "QUJD").scope();
+            let wrapped = Ciphertext::parse(wrapped.as_bytes()).unwrap();
+            let kek = LocalKek::new(&payload, wrapped, scope).unwrap();
+            assert_eq!(kek.bound(key_id), bytes(aad));
+            assert_eq!(*kek.open(key_id, &sealed).unwrap(), bytes(seed));
+            assert_eq!(kek.seal(key_id, &bytes(seed)).unwrap().len(), sealed.len());
+            rows += 1;
+        }
+        assert_eq!(rows, 4);
+        assert_eq!(ANNOTATION, "local-kek.transit-kms");
     }
 
     #[test]

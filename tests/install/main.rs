@@ -14,6 +14,8 @@ mod cluster;
 #[cfg(test)]
 mod documents;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod image;
 #[cfg(test)]
 mod manifests;

@@ -1,0 +1,27 @@
+//! The golden vectors are what their scripts compute, so that nobody edits them by hand to fit the code.
+
+use std::{fs, path::Path, process::Command};
+
+use crate::support::scratch;
+
+#[test]
+fn golden_vectors_are_what_their_scripts_compute() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut scripts = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let script = entry.unwrap().path();
+        if script.extension().is_none_or(|extension| extension != "py") {
+            continue;
+        }
+        let dir = scratch("golden");
+        let status = Command::new("python3").arg(&script).current_dir(dir.path()).status().unwrap();
+        assert!(status.success(), "{}: {status}", script.display());
+        for made in fs::read_dir(dir.path()).unwrap() {
+            let made = made.unwrap();
+            let kept = fs::read_to_string(folder.join(made.file_name())).unwrap();
+            assert_eq!(fs::read_to_string(made.path()).unwrap(), kept, "{}", script.display());
+        }
+        scripts += 1;
+    }
+    assert_eq!(scripts, 2);
+}
