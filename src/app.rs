@@ -388,7 +388,7 @@ impl Inspect for Inspector {
                 let mut text = format!(
                     "ok: session {}, key {} version {}, key_id {} ({})",
                     snapshot.generation,
-                    current.name,
+                    current.key,
                     current.version,
                     current.key_id,
                     key_id_hash(&current.key_id)

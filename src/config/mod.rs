@@ -24,8 +24,8 @@ pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
 pub use model::{
-    Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, LocalKekLimits, MountPath,
-    Namespace, TlsFiles, Token,
+    Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, KeyRef, LocalKekLimits,
+    MountPath, Namespace, TlsFiles, Token,
 };
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
 pub use source::{Fingerprint, Reading, TlsMaterial, read};

@@ -1,7 +1,13 @@
 //! The settings. A value of these types has passed its rules; the constructors
 //! say which rule was broken, never by what.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
@@ -42,10 +48,8 @@ pub struct BrokenRule(&'static str);
 pub struct Config {
     /// Where Vault is, in the order in which to try; never empty, none twice.
     pub addresses: Vec<Address>,
-    /// The Vault namespace; the root namespace if none is given.
+    /// The Vault namespace of the token; the root namespace if none is given.
     pub namespace: Namespace,
-    /// Where the Transit engine is mounted.
-    pub mount: MountPath,
     /// The first encrypts, all decrypt.
     pub keys: KeyNames,
     /// What concerns TLS.
@@ -243,39 +247,136 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// One key name or more, none twice.
+/// A key and where it is; cheap to clone.
+///
+/// Two of them are equal if they are the same key, however its place is spelled: the mount
+/// `transit` of namespace `team-a` is the mount `team-a/transit` of the root namespace.
+/// Displays as its name, or as its whole path if it is not in the place of the session.
+#[derive(Clone, Debug)]
+pub struct KeyRef(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    /// The config names this place for this key alone.
+    elsewhere: bool,
+    mount: MountPath,
+    name: KeyName,
+    namespace: Namespace,
+    /// Namespace and mount as one path, which is the same for every spelling.
+    path: String,
+}
+
+impl KeyRef {
+    /// The key `name` in the place of the session.
+    #[must_use]
+    pub fn new(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
+        Self::placed(name, mount, namespace, false)
+    }
+
+    /// The key `name` in the mount `transit` of the root namespace.
+    #[cfg(test)]
+    pub(crate) fn in_transit(name: &str) -> Self {
+        let name = KeyName::new(name).expect("a test names a key");
+        Self::new(name, MountPath::default(), Namespace::default())
+    }
+
+    /// The key `name` in a place that the config names for it alone.
+    #[must_use]
+    pub fn elsewhere(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
+        Self::placed(name, mount, namespace, true)
+    }
+
+    fn placed(name: KeyName, mount: MountPath, namespace: Namespace, elsewhere: bool) -> Self {
+        let path = if namespace.is_root() {
+            mount.as_str().to_owned()
+        } else {
+            format!("{}/{}", namespace.as_str(), mount.as_str())
+        };
+        Self(Arc::new(Place { elsewhere, mount, name, namespace, path }))
+    }
+
+    /// Where the Transit engine of the key is mounted in its namespace.
+    #[must_use]
+    pub fn mount(&self) -> &MountPath {
+        &self.0.mount
+    }
+
+    /// Its name in the mount.
+    #[must_use]
+    pub fn name(&self) -> &KeyName {
+        &self.0.name
+    }
+
+    /// The namespace of the mount.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
+    }
+
+    /// Namespace and mount as one path without slashes around it, the same for every spelling.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.0.path
+    }
+
+    fn identity(&self) -> (&str, &KeyName) {
+        (self.path(), self.name())
+    }
+}
+
+impl Eq for KeyRef {}
+
+impl Hash for KeyRef {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+impl PartialEq for KeyRef {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl fmt::Display for KeyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.elsewhere { write!(f, "{}/{}", self.path(), self.name()) } else { self.name().fmt(f) }
+    }
+}
+
+/// One key or more, none twice.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct KeyNames {
-    primary: KeyName,
-    others: Vec<KeyName>,
+    primary: KeyRef,
+    others: Vec<KeyRef>,
 }
 
 impl KeyNames {
-    /// The first name encrypts.
+    /// The first key encrypts.
     ///
     /// # Errors
-    /// No name, or one twice.
-    pub fn new(names: impl IntoIterator<Item = KeyName>) -> Result<Self, BrokenRule> {
-        let mut names = names.into_iter();
-        let primary = names.next().ok_or(BrokenRule("must name at least one key"))?;
+    /// No key, or one twice.
+    pub fn new(keys: impl IntoIterator<Item = KeyRef>) -> Result<Self, BrokenRule> {
+        let mut keys = keys.into_iter();
+        let primary = keys.next().ok_or(BrokenRule("must name at least one key"))?;
         let mut all = Self { primary, others: Vec::new() };
-        for name in names {
-            if all.iter().any(|known| *known == name) {
+        for key in keys {
+            if all.iter().any(|known| *known == key) {
                 return Err(BrokenRule("must not name a key twice"));
             }
-            all.others.push(name);
+            all.others.push(key);
         }
         Ok(all)
     }
 
     /// The key that encrypts.
     #[must_use]
-    pub fn primary(&self) -> &KeyName {
+    pub fn primary(&self) -> &KeyRef {
         &self.primary
     }
 
     /// All of them, the primary first.
-    pub fn iter(&self) -> impl Iterator<Item = &KeyName> {
+    pub fn iter(&self) -> impl Iterator<Item = &KeyRef> {
         std::iter::once(&self.primary).chain(&self.others)
     }
 }
@@ -497,12 +598,41 @@ mod tests {
 
     #[test]
     fn key_names_are_ordered_and_unique() {
-        let name = |text| KeyName::new(text).unwrap();
-        let names = KeyNames::new([name("b"), name("a")]).unwrap();
-        assert_eq!(names.primary().as_str(), "b");
-        assert_eq!(names.iter().map(KeyName::as_str).collect::<Vec<_>>(), ["b", "a"]);
+        let keys = KeyNames::new([key("b", "transit", ""), key("a", "transit", "")]).unwrap();
+        assert_eq!(keys.primary().name().as_str(), "b");
+        assert_eq!(keys.iter().map(|key| key.name().as_str()).collect::<Vec<_>>(), ["b", "a"]);
         assert!(KeyNames::new([]).is_err());
-        assert!(KeyNames::new([name("a"), name("b"), name("a")]).is_err());
+        let twice = [key("a", "transit", ""), key("b", "transit", ""), key("a", "transit", "")];
+        assert!(KeyNames::new(twice).is_err());
+    }
+
+    fn key(name: &str, mount: &str, namespace: &str) -> KeyRef {
+        KeyRef::elsewhere(
+            KeyName::new(name).unwrap(),
+            MountPath::new(mount).unwrap(),
+            Namespace::new(namespace).unwrap(),
+        )
+    }
+
+    #[test]
+    fn one_key_is_one_key_however_its_place_is_spelled() {
+        let one = key("kms", "transit", "team-a");
+        for same in [
+            key("kms", "team-a/transit", ""),
+            key("kms", "/team-a/transit/", "root"),
+            key("kms", "transit", "/team-a/"),
+        ] {
+            assert_eq!(one, same);
+            assert_eq!(same.to_string(), "team-a/transit/kms");
+            assert!(KeyNames::new([one.clone(), same]).is_err(), "it would stand there twice");
+        }
+        let others =
+            [key("kms", "transit", ""), key("other", "transit", "team-a"), key("kms", "transit", "team-b")];
+        for other in others {
+            assert_ne!(one, other);
+        }
+        // A mount below a mount is another place, though the bare texts join to one.
+        assert_ne!(key("kms", "transit", "team"), key("kms", "a/transit", "team"));
     }
 
     #[test]

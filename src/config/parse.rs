@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path};
 use super::{
     ConfigError, ConfigErrorKind,
     model::{
-        Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, LOGIN_METHODS,
+        Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, KeyRef, LOGIN_METHODS,
         LocalKekLimits, MountPath, Namespace, TlsFiles, Token, absolute_path, age, server_name,
     },
     tree::{self, Key, Node, Step},
@@ -163,11 +163,13 @@ fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
 
 fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions) -> Result<Config, Broken> {
     let mut warnings = Vec::new();
+    let addresses = addresses(section, options, &mut warnings)?;
+    let namespace = section.parsed("namespace", Namespace::new)?.unwrap_or_default();
+    let mount = section.parsed("transitpath", MountPath::new)?.unwrap_or_default();
     Ok(Config {
-        addresses: addresses(section, options, &mut warnings)?,
-        namespace: section.parsed("namespace", Namespace::new)?.unwrap_or_default(),
-        mount: section.parsed("transitpath", MountPath::new)?.unwrap_or_default(),
-        keys: keys(section)?,
+        addresses,
+        keys: keys(section, &mount, &namespace)?,
+        namespace,
         tls: tls(section)?,
         credentials: credentials(section, &mut warnings)?,
         encryption,
@@ -203,15 +205,16 @@ fn addresses(
     if addresses.is_empty() { Err(place.broken("must name at least one address")) } else { Ok(addresses) }
 }
 
-fn keys(section: &Section<'_>) -> Result<KeyNames, Broken> {
+/// `mount` and `namespace` are where a key is whose entry does not say so.
+fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyNames, Broken> {
     let Some(place) = section.find("keynames") else {
         return Err(section.missing("keynames", "the names of Transit keys, the first of which encrypts"));
     };
-    let mut names = Vec::new();
+    let mut keys = Vec::new();
     for value in place.one_or_more()? {
-        names.push(value.parsed(KeyName::new)?);
+        keys.push(KeyRef::new(value.parsed(KeyName::new)?, mount.clone(), namespace.clone()));
     }
-    KeyNames::new(names).map_err(|rule| place.broken(rule))
+    KeyNames::new(keys).map_err(|rule| place.broken(rule))
 }
 
 fn tls(section: &Section<'_>) -> Result<TlsFiles, Broken> {
@@ -585,8 +588,8 @@ vault:
             ["https://vault-0:8200", "https://vault-1:8200/prefix"]
         );
         assert_eq!(config.namespace.as_str(), "team-a");
-        assert_eq!(config.mount.as_str(), "transit");
-        assert_eq!(config.keys.iter().map(KeyName::as_str).collect::<Vec<_>>(), ["kms", "kms-old"]);
+        assert_eq!(config.keys.primary().mount().as_str(), "transit");
+        assert_eq!(config.keys.iter().map(|key| key.name().as_str()).collect::<Vec<_>>(), ["kms", "kms-old"]);
         assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
         assert_eq!(config.tls.server_name.as_deref(), Some("vault.internal"));
         assert_eq!(config.tls.client_cert_file.as_deref(), Some(Path::new("/c.pem")));
@@ -603,7 +606,7 @@ vault:
              address: https://vault:8200 \r\n  token: \" s.abcdef \" \r\n  vaultcacert: /ca.crt \r\n  \
              tlsservername: vault.loc \r\n  transitpath: transit \r\n  authpath: auth \r\n \r\n",
         );
-        assert_eq!(config.keys.primary().as_str(), "vault-kms-demo");
+        assert_eq!(config.keys.primary().name().as_str(), "vault-kms-demo");
         assert_eq!(token(&config), "s.abcdef");
         assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.crt")));
         assert_eq!(config.tls.server_name.as_deref(), Some("vault.loc"));
@@ -616,9 +619,9 @@ vault:
             "\u{feff}--- \nkeyNames:\n- kms\naddress: https://v\ntoken: root\nvaultCACert: /ca.crt\ntlsServerName: v\n",
         );
         assert_eq!(token(&config), "root");
-        assert_eq!(config.mount.as_str(), "transit");
+        assert_eq!(config.keys.primary().mount().as_str(), "transit");
         assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.crt")));
-        assert_eq!(good(&with("provider: OpenBao\nTOKEN: t")).keys.primary().as_str(), "k");
+        assert_eq!(good(&with("provider: OpenBao\nTOKEN: t")).keys.primary().name().as_str(), "k");
     }
 
     #[test]

@@ -426,10 +426,10 @@ impl Board {
         let earlier = before.map(|before| before.keyring.current());
         if earlier != Some(current) {
             match earlier {
-                Some(earlier) if earlier.name == current.name && earlier.version > current.version => {
+                Some(earlier) if earlier.key == current.key && earlier.version > current.version => {
                     self.metrics.key_version_regressions.inc();
                     error!(
-                        key = %current.name, from = %earlier.version, to = %current.version,
+                        key = %current.key, from = %earlier.version, to = %current.version,
                         key_id_hash = current.key_id_hash,
                         "Vault insists on an older key version, as after restoring a backup: publishing it, \
                          because what a version that is gone encrypts nobody could decrypt; data written with \
@@ -437,7 +437,7 @@ impl Board {
                     );
                 }
                 _ => info!(
-                    key = %current.name, version = %current.version, key_id = current.key_id,
+                    key = %current.key, version = %current.version, key_id = current.key_id,
                     key_id_hash = current.key_id_hash, "key version published"
                 ),
             }
@@ -448,13 +448,17 @@ impl Board {
                 && known.is_none_or(|known| known.min_decryption < entry.min_decryption)
             {
                 warn!(
-                    key = %entry.name, min_decryption_version = entry.min_decryption,
+                    key = %entry.key, min_decryption_version = entry.min_decryption,
                     "older versions of the key are excluded from decryption: what is still encrypted with them \
                      cannot be read; lower min_decryption_version until everything is migrated"
                 );
             }
         }
-        self.metrics.key_published(current.name.as_str(), current.version.number(), &current.key_id_hash);
+        self.metrics.key_published(
+            current.key.name().as_str(),
+            current.version.number(),
+            &current.key_id_hash,
+        );
         self.metrics.session_generation.set(i64::try_from(now.generation).unwrap_or(i64::MAX));
     }
 }

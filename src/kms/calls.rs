@@ -227,7 +227,7 @@ impl Work<'_> {
                     return encrypt_locally(snapshot, board, kek, plaintext).map(Done::Encrypted);
                 }
                 let current = snapshot.keyring.current();
-                let sealed = snapshot.transit.encrypt(&current.name, current.version, plaintext, call).await;
+                let sealed = snapshot.transit.encrypt(&current.key, current.version, plaintext, call).await;
                 sealed
                     .map(|sealed| {
                         Done::Encrypted(Encrypted {
@@ -297,7 +297,7 @@ async fn decrypt_locally(
         return Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: String::new() });
     }
     let era = board.keks.era();
-    let unwrapped = snapshot.decrypts.decrypt(&entry.name, wrapped, call).await.inspect_err(|error| {
+    let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.inspect_err(|error| {
         note_failure(snapshot, board, entry, error);
         board.keks.failed(wrapped, entry.scope, error);
     })?;
@@ -308,10 +308,10 @@ async fn decrypt_locally(
 
 /// What the failure of a Decrypt with the key of `entry` says about the session.
 fn note_failure(snapshot: &Snapshot, board: &Board, entry: &KeyEntry, error: &TransitError) {
-    if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
+    if entry.key == snapshot.keyring.current().key || error.fault == Fault::TokenDead {
         board.call_failed(snapshot.generation, error);
     } else if error.fault == Fault::Denied {
-        warn!(key = %entry.name, %error, "the policy does not let us decrypt with an additional key");
+        warn!(key = %entry.key, %error, "the policy does not let us decrypt with an additional key");
     }
 }
 
@@ -326,7 +326,7 @@ async fn decrypt(
         Route::InOrder(entries) => entries,
         Route::Named { entry, unseen } => {
             if unseen {
-                debug!(key = %entry.name, version = %ciphertext.version(), "another node has seen a newer key version");
+                debug!(key = %entry.key, version = %ciphertext.version(), "another node has seen a newer key version");
                 board.probe_soon();
             }
             vec![entry]
@@ -334,7 +334,7 @@ async fn decrypt(
     };
     let mut last = None;
     for entry in &entries {
-        match snapshot.decrypts.decrypt(&entry.name, ciphertext, call).await {
+        match snapshot.decrypts.decrypt(&entry.key, ciphertext, call).await {
             // It must not leave: it would open every seed that it has wrapped.
             Ok(opened) if local_kek::is_payload(&opened.plaintext) => {
                 let message = "the ciphertext is a wrapped local KEK, not a seed";

@@ -28,7 +28,7 @@ use super::{
     ciphertext::Ciphertext,
     transit::{Call, Fault, Opened, Transit, TransitError},
 };
-use crate::{config::KeyName, observe::metrics::Metrics};
+use crate::{config::KeyRef, observe::metrics::Metrics};
 
 /// So many requests are away at once. One or three make no measurable difference in throughput
 /// (`benches/figures.rs`, on one node); with one, a slow request would hold up everybody.
@@ -66,7 +66,7 @@ struct State {
 #[derive(Clone, Eq, Hash, PartialEq)]
 struct Wanted {
     ciphertext: Ciphertext,
-    key: KeyName,
+    key: KeyRef,
 }
 
 type Outcome = Result<Opened, TransitError>;
@@ -100,7 +100,7 @@ impl Coalescer {
     /// As there.
     pub async fn decrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> Result<Opened, TransitError> {
@@ -147,7 +147,7 @@ impl Shared {
 
     fn join(
         self: &Arc<Self>,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> watch::Receiver<Option<Outcome>> {
@@ -400,9 +400,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Encryption, KeyNames, MountPath, Namespace},
+        config::{Encryption, KeyNames},
         kms::{
-            key_id::{KeyVersion, Scope},
+            key_id::KeyVersion,
             transit::{KeyDescription, Sealed},
         },
     };
@@ -475,14 +475,14 @@ mod tests {
 
     #[async_trait]
     impl Transit for Engine {
-        async fn decrypt(&self, _: &KeyName, ciphertext: &Ciphertext, call: Call<'_>) -> Outcome {
+        async fn decrypt(&self, _: &KeyRef, ciphertext: &Ciphertext, call: Call<'_>) -> Outcome {
             self.request(1, call).await?;
             opened(ciphertext, true)
         }
 
         async fn decrypt_batch(
             &self,
-            _: &KeyName,
+            _: &KeyRef,
             ciphertexts: &[&Ciphertext],
             call: Call<'_>,
         ) -> Result<Vec<Outcome>, TransitError> {
@@ -493,7 +493,7 @@ mod tests {
 
         async fn encrypt(
             &self,
-            _: &KeyName,
+            _: &KeyRef,
             _: KeyVersion,
             _: &[u8],
             _: Call<'_>,
@@ -517,12 +517,8 @@ mod tests {
             &self.keys
         }
 
-        async fn read_key(&self, _: &KeyName, _: Call<'_>) -> Result<KeyDescription, TransitError> {
+        async fn read_key(&self, _: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
             Err(given_up())
-        }
-
-        fn scope(&self, key: &KeyName) -> Scope {
-            Scope::of(&Namespace::default(), &MountPath::default(), key)
         }
     }
 
@@ -580,8 +576,8 @@ mod tests {
         }
     }
 
-    fn key(name: &str) -> KeyName {
-        KeyName::new(name).unwrap()
+    fn key(name: &str) -> KeyRef {
+        KeyRef::in_transit(name)
     }
 
     async fn settle() {

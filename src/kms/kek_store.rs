@@ -273,12 +273,12 @@ async fn look(board: Arc<Board>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, s
     let era = board.keks.era();
     let uid = format!("kek-{:016x}", rand::rng().next_u64());
     let call = Call { deadline: Instant::now() + LONGEST_LOOK, uid: &uid };
-    let outcome = snapshot.decrypts.decrypt(&entry.name, &wrapped, call).await;
+    let outcome = snapshot.decrypts.decrypt(&entry.key, &wrapped, call).await;
     match outcome.and_then(|opened| LocalKek::new(&opened.plaintext, wrapped.clone(), scope)) {
         Ok(kek) => board.keks.put(Arc::new(kek), era),
         Err(error) => {
             debug!(%error, "a local KEK could not be unwrapped anew");
-            if entry.name == snapshot.keyring.current().name || error.fault == Fault::TokenDead {
+            if entry.key == snapshot.keyring.current().key || error.fault == Fault::TokenDead {
                 board.call_failed(snapshot.generation, &error);
             }
             // Of a session that is not in use any more a refusal says nothing.
@@ -292,10 +292,7 @@ async fn look(board: Arc<Board>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{KeyName, MountPath, Namespace},
-        kms::local_kek::new_payload,
-    };
+    use crate::{config::KeyRef, kms::local_kek::new_payload};
 
     fn store() -> KekStore {
         let store = KekStore::new(Arc::new(Metrics::new().unwrap()));
@@ -304,7 +301,7 @@ mod tests {
     }
 
     fn kek(number: usize) -> Arc<LocalKek> {
-        let scope = Scope::of(&Namespace::default(), &MountPath::default(), &KeyName::new("kms").unwrap());
+        let scope = Scope::of(&KeyRef::in_transit("kms"));
         let wrapped = Ciphertext::parse(format!("vault:v1:{number:08}").as_bytes()).unwrap();
         Arc::new(LocalKek::new(&new_payload(), wrapped, scope).unwrap())
     }

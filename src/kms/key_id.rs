@@ -2,8 +2,12 @@
 //!
 //! `tk1.<scope>.<version>.<birth>`, where
 //!
-//! - *scope* is the first 16 bytes, in hex, of SHA-256 over namespace, mount and
-//!   key name, each preceded by its length as four bytes, big end first;
+//! - *scope* is the first 16 bytes, in hex, of SHA-256 over the path of the mount
+//!   and the key's name, each preceded by its length as four bytes, big end first.
+//!   The path is namespace and mount, joined by a slash, without slashes around
+//!   it; the root namespace, whether written as `root` or not at all, adds nothing.
+//!   So the mount `transit` of namespace `team-a` and the mount `team-a/transit` of
+//!   the root namespace, which are one mount, have one scope;
 //! - *version* is the key version, decimal, without leading zeros;
 //! - *birth* is the first 8 bytes, in hex, of SHA-256 over the 16 bytes of the
 //!   scope, the version as four bytes and the Unix time in seconds at which
@@ -20,7 +24,7 @@ use std::{fmt, num::NonZeroU32, str::FromStr};
 
 use sha2::{Digest, Sha256};
 
-use crate::config::{KeyName, MountPath, Namespace};
+use crate::config::KeyRef;
 
 const FORMAT: &str = "tk1";
 
@@ -62,9 +66,9 @@ pub struct Scope([u8; 16]);
 impl Scope {
     /// The scope of a key, by its place in Vault.
     #[must_use]
-    pub fn of(namespace: &Namespace, mount: &MountPath, key: &KeyName) -> Self {
+    pub fn of(key: &KeyRef) -> Self {
         let mut hash = Sha256::new();
-        for part in [namespace.as_str(), mount.as_str(), key.as_str()] {
+        for part in [key.path(), key.name().as_str()] {
             // Lengths are far below 4 GiB: the whole config file is at most 64 KiB.
             let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
             hash.update(length.to_be_bytes());
@@ -200,13 +204,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::{KeyName, MountPath, Namespace};
 
     fn scope(namespace: &str, mount: &str, key: &str) -> Scope {
-        Scope::of(
-            &Namespace::new(namespace).unwrap(),
-            &MountPath::new(mount).unwrap(),
-            &KeyName::new(key).unwrap(),
-        )
+        Scope::of(&KeyRef::new(
+            KeyName::new(key).unwrap(),
+            MountPath::new(mount).unwrap(),
+            Namespace::new(namespace).unwrap(),
+        ))
     }
 
     fn key_id(namespace: &str, mount: &str, key: &str, version: u32, created: i64) -> String {
@@ -235,9 +240,12 @@ mod tests {
         assert_eq!(scope("", "transit", "kms"), scope("root", "/transit/", "kms"));
         assert_eq!(scope("team-a", "transit", "kms"), scope("/team-a/", "transit", "kms"));
         assert_ne!(scope("", "transit", "kms"), scope("team-a", "transit", "kms"));
-        // Without length prefixes these two would collide.
-        assert_ne!(scope("a", "b/c", "d"), scope("a/b", "c", "d"));
+        // One mount, reached in three ways.
+        assert_eq!(scope("a", "b/c", "d"), scope("a/b", "c", "d"));
+        assert_eq!(scope("a", "b/c", "d"), scope("", "a/b/c", "d"));
         assert_ne!(scope("ab", "c", "d"), scope("a", "bc", "d"));
+        // Without length prefixes these two would collide.
+        assert_ne!(scope("", "ab", "c"), scope("", "a", "bc"));
     }
 
     #[test]

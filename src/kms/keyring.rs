@@ -7,13 +7,13 @@ use super::{
     key_id::{KeyId, KeyVersion, Scope, key_id_hash},
     transit::{Fault, KeyDescription, TransitError},
 };
-use crate::config::KeyName;
+use crate::config::KeyRef;
 
 /// What is known of one configured key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyEntry {
-    /// Its name in the mount.
-    pub name: KeyName,
+    /// Its name, and where it is.
+    pub key: KeyRef,
     /// Which key it is.
     pub scope: Scope,
     /// Transit refuses to decrypt older versions than this one.
@@ -25,10 +25,10 @@ pub struct KeyEntry {
 impl KeyEntry {
     /// A key that Transit has described.
     #[must_use]
-    pub fn described(name: KeyName, scope: Scope, description: &KeyDescription) -> Self {
+    pub fn described(key: KeyRef, description: &KeyDescription) -> Self {
         Self {
-            name,
-            scope,
+            scope: Scope::of(&key),
+            key,
             min_decryption: description.min_decryption,
             versions: description.versions.clone(),
         }
@@ -36,8 +36,8 @@ impl KeyEntry {
 
     /// A key that could not be read; it may still decrypt.
     #[must_use]
-    pub fn unread(name: KeyName, scope: Scope) -> Self {
-        Self { name, scope, min_decryption: 0, versions: BTreeMap::new() }
+    pub fn unread(key: KeyRef) -> Self {
+        Self { scope: Scope::of(&key), key, min_decryption: 0, versions: BTreeMap::new() }
     }
 
     fn key_id(&self, version: KeyVersion) -> Option<KeyId> {
@@ -67,7 +67,7 @@ impl KeyEntry {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CurrentKey {
     /// The key that encrypts.
-    pub name: KeyName,
+    pub key: KeyRef,
     /// Pinned in every Encrypt.
     pub version: KeyVersion,
     /// What Status and Encrypt answer.
@@ -112,11 +112,11 @@ impl Keyring {
             )
         })?;
         let key_id = key_id.to_string();
-        let name = primary
-            .map(|entry| entry.name.clone())
+        let key = primary
+            .map(|entry| entry.key.clone())
             .ok_or_else(|| TransitError::new(Fault::Nonsense, "no key is configured"))?;
         let key_id_hash = key_id_hash(&key_id);
-        Ok(Self { current: CurrentKey { name, version, key_id, key_id_hash }, entries })
+        Ok(Self { current: CurrentKey { key, version, key_id, key_id_hash }, entries })
     }
 
     /// What encrypts.
@@ -175,7 +175,7 @@ impl Keyring {
             Some(known) if known != id => refuse(format!(
                 "version {} of key `{}` was made at another time than the key_id says: the key was \
                  deleted and made anew, or this is another Vault; restore the key from a backup",
-                id.version, entry.name
+                id.version, entry.key
             )),
             Some(_) => Ok(Route::Named { entry, unseen: false }),
             None => {
@@ -189,14 +189,11 @@ impl Keyring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{MountPath, Namespace};
 
     fn entry(name: &str, versions: &[(u32, i64)]) -> KeyEntry {
-        let name = KeyName::new(name).unwrap();
-        let mount = MountPath::new("transit").unwrap();
-        let scope = Scope::of(&Namespace::new("").unwrap(), &mount, &name);
+        let key = KeyRef::in_transit(name);
         let versions = versions.iter().map(|(version, created)| (v(*version), *created)).collect();
-        KeyEntry { name, scope, min_decryption: 1, versions }
+        KeyEntry { scope: Scope::of(&key), key, min_decryption: 1, versions }
     }
 
     fn v(number: u32) -> KeyVersion {
@@ -224,7 +221,7 @@ mod tests {
             let Ok(Route::Named { entry, unseen: false }) = keyring.route(&id, &ciphertext(version)) else {
                 panic!("{key} {version}");
             };
-            assert_eq!(entry.name.as_str(), key);
+            assert_eq!(entry.key.name().as_str(), key);
         }
     }
 
@@ -263,7 +260,7 @@ mod tests {
                 Route::InOrder(keyring.entries().iter().collect())
             );
             let Ok(Route::InOrder(entries)) = keyring.route(id, &ciphertext(2)) else { panic!("in order") };
-            assert_eq!(entries.first().unwrap().name.as_str(), "kms");
+            assert_eq!(entries.first().unwrap().key.name().as_str(), "kms");
         }
     }
 

@@ -169,14 +169,14 @@ impl LocalKek {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{KeyName, MountPath, Namespace};
+    use crate::config::KeyRef;
 
     fn wrapped(body: &str) -> Ciphertext {
         Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap()
     }
 
     fn kek(payload: &[u8], body: &str) -> LocalKek {
-        let scope = Scope::of(&Namespace::default(), &MountPath::default(), &KeyName::new("kms").unwrap());
+        let scope = Scope::of(&KeyRef::in_transit("kms"));
         LocalKek::new(payload, wrapped(body), scope).unwrap()
     }
 

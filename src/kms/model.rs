@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 
 use super::{
     ciphertext::Ciphertext,
-    key_id::{KeyVersion, Scope},
+    key_id::KeyVersion,
     transit::{Call, Fault, KeyDescription, Opened, Sealed, Transit, TransitError},
 };
-use crate::config::{Encryption, KeyName, KeyNames, MountPath, Namespace};
+use crate::config::{Encryption, KeyNames, KeyRef};
 
 /// One key of the engine.
 #[derive(Clone)]
@@ -105,7 +105,7 @@ impl Model {
     }
 
     pub(super) fn session(&self, keys: &[&str]) -> Arc<ModelSession> {
-        let keys = keys.iter().map(|key| KeyName::new(key).unwrap());
+        let keys = keys.iter().map(|key| KeyRef::in_transit(key));
         Arc::new(ModelSession {
             dead: Mutex::new(false),
             encryption: self.lock().encryption,
@@ -163,15 +163,15 @@ impl ModelSession {
     }
 }
 
-fn visible<'a>(state: &'a State, key: &KeyName) -> Result<(&'a ModelKey, u32), TransitError> {
+fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), TransitError> {
     let key = state
         .keys
-        .get(key.as_str())
+        .get(key.name().as_str())
         .ok_or_else(|| TransitError::new(Fault::KeyLost, format!("key `{key}` does not exist")))?;
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
 
-fn open(state: &State, key: &KeyName, ciphertext: &Ciphertext) -> Result<Opened, TransitError> {
+fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Opened, TransitError> {
     let (key, latest) = visible(state, key)?;
     let version = ciphertext.version().number();
     if version > latest {
@@ -193,7 +193,7 @@ fn open(state: &State, key: &KeyName, ciphertext: &Ciphertext) -> Result<Opened,
 impl Transit for ModelSession {
     async fn decrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertext: &Ciphertext,
         _: Call<'_>,
     ) -> Result<Opened, TransitError> {
@@ -202,7 +202,7 @@ impl Transit for ModelSession {
 
     async fn decrypt_batch(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         _: Call<'_>,
     ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
@@ -219,7 +219,7 @@ impl Transit for ModelSession {
 
     async fn encrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         version: KeyVersion,
         plaintext: &[u8],
         _: Call<'_>,
@@ -258,7 +258,7 @@ impl Transit for ModelSession {
         &self.keys
     }
 
-    async fn read_key(&self, key: &KeyName, _: Call<'_>) -> Result<KeyDescription, TransitError> {
+    async fn read_key(&self, key: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
         self.at_some_moment("read_key", |state| {
             let (key, latest) = visible(state, key)?;
             let versions = key.versions.iter().zip(1..=latest);
@@ -275,9 +275,5 @@ impl Transit for ModelSession {
             })
         })
         .await
-    }
-
-    fn scope(&self, key: &KeyName) -> Scope {
-        Scope::of(&Namespace::default(), &MountPath::new("transit").unwrap(), key)
     }
 }

@@ -17,7 +17,7 @@ use super::{
     local_kek::{self, LocalKek},
     transit::{Call, Fault, KeyDescription, Transit, TransitError},
 };
-use crate::config::KeyName;
+use crate::config::KeyRef;
 
 /// A value wrapped by a session that worked, for its successor to unwrap; it may serve as a local KEK.
 pub struct Witness {
@@ -122,7 +122,7 @@ pub async fn probe(
         .keyring
         .entries()
         .first()
-        .is_some_and(|old| old.scope == transit.scope(primary))
+        .is_some_and(|old| old.scope == Scope::of(primary))
         .then_some(current.version);
     let proven = if published.is_some_and(|published| description.latest < published) {
         check_going_back(transit, before, &entries, description.latest, accept_older, call).await?;
@@ -161,7 +161,7 @@ async fn check_going_back(
         return Err(ProbeFailure::Older(latest));
     }
     match before.keyring.entries().first() {
-        Some(old) if !shares_a_version(old, entries) => Err(another_key(&old.name).into()),
+        Some(old) if !shares_a_version(old, entries) => Err(another_key(&old.key).into()),
         _ => Ok(()),
     }
 }
@@ -171,7 +171,7 @@ fn shares_a_version(old: &KeyEntry, entries: &[KeyEntry]) -> bool {
 }
 
 /// Refuses keys that can not do what is asked of them, with the remedy.
-fn check_usable(name: &KeyName, key: &KeyDescription) -> Result<(), TransitError> {
+fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError> {
     if key.soft_deleted {
         return Err(TransitError::new(
             Fault::KeyLost,
@@ -212,18 +212,17 @@ async fn read_entries(
     call: Call<'_>,
 ) -> Result<Vec<KeyEntry>, TransitError> {
     let mut entries = Vec::new();
-    for (index, name) in transit.keys().iter().enumerate() {
-        let scope = transit.scope(name);
+    for (index, key) in transit.keys().iter().enumerate() {
         if index == 0 {
-            entries.push(KeyEntry::described(name.clone(), scope, primary));
+            entries.push(KeyEntry::described(key.clone(), primary));
             continue;
         }
-        match transit.read_key(name, call).await {
-            Ok(description) => entries.push(KeyEntry::described(name.clone(), scope, &description)),
+        match transit.read_key(key, call).await {
+            Ok(description) => entries.push(KeyEntry::described(key.clone(), &description)),
             Err(error) if matches!(error.fault, Fault::Denied | Fault::KeyLost) => {
                 // An old key that is gone must not keep the current one from working.
-                debug!(key = %name, %error, "an additional key cannot be read; decrypts are tried all the same");
-                entries.push(KeyEntry::unread(name.clone(), scope));
+                debug!(%key, %error, "an additional key cannot be read; decrypts are tried all the same");
+                entries.push(KeyEntry::unread(key.clone()));
             }
             Err(error) => return Err(error),
         }
@@ -240,12 +239,12 @@ fn check_same_keys(before: Before<'_>, entries: &mut [KeyEntry]) -> Result<(), T
             continue;
         };
         if index == 0 || Some(entry.scope) == encrypted {
-            return Err(another_key(&entry.name));
+            return Err(another_key(&entry.key));
         }
         if before.own {
-            debug!(key = %entry.name, "an additional key was made anew");
+            debug!(key = %entry.key, "an additional key was made anew");
         } else {
-            warn!(key = %entry.name, "an additional key was made anew: what the old one encrypted cannot be read");
+            warn!(key = %entry.key, "an additional key was made anew: what the old one encrypted cannot be read");
         }
         entry.clone_from(old);
     }
@@ -261,9 +260,9 @@ async fn check_witness(
 ) -> Result<(), TransitError> {
     let Before { keyring, insist, own, witness } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
-    let Some(name) = transit.keys().iter().find(|name| transit.scope(name) == old.scope) else {
+    let Some(name) = transit.keys().iter().find(|key| Scope::of(key) == old.scope) else {
         warn!(
-            key = %old.name,
+            key = %old.key,
             "the key that encrypted so far is no longer configured: what it encrypted cannot be read \
              until it is in vault.keynames again"
         );
@@ -287,7 +286,7 @@ async fn check_witness(
     }
 }
 
-fn another_key(name: &KeyName) -> TransitError {
+fn another_key(name: &KeyRef) -> TransitError {
     TransitError::new(
         Fault::KeyLost,
         format!(
@@ -306,8 +305,8 @@ async fn round_trip(
     // Every proof brings a KEK along, so that no version is published without one.
     let sample = local_kek::new_payload();
     let current = keyring.current();
-    let sealed = transit.encrypt(&current.name, current.version, &sample, call).await?;
-    let opened = transit.decrypt(&current.name, &sealed.ciphertext, call).await?;
+    let sealed = transit.encrypt(&current.key, current.version, &sample, call).await?;
+    let opened = transit.decrypt(&current.key, &sealed.ciphertext, call).await?;
     if *opened.plaintext != *sample {
         return Err(TransitError::new(Fault::Nonsense, "Transit did not decrypt to what was encrypted"));
     }

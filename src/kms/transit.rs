@@ -6,11 +6,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{
-    ciphertext::Ciphertext,
-    key_id::{KeyVersion, Scope},
-};
-use crate::config::{Encryption, KeyName, KeyNames};
+use super::{ciphertext::Ciphertext, key_id::KeyVersion};
+use crate::config::{Encryption, KeyNames, KeyRef};
 
 /// One call's identity and the time by which its answer must be there.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +64,7 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// A session with a Transit engine: one token, one mount.
+/// A session with a Transit engine: one token.
 #[async_trait]
 pub trait Transit: Send + Sync + 'static {
     /// Unwraps with whichever version the ciphertext names.
@@ -76,7 +73,7 @@ pub trait Transit: Send + Sync + 'static {
     /// See [`Fault`].
     async fn decrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> Result<Opened, TransitError>;
@@ -87,7 +84,7 @@ pub trait Transit: Send + Sync + 'static {
     /// What failed the call as a whole; [`Fault::TooMuch`] if it would not have with fewer.
     async fn decrypt_batch(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         call: Call<'_>,
     ) -> Result<Vec<Result<Opened, TransitError>>, TransitError>;
@@ -98,7 +95,7 @@ pub trait Transit: Send + Sync + 'static {
     /// See [`Fault`].
     async fn encrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         version: KeyVersion,
         plaintext: &[u8],
         call: Call<'_>,
@@ -123,10 +120,7 @@ pub trait Transit: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`Fault`].
-    async fn read_key(&self, key: &KeyName, call: Call<'_>) -> Result<KeyDescription, TransitError>;
-
-    /// Where `key` is, in a form that may be shown.
-    fn scope(&self, key: &KeyName) -> Scope;
+    async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError>;
 }
 
 /// Why Transit did not do it. What follows from it is decided by who asked.

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{pool::Pool, session::Session};
 use crate::{
-    config::{self, Credentials, KeyName, ParseOptions, Reading},
+    config::{self, Credentials, ParseOptions, Reading},
     kms::{Transit, TransitError, key_id::KeyVersion, transit::Call},
     observe::metrics::Metrics,
 };
@@ -210,7 +210,7 @@ pub(super) fn call() -> Call<'static> {
 }
 
 pub(super) async fn encrypt(session: &Session) -> Result<String, TransitError> {
-    let key = KeyName::new("kms").unwrap();
-    let sealed = session.encrypt(&key, KeyVersion::new(2).unwrap(), b"seed", call()).await?;
+    let sealed =
+        session.encrypt(session.keys().primary(), KeyVersion::new(2).unwrap(), b"seed", call()).await?;
     Ok(sealed.ciphertext.as_str().to_owned())
 }

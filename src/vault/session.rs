@@ -1,4 +1,4 @@
-//! A session: one token, one mount, on a pool of connections.
+//! A session: one token on a pool of connections.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
     pool::{Incoming, Outgoing, Pool},
 };
 use crate::{
-    config::{Encryption, KeyNames, MountPath, Namespace, Reading, Token},
+    config::{Encryption, KeyNames, Namespace, Reading, Token},
     kms::{Fault, TransitError, transit::Call},
     observe::metrics::Metrics,
 };
@@ -28,22 +28,22 @@ const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");
 /// For so long a token that was just issued may be unknown to some nodes.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// An authenticated way to one mount; not proven to work.
+/// An authenticated way to the keys of a config; not proven to work.
 pub(super) struct Session {
     begun: Instant,
-    /// Sent with every request: token (marked sensitive, wiped on drop), namespace.
+    /// Sent with every request, whatever its namespace: token (marked sensitive, wiped on drop).
     headers: HeaderMap,
     pub(super) encryption: Encryption,
     pub(super) keys: KeyNames,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) mount: MountPath,
-    pub(super) namespace: Namespace,
+    /// Of the token, for what concerns the token; a key has a namespace of its own.
+    namespace: Namespace,
     pub(super) pool: Arc<Pool>,
 }
 
 impl Session {
     /// # Errors
-    /// If token or namespace cannot be sent in a header.
+    /// If the token cannot be sent in a header.
     pub(super) fn new(
         reading: &Reading,
         token: &Token,
@@ -51,35 +51,26 @@ impl Session {
         metrics: Arc<Metrics>,
     ) -> Result<Self, TransitError> {
         let config = &reading.config;
-        let unsendable = |what: &str| {
-            TransitError::new(Fault::Denied, format!("vault.{what} holds characters that cannot be sent"))
-        };
         let mut headers = HeaderMap::new();
         // The header shares the wiping buffer instead of copying the token.
         let bytes = Bytes::from_owner(Zeroizing::new(token.expose().as_bytes().to_vec()));
-        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| unsendable("token"))?;
+        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| unsendable("vault.token"))?;
         value.set_sensitive(true);
         headers.insert(X_VAULT_TOKEN, value);
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if !config.namespace.is_root() {
-            let value =
-                HeaderValue::from_str(config.namespace.as_str()).map_err(|_| unsendable("namespace"))?;
-            headers.insert(X_VAULT_NAMESPACE, value);
-        }
         Ok(Self {
             begun: Instant::now(),
             headers,
             encryption: config.encryption,
             keys: config.keys.clone(),
             metrics,
-            mount: config.mount.clone(),
             namespace: config.namespace.clone(),
             pool,
         })
     }
 
-    /// Asks Vault; `path` is without `/v1/`, `body` is wiped afterwards.
+    /// Asks Vault about the token, in the token's namespace; as [`Self::ask_in`].
     pub(super) async fn ask(
         &self,
         operation: Operation,
@@ -88,7 +79,24 @@ impl Session {
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
     ) -> Result<Incoming, TransitError> {
+        self.ask_in(&self.namespace, operation, method, path, body, call).await
+    }
+
+    /// Asks Vault; `path` is below `namespace` and without `/v1/`, `body` is wiped afterwards.
+    pub(super) async fn ask_in(
+        &self,
+        namespace: &Namespace,
+        operation: Operation,
+        method: Method,
+        path: String,
+        body: Zeroizing<Vec<u8>>,
+        call: Call<'_>,
+    ) -> Result<Incoming, TransitError> {
         let mut headers = self.headers.clone();
+        if !namespace.is_root() {
+            let value = HeaderValue::from_str(namespace.as_str()).map_err(|_| unsendable("namespace"))?;
+            headers.insert(X_VAULT_NAMESPACE, value);
+        }
         if let Ok(uid) = HeaderValue::from_str(call.uid) {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);
@@ -107,10 +115,13 @@ impl Session {
     pub(super) async fn first_is_active(&self, deadline: Instant) -> Result<bool, TransitError> {
         // It belongs to the node: in a namespace it is refused, and it needs no token.
         let mut headers = self.headers.clone();
-        headers.remove(X_VAULT_NAMESPACE);
         headers.remove(X_VAULT_TOKEN);
         let outgoing =
             Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
         failover::first_is_active(&self.pool, &self.metrics, &outgoing, deadline).await
     }
+}
+
+fn unsendable(what: &str) -> TransitError {
+    TransitError::new(Fault::Denied, format!("{what} holds characters that cannot be sent"))
 }

@@ -12,7 +12,7 @@ use super::{
     token,
 };
 use crate::{
-    config::KeyName,
+    config::{KeyName, KeyRef, MountPath, Namespace},
     kms::{Fault, Transit, TransitError, ciphertext::Ciphertext, transit::Call},
 };
 
@@ -63,7 +63,7 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
             Fault::Nonsense,
             "{body}"
         );
-        let key = KeyName::new("kms").unwrap();
+        let key = KeyRef::in_transit("kms");
         assert_eq!(session.read_key(&key, call()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
         let ciphertext = Ciphertext::parse(b"vault:v2:QUJD").unwrap();
         assert_eq!(
@@ -79,7 +79,7 @@ async fn a_silent_server_is_given_up_at_the_deadline() {
     let fake = Fake::with(vec![Answer::Silence]).await;
     let session = session(&[&fake.address]).await;
     let deadline = Instant::now() + Duration::from_millis(200);
-    let key = KeyName::new("kms").unwrap();
+    let key = KeyRef::in_transit("kms");
     let error = session.read_key(&key, Call { deadline, uid: "uid" }).await.unwrap_err();
     assert_eq!(error.fault, Fault::DeadlineExceeded);
 }
@@ -153,10 +153,41 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
     assert!(head.contains("/v1/sys/health") && !head.contains("team-a") && !head.contains("fake"), "{head}");
 
     // What cannot be in a header is left out.
-    let key = KeyName::new("kms").unwrap();
+    let key = KeyRef::in_transit("kms");
     let odd = Call { uid: "a\nb", ..call() };
     drop(session.read_key(&key, odd).await);
     assert!(!fake.heads().pop().unwrap().contains("x-kms-uid"));
+}
+
+#[tokio::test]
+async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_the_configs() {
+    let fake = Fake::with(vec![json(404, r#"{"errors":[]}"#)]).await;
+    let session = session_with(&format!(
+        "vault: {{ address: {}, keynames: [kms], token: fake, namespace: team-a }}",
+        fake.address
+    ))
+    .await;
+    let key = |mount, namespace| {
+        KeyRef::elsewhere(
+            KeyName::new("old").unwrap(),
+            MountPath::new(mount).unwrap(),
+            Namespace::new(namespace).unwrap(),
+        )
+    };
+    for (key, path, namespace) in [
+        (key("transit", "team-a/child"), "/v1/transit/keys/old ", Some("team-a/child")),
+        (key("a/mount", "root"), "/v1/a/mount/keys/old ", None),
+        (session.keys().primary().clone(), "/v1/transit/keys/kms ", Some("team-a")),
+    ] {
+        let error = session.read_key(&key, call()).await.unwrap_err();
+        assert_eq!(error.fault, Fault::KeyLost);
+        let head = fake.heads().pop().unwrap();
+        let told = head.lines().find_map(|line| line.strip_prefix("x-vault-namespace: "));
+        assert!(head.contains(path), "{head}");
+        assert_eq!(told, namespace, "{head}");
+    }
+    drop(token::lookup(&session, call().deadline).await);
+    assert!(fake.heads().pop().unwrap().contains("x-vault-namespace: team-a\r\n"));
 }
 
 async fn decrypt_batch(
@@ -166,7 +197,7 @@ async fn decrypt_batch(
     let ciphertexts: Vec<_> =
         bodies.iter().map(|body| Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap()).collect();
     let ciphertexts: Vec<_> = ciphertexts.iter().collect();
-    let results = session.decrypt_batch(&KeyName::new("kms").unwrap(), &ciphertexts, call()).await?;
+    let results = session.decrypt_batch(&KeyRef::in_transit("kms"), &ciphertexts, call()).await?;
     Ok(results.into_iter().map(|result| result.map(|opened| opened.plaintext.to_vec())).collect())
 }
 

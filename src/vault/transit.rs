@@ -16,11 +16,11 @@ use super::{
     session::Session,
 };
 use crate::{
-    config::{Encryption, KeyName, KeyNames},
+    config::{Encryption, KeyNames, KeyRef},
     kms::{
         Fault, Transit, TransitError,
         ciphertext::Ciphertext,
-        key_id::{KeyVersion, Scope},
+        key_id::KeyVersion,
         transit::{Call, KeyDescription, Opened, Sealed},
     },
 };
@@ -77,15 +77,15 @@ struct KeyData {
 impl Transit for Session {
     async fn decrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> Result<Opened, TransitError> {
         // The alphabet of a checked ciphertext needs no escapes in JSON.
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
-        let path = format!("{}/decrypt/{key}", self.mount.as_str());
+        let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
-        let answer = self.ask(Operation::Decrypt, Method::POST, path, body, call).await?;
+        let answer = self.ask_in(key.namespace(), Operation::Decrypt, Method::POST, path, body, call).await?;
         let envelope: Envelope<DecryptData<'_>> =
             serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
         let text = match envelope.data.plaintext {
@@ -98,13 +98,14 @@ impl Transit for Session {
 
     async fn decrypt_batch(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         call: Call<'_>,
     ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
-        let path = format!("{}/decrypt/{key}", self.mount.as_str());
+        let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
-        let answer = self.ask(Operation::Decrypt, Method::POST, path.clone(), body, call).await?;
+        let answer =
+            self.ask_in(key.namespace(), Operation::Decrypt, Method::POST, path.clone(), body, call).await?;
         let envelope: Envelope<BatchData<'_>> =
             serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
         let results = envelope.data.batch_results;
@@ -123,14 +124,14 @@ impl Transit for Session {
 
     async fn encrypt(
         &self,
-        key: &KeyName,
+        key: &KeyRef,
         version: KeyVersion,
         plaintext: &[u8],
         call: Call<'_>,
     ) -> Result<Sealed, TransitError> {
-        let path = format!("{}/encrypt/{key}", self.mount.as_str());
+        let path = path("encrypt", key);
         let body = encrypt_body(plaintext, version).ok_or_else(|| nonsense(Operation::Encrypt))?;
-        let answer = self.ask(Operation::Encrypt, Method::POST, path, body, call).await?;
+        let answer = self.ask_in(key.namespace(), Operation::Encrypt, Method::POST, path, body, call).await?;
         let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, &answer)?;
         let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
             TransitError::new(Fault::Nonsense, format!("Transit's answer cannot be used: {error}"))
@@ -163,9 +164,11 @@ impl Transit for Session {
         up.into_iter().collect()
     }
 
-    async fn read_key(&self, key: &KeyName, call: Call<'_>) -> Result<KeyDescription, TransitError> {
-        let path = format!("{}/keys/{key}", self.mount.as_str());
-        let answer = self.ask(Operation::ReadKey, Method::GET, path, Zeroizing::default(), call).await?;
+    async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
+        let path = path("keys", key);
+        let answer = self
+            .ask_in(key.namespace(), Operation::ReadKey, Method::GET, path, Zeroizing::default(), call)
+            .await?;
         let data = parse::<Envelope<KeyData>>(Operation::ReadKey, &answer)?.data;
         let versions = data
             .keys
@@ -181,10 +184,11 @@ impl Transit for Session {
             versions,
         })
     }
+}
 
-    fn scope(&self, key: &KeyName) -> Scope {
-        Scope::of(&self.namespace, &self.mount, key)
-    }
+/// Where the engine does `what` with `key`, in the key's namespace.
+fn path(what: &str, key: &KeyRef) -> String {
+    format!("{}/{what}/{}", key.mount().as_str(), key.name())
 }
 
 fn batch_body(ciphertexts: &[&Ciphertext]) -> String {

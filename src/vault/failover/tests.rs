@@ -5,7 +5,7 @@ use tokio::time::{advance, pause, resume, sleep, timeout};
 
 use super::*;
 use crate::{
-    config::KeyName,
+    config::KeyRef,
     kms::{Transit, transit::Call},
     vault::{
         condition::Pace,
@@ -49,7 +49,7 @@ async fn session_at(pace: Pace, addresses: &[&str]) -> Session {
 }
 
 async fn read_key(session: &Session) -> Result<(), TransitError> {
-    session.read_key(&KeyName::new("kms").unwrap(), call()).await.map(drop)
+    session.read_key(&KeyRef::in_transit("kms"), call()).await.map(drop)
 }
 
 /// Time passes for us and for nobody else.
@@ -240,7 +240,7 @@ async fn an_outage_is_not_made_worse_by_those_who_wait_for_its_end() {
 }
 
 async fn encrypt_by(session: &Session, deadline: Instant) -> Result<(), TransitError> {
-    let key = KeyName::new("kms").unwrap();
+    let key = KeyRef::in_transit("kms");
     let version = crate::kms::key_id::KeyVersion::new(2).unwrap();
     session.encrypt(&key, version, b"seed", Call { deadline, uid: "uid" }).await.map(drop)
 }
