@@ -264,7 +264,8 @@ impl Board {
             | Fault::TooMuch
             | Fault::TooOld
             | Fault::Unreachable => self.probe_soon(),
-            Fault::BadCiphertext => {}
+            // A probe would only add to the requests that are too many.
+            Fault::BadCiphertext | Fault::Throttled => {}
         }
     }
 

@@ -387,6 +387,7 @@ fn into_status(error: TransitError) -> Status {
         Fault::KeyLost | Fault::TooOld => Code::FailedPrecondition,
         Fault::Lagging | Fault::Unreachable => Code::Unavailable,
         Fault::Nonsense | Fault::TooMuch => Code::Internal,
+        Fault::Throttled => Code::ResourceExhausted,
     };
     Status::new(code, error.message)
 }

@@ -76,6 +76,7 @@ impl Verdict {
             Fault::DeadlineExceeded
             | Fault::Lagging
             | Fault::Nonsense
+            | Fault::Throttled
             | Fault::TooMuch
             | Fault::Unreachable => match self {
                 Self::Lost { .. } | Self::Refused { .. } => self.clone(),

@@ -187,6 +187,7 @@ impl KekStore {
             Fault::DeadlineExceeded
             | Fault::Lagging
             | Fault::Nonsense
+            | Fault::Throttled
             | Fault::TooMuch
             | Fault::Unreachable => {
                 self.name(wrapped, scope);

@@ -126,9 +126,12 @@ impl OlderVersions {
                 self.0 += 1;
                 warn!(%version, probes = self.0, "Vault's active node reports an older key version than the one in use");
             }
-            // Silence says nothing about versions.
+            // Silence says nothing about versions, and neither does what is not Vault.
             Err(ProbeFailure::Failed(error))
-                if matches!(error.fault, Fault::DeadlineExceeded | Fault::Unreachable) => {}
+                if matches!(
+                    error.fault,
+                    Fault::DeadlineExceeded | Fault::Nonsense | Fault::Throttled | Fault::Unreachable
+                ) => {}
             _ => self.0 = 0,
         }
     }

@@ -138,13 +138,15 @@ pub enum Fault {
     Lagging,
     /// An answer that makes no sense: a bug, here or there.
     Nonsense,
+    /// A limit on the rate of requests refused it (429). To ask again at once makes it worse.
+    Throttled,
     /// The token is expired, revoked, used up or unknown.
     TokenDead,
     /// More was asked for at once than is taken; a batch, that is, for one call alone is small.
     TooMuch,
     /// The version is below `min_encryption_version` or `min_decryption_version`.
     TooOld,
-    /// Refused connection, timeout, sealed, standby without a leader, 5xx, 429.
+    /// Refused connection, timeout, sealed, standby without a leader, 5xx.
     Unreachable,
 }
 
@@ -159,6 +161,7 @@ impl Fault {
             Self::KeyLost => "key_lost",
             Self::Lagging => "lagging",
             Self::Nonsense => "nonsense",
+            Self::Throttled => "throttled",
             Self::TokenDead => "token_dead",
             Self::TooMuch => "too_much",
             Self::TooOld => "too_old",

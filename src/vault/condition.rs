@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::kms::TransitError;
+
 /// The times by which nodes are looked after; tests have others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
@@ -58,7 +60,7 @@ struct Rest {
     failed: Instant,
     /// Until then it has asked to be left alone.
     not_before: Instant,
-    reason: String,
+    why: TransitError,
 }
 
 impl Condition {
@@ -92,8 +94,8 @@ impl Condition {
         self.rest = None;
     }
 
-    /// It failed for `reason`, and asked to be left alone for `pause`, or not.
-    pub(super) fn failed(&mut self, now: Instant, reason: &str, pause: Option<Duration>) {
+    /// It failed for the reason `why`, and asked to be left alone for `pause`, or not.
+    pub(super) fn failed(&mut self, now: Instant, why: &TransitError, pause: Option<Duration>) {
         self.away_since.get_or_insert(now);
         let asked = now + pause.unwrap_or_default();
         let not_before = match &self.rest {
@@ -104,12 +106,12 @@ impl Condition {
                 asked
             }
         };
-        self.rest = Some(Rest { failed: now, not_before, reason: reason.to_owned() });
+        self.rest = Some(Rest { failed: now, not_before, why: why.clone() });
     }
 
     /// When it failed last and why, if it rests.
-    pub(super) fn why_away(&self) -> Option<(Instant, String)> {
-        self.rest.as_ref().map(|rest| (rest.failed, rest.reason.clone()))
+    pub(super) fn why_away(&self) -> Option<(Instant, TransitError)> {
+        self.rest.as_ref().map(|rest| (rest.failed, rest.why.clone()))
     }
 
     /// A look has found it ready to be asked. Only an answer that counts shows that it is well.
@@ -136,6 +138,11 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kms::Fault;
+
+    fn why() -> TransitError {
+        TransitError::new(Fault::Unreachable, "why")
+    }
 
     fn seconds(count: u64) -> Duration {
         Duration::from_secs(count)
@@ -147,15 +154,15 @@ mod tests {
         let mut node = Condition::new(Pace::default(), now);
         for rest in [2, 4, 8, 10, 10] {
             assert!(node.is_well());
-            node.failed(now, "why", None);
+            node.failed(now, &why(), None);
             // Others that were on their way.
-            node.failed(now, "why", None);
+            node.failed(now, &why(), None);
             assert!(!node.is_well());
             assert_eq!(node.next_look(false) - now, seconds(rest));
             node.looked_ready();
         }
         node.answered();
-        node.failed(now, "why", None);
+        node.failed(now, &why(), None);
         assert_eq!(node.next_look(false) - now, seconds(2));
     }
 
@@ -163,10 +170,10 @@ mod tests {
     fn who_is_awaited_is_looked_at_sooner_but_not_before_it_has_asked_to_be() {
         let now = Instant::now();
         let mut node = Condition::new(Pace::default(), now);
-        node.failed(now, "why", None);
+        node.failed(now, &why(), None);
         assert_eq!(node.next_look(true) - now, Duration::from_millis(250));
-        node.failed(now, "why", Some(seconds(7)));
-        node.failed(now, "why", None);
+        node.failed(now, &why(), Some(seconds(7)));
+        node.failed(now, &why(), None);
         assert_eq!((node.next_look(true) - now, node.next_look(false) - now), (seconds(7), seconds(7)));
         assert_eq!(node.not_before(), Some(now + seconds(7)));
     }
@@ -175,13 +182,13 @@ mod tests {
     fn an_outage_lasts_until_a_good_answer_whatever_looks_have_found() {
         let now = Instant::now();
         let mut node = Condition::new(Pace::default(), now);
-        node.failed(now, "why", None);
+        node.failed(now, &why(), None);
         node.looked_ready();
         assert_eq!(node.away_since(), None, "it may be asked");
-        node.failed(now + seconds(5), "why", None);
+        node.failed(now + seconds(5), &why(), None);
         assert_eq!(node.away_since(), Some(now));
         node.answered();
-        node.failed(now + seconds(9), "why", None);
+        node.failed(now + seconds(9), &why(), None);
         assert_eq!(node.away_since(), Some(now + seconds(9)));
     }
 

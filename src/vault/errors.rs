@@ -4,6 +4,7 @@
 //! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
 //! `vault/request_handling.go`).
 
+use http::Method;
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::kms::{Fault, TransitError};
@@ -36,6 +37,13 @@ impl Operation {
         matches!(self, Self::Decrypt | Self::Encrypt)
     }
 
+    pub(super) fn method(self) -> Method {
+        match self {
+            Self::Decrypt | Self::Encrypt | Self::RenewSelf => Method::POST,
+            Self::Health | Self::LookupSelf | Self::ReadKey => Method::GET,
+        }
+    }
+
     /// The capability that a policy must grant on the path.
     fn capability(self) -> &'static str {
         match self {
@@ -45,6 +53,24 @@ impl Operation {
     }
 }
 
+/// What follows from an answer that is not a success.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Consequence {
+    /// The answer speaks against the node as a whole. Another node is asked, and this one is ejected.
+    Eject,
+    /// Vault refuses the request in words that are recognised. The call ends.
+    Final,
+    /// The answer speaks for this path, mount or moment. Another node is asked, and this one stays.
+    Next,
+}
+
+/// An answer that is not a success, and what it means.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) consequence: Consequence,
+    pub(super) error: TransitError,
+}
+
 /// Vault's error body; `errors` is there even if it is empty or null.
 fn errors_of(body: &[u8]) -> Option<Vec<String>> {
     let body: serde_json::Value = serde_json::from_slice(body).ok()?;
@@ -52,8 +78,8 @@ fn errors_of(body: &[u8]) -> Option<Vec<String>> {
     Some(errors.iter().filter_map(|error| error.as_str().map(str::to_owned)).collect())
 }
 
-/// Whether this answers what was asked: a success, or a batch of which some items failed, which comes
-/// as 400 (500 if only Vault is to blame) with the results of all of them.
+/// Whether the answer may hold what was asked for: a success, or a batch of which some items failed,
+/// which comes as 400 (500 if only Vault is to blame) with the results of all of them.
 ///
 /// Source: `batchRequestResponse` in `builtin/logical/transit/path_encrypt.go`
 pub(super) fn is_answer(status: u16, body: &[u8]) -> bool {
@@ -74,76 +100,140 @@ pub(super) fn is_answer(status: u16, body: &[u8]) -> bool {
     }
 }
 
+/// What an answer to `sys/health` says of the node: ready for calls, or not.
+///
+/// Source: <https://developer.hashicorp.com/vault/api-docs/system/health>
+pub(super) fn is_ready(status: u16, body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Health {
+        #[serde(rename = "initialized")]
+        _initialized: bool,
+    }
+    // 429 is a standby, 473 a performance standby. A secondary for disaster recovery (472) serves nothing.
+    matches!(status, 200 | 429 | 473) && serde_json::from_slice::<Health>(body).is_ok()
+}
+
 /// The meaning of an answer that is not a success. `path` is without `/v1/`.
-pub(super) fn meaning(operation: Operation, path: &str, status: u16, body: &[u8]) -> TransitError {
-    meaning_of_words(operation, path, status, errors_of(body))
+pub(super) fn classify(operation: Operation, path: &str, status: u16, body: &[u8]) -> Refusal {
+    match errors_of(body) {
+        Some(errors) => classify_words(operation, path, status, &errors),
+        None => classify_foreign(operation, status),
+    }
 }
 
 /// The meaning of `error`, which one item of a batch failed with.
 pub(super) fn meaning_of_item(operation: Operation, path: &str, error: String) -> TransitError {
-    meaning_of_words(operation, path, 400, Some(vec![error]))
+    classify_words(operation, path, 400, &[error]).error
 }
 
-fn meaning_of_words(
-    operation: Operation,
-    path: &str,
-    status: u16,
-    vaults: Option<Vec<String>>,
-) -> TransitError {
-    let is_vaults = vaults.is_some();
-    let errors = vaults.unwrap_or_default();
-    let said = quotable(&errors);
-    let has = |words: &str| said.contains(words);
-    let error = |fault, message: String| TransitError::new(fault, message);
+/// An answer that is not Vault's: a page of a proxy, a captive portal, another program.
+///
+/// Only two of them say something about the request: a limit of size, and a limit of rate.
+fn classify_foreign(operation: Operation, status: u16) -> Refusal {
+    let refusal = |consequence, fault, message: String| Refusal {
+        consequence,
+        error: TransitError::new(fault, message),
+    };
     match status {
-        // A proxy's "not found" says nothing about the key, and its "forbidden" nothing about the policy.
-        403 | 404 if !is_vaults => error(
+        301..=308 => refusal(
+            Consequence::Eject,
             Fault::Unreachable,
-            format!("something that is not Vault answered {status}: is a proxy in front of it?"),
+            format!("Vault answered with a redirect ({status}), which is not followed"),
         ),
+        // Vault answers this with an empty object, when the state that a header asks for is not there yet.
+        412 => refusal(
+            Consequence::Next,
+            Fault::Unreachable,
+            "this Vault node has not caught up with the others (412)".into(),
+        ),
+        413 => too_much(),
+        429 => throttled(""),
+        _ => refusal(
+            Consequence::Eject,
+            Fault::Nonsense,
+            format!(
+                "something that is not Vault answered {status} to {}: is a proxy in front of it?",
+                operation.name()
+            ),
+        ),
+    }
+}
+
+fn too_much() -> Refusal {
+    Refusal {
+        consequence: Consequence::Final,
+        error: TransitError::new(
+            Fault::TooMuch,
+            "a request was longer than Vault, or a proxy in front of it, takes",
+        ),
+    }
+}
+
+/// Going to another node would be a way around the limit that an operator has set.
+fn throttled(said: &str) -> Refusal {
+    let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+    Refusal {
+        consequence: Consequence::Final,
+        error: TransitError::new(
+            Fault::Throttled,
+            format!("Vault limits the rate of requests (429){said}; raise the quota, or call less often"),
+        ),
+    }
+}
+
+/// An answer with Vault's error body. What is final stands here, row by row; nothing else is.
+fn classify_words(operation: Operation, path: &str, status: u16, errors: &[String]) -> Refusal {
+    use Consequence::{Eject, Final, Next};
+
+    let said = quotable(errors);
+    let has = |words: &str| said.contains(words);
+    let (consequence, fault, message) = match status {
         400 if has("version is too new") || has("higher than the latest key version") => {
-            error(Fault::Lagging, format!("this Vault node does not know the key version: {said}"))
+            (Next, Fault::Lagging, format!("this Vault node does not know the key version: {said}"))
         }
-        400 if has("minimum encryption key version") => error(
+        400 if has("minimum encryption key version") => (
+            Final,
             Fault::TooOld,
             "min_encryption_version of the key was raised above the version in use: reading the key anew, \
              the next Encrypt uses the newer version"
                 .into(),
         ),
-        400 if has("too old") => error(
+        400 if has("too old") => (
+            Final,
             Fault::TooOld,
             "the ciphertext's key version is below min_decryption_version of the key: lower it to read this \
              value again"
                 .into(),
         ),
         400 if has("soft-deleted") => {
-            error(Fault::KeyLost, format!("the key is soft-deleted, restore it: {said} ({path})"))
+            (Final, Fault::KeyLost, format!("the key is soft-deleted, restore it: {said} ({path})"))
         }
-        400 if has("encryption key not found") => error(
+        400 if has("encryption key not found") => (
+            Final,
             Fault::KeyLost,
             format!("the key does not exist ({path}): restore it, or correct vault.keynames"),
         ),
-        400 if has("message authentication failed") || has("invalid ciphertext") => error(
+        400 if has("message authentication failed") || has("invalid ciphertext") => (
+            Final,
             Fault::BadCiphertext,
             format!("the ciphertext is damaged or was made with another key: {said} ({path})"),
         ),
         400 if has("missing 'context'") => {
-            error(Fault::Denied, format!("the key is derived: use one that is not ({path})"))
+            (Final, Fault::Denied, format!("the key is derived: use one that is not ({path})"))
         }
         400 if has("high complexity") => {
-            error(Fault::TooMuch, format!("Vault takes less at once than was asked for: {said}"))
+            (Final, Fault::TooMuch, format!("Vault takes less at once than was asked for: {said}"))
         }
-        413 => {
-            error(Fault::TooMuch, "a request was longer than Vault, or a proxy in front of it, takes".into())
-        }
-        400 if has("missing client token") => error(Fault::TokenDead, said),
-        403 if is_about_the_token(&errors) => error(
+        400 if has("missing client token") => (Final, Fault::TokenDead, said),
+        403 if is_about_the_token(errors) => (
+            Final,
             Fault::TokenDead,
             "Vault does not accept the token any more (expired, revoked, or from another Vault): the agent \
              has to render a new one"
                 .into(),
         ),
-        403 => error(
+        403 => (
+            Final,
             Fault::Denied,
             format!(
                 "the token's policy does not allow {}: grant `{}` on {path}{}",
@@ -152,26 +242,38 @@ fn meaning_of_words(
                 if operation == Operation::Encrypt { ", and see that the key exists" } else { "" }
             ),
         ),
-        404 => error(
+        404 => (
+            Final,
             Fault::KeyLost,
             format!(
                 "not found: {path}{}; check vault.keynames, vault.transitpath and vault.namespace",
                 if said.is_empty() { String::new() } else { format!(" ({said})") }
             ),
         ),
-        301..=308 => error(
-            Fault::Unreachable,
-            format!("Vault answered with a redirect ({status}), which is not followed"),
-        ),
-        412 | 429 | 472..=474 | 500..=599 => error(
-            Fault::Unreachable,
+        413 => return too_much(),
+        429 => return throttled(&said),
+        412 | 500..=599 => {
+            let node = ["sealed", "not initialized", "not yet initialized", "node not active"];
+            (
+                if node.iter().any(|words| has(words)) { Eject } else { Next },
+                Fault::Unreachable,
+                format!(
+                    "Vault answered {status}{}",
+                    if said.is_empty() { String::new() } else { format!(": {said}") }
+                ),
+            )
+        }
+        _ => (
+            Eject,
+            Fault::Nonsense,
             format!(
-                "Vault answered {status}{}",
+                "Vault answered {status} to {}{}",
+                operation.name(),
                 if said.is_empty() { String::new() } else { format!(": {said}") }
             ),
         ),
-        _ => error(Fault::Nonsense, format!("Vault answered {status} to {}: {said}", operation.name())),
-    }
+    };
+    Refusal { consequence, error: TransitError::new(fault, message) }
 }
 
 /// A dead token is refused before any policy is looked at, in bare words; a policy's
@@ -206,31 +308,75 @@ mod tests {
                 "decrypt" => Operation::Decrypt,
                 "encrypt" => Operation::Encrypt,
                 "read_key" => Operation::ReadKey,
+                "renew_self" => Operation::RenewSelf,
                 other => panic!("{other}"),
             };
             // A policy's refusal is a multierror, over several lines.
             let words = words.replace(": * ", ":\n\t* ");
             let body = serde_json::json!({ "errors": [words] }).to_string();
-            let error = meaning(operation, "transit/encrypt/kms", status.parse().unwrap(), body.as_bytes());
-            assert_eq!(format!("{:?}", error.fault), meant, "{row}");
+            let refusal =
+                classify(operation, "transit/encrypt/kms", status.parse().unwrap(), body.as_bytes());
+            assert_eq!(format!("{:?} {:?}", refusal.error.fault, refusal.consequence), meant, "{row}");
             rows += 1;
         }
         assert!(rows > 15);
-        assert_eq!(meaning(Operation::Encrypt, "p", 418, b"").fault, Fault::Nonsense);
+    }
+
+    /// The recognised refusals stand in the table above; whatever else comes is none.
+    #[test]
+    fn what_is_not_recognised_is_never_final() {
+        let bodies = [
+            "",
+            "<html>Bad Gateway</html>",
+            "404 page not found",
+            "{}",
+            "[]",
+            r#"{"error":"nope"}"#,
+            r#"{"errors":["path disabled in replication DR secondary mode"]}"#,
+            r#"{"errors":["something that nobody has heard of"]}"#,
+        ];
+        for status in 100..600 {
+            for body in bodies {
+                let is_vaults = body.contains("errors");
+                let recognised = [413, 429].contains(&status) || is_vaults && [403, 404].contains(&status);
+                if is_answer(status, body.as_bytes()) {
+                    continue;
+                }
+                let refusal = classify(Operation::Decrypt, "p", status, body.as_bytes());
+                assert_eq!(
+                    refusal.consequence == Consequence::Final,
+                    recognised,
+                    "{status} {body}: {refusal:?}"
+                );
+            }
+        }
     }
 
     #[test]
-    fn a_body_that_is_not_vaults_is_no_trouble() {
-        for body in [&b""[..], b"<html>Bad Gateway</html>", b"{\"errors\":null}", b"[]"] {
-            assert_eq!(meaning(Operation::Encrypt, "p", 502, body).fault, Fault::Unreachable);
-        }
-        for body in [&b""[..], b"404 page not found", b"{}"] {
-            // A proxy whose back ends roll; the key is where it was.
-            assert_eq!(meaning(Operation::ReadKey, "p", 404, body).fault, Fault::Unreachable);
-            assert_eq!(meaning(Operation::Encrypt, "p", 403, body).fault, Fault::Unreachable);
+    fn an_answer_that_is_not_vaults_speaks_against_its_node_and_not_of_token_or_key() {
+        for status in [200, 400, 401, 403, 404, 407, 472, 500, 502, 503, 504] {
+            for body in [&b""[..], b"<html>Bad Gateway</html>", b"404 page not found", b"{}"] {
+                let refusal = classify(Operation::ReadKey, "p", status, body);
+                assert_eq!(refusal.consequence, Consequence::Eject, "{status}");
+                assert_eq!(refusal.error.fault, Fault::Nonsense, "{status}");
+            }
         }
         for body in [&br#"{"errors":[]}"#[..], br#"{"errors":null}"#] {
-            assert_eq!(meaning(Operation::ReadKey, "p", 404, body).fault, Fault::KeyLost);
+            assert_eq!(classify(Operation::ReadKey, "p", 404, body).error.fault, Fault::KeyLost);
+        }
+    }
+
+    #[test]
+    fn a_node_is_ready_by_its_status_and_in_vaults_words() {
+        let vaults = br#"{"initialized":true,"sealed":false,"standby":true}"#;
+        for status in [200, 429, 473] {
+            assert!(is_ready(status, vaults), "{status}");
+            for other in [&b""[..], b"{}", b"<html>", b"OK"] {
+                assert!(!is_ready(status, other), "{status}");
+            }
+        }
+        for status in [204, 301, 400, 401, 403, 404, 472, 474, 500, 501, 502, 503, 530] {
+            assert!(!is_ready(status, vaults), "{status}");
         }
     }
 
@@ -238,7 +384,7 @@ mod tests {
     fn words_stay_on_one_short_line() {
         let body =
             serde_json::json!({ "errors": [format!("a\n\tb\u{1b}[31m {}", "x".repeat(5000))] }).to_string();
-        let message = meaning(Operation::Encrypt, "p", 500, body.as_bytes()).message;
+        let message = classify(Operation::Encrypt, "p", 500, body.as_bytes()).error.message;
         assert!(message.len() < 400 && !message.contains(char::is_control), "{message}");
     }
 }

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    errors::{Operation, is_answer, meaning},
+    errors::{Consequence, Operation, classify, is_answer},
     pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
 };
 use crate::{
@@ -37,8 +37,8 @@ const MOST: usize = 3;
 const HEDGE: &str = "hedge";
 /// What `/sys/health` answers for the active node.
 const ACTIVE: u16 = 200;
-/// What it answers for a standby, a secondary for disaster recovery, and a performance standby.
-const STANDBY: [u16; 3] = [429, 472, 473];
+/// What it answers for a standby and a performance standby.
+const STANDBY: [u16; 2] = [429, 473];
 
 /// What is asked, and on whose behalf.
 #[derive(Clone, Copy)]
@@ -50,22 +50,36 @@ pub(super) struct Question<'a> {
     pub(super) token_is_fresh: bool,
 }
 
-/// Sends a question to one node after the other until one gives an answer that counts.
+/// Reads what was asked for out of an answer.
+pub(super) type Accept<'a, T> = &'a (dyn Fn(&Incoming) -> Result<T, TransitError> + Sync);
+
+/// Sends a question to one node after the other until one gives an answer that `accept` understands,
+/// or refuses it in words that are recognised. Whatever else comes is not an answer.
 ///
 /// # Errors
 /// What the last node said, or why it said nothing.
-pub(super) async fn ask(
+pub(super) async fn ask<T>(
     pool: &Pool,
     metrics: &Metrics,
     question: Question<'_>,
-) -> Result<Incoming, TransitError> {
-    Race { again: Vec::new(), in_flight: Vec::new(), lagged: false, last: None, metrics, pool, question }
-        .run()
-        .await
+    accept: Accept<'_, T>,
+) -> Result<T, TransitError> {
+    let race = Race {
+        accept,
+        again: Vec::new(),
+        in_flight: Vec::new(),
+        lagged: false,
+        last: None,
+        metrics,
+        pool,
+        question,
+    };
+    race.run().await
 }
 
 /// One question and what became of it so far.
-struct Race<'a> {
+struct Race<'a, T> {
+    accept: Accept<'a, T>,
     /// Nodes that get a second chance within the round, and had it.
     again: Vec<usize>,
     in_flight: Vec<InFlight>,
@@ -87,16 +101,16 @@ struct InFlight {
 }
 
 /// How a round ended.
-enum Round {
-    Answered(Incoming),
+enum Round<T> {
+    Answered(T),
     Failed,
     Final(TransitError),
     Late,
 }
 
 /// What follows from an answer, or from none.
-enum Verdict {
-    Answered(Incoming),
+enum Verdict<T> {
+    Answered(T),
     Final(TransitError),
     Late,
     /// Another node is to be asked, for this reason.
@@ -114,8 +128,8 @@ async fn exchange(node: Arc<Node>, began: Instant, outgoing: &Outgoing, deadline
     Ended { node, began, outcome }
 }
 
-impl<'a> Race<'a> {
-    async fn run(mut self) -> Result<Incoming, TransitError> {
+impl<'a, T> Race<'a, T> {
+    async fn run(mut self) -> Result<T, TransitError> {
         let patient = self.question.operation.is_a_callers();
         let mut rounds = 0;
         loop {
@@ -123,7 +137,7 @@ impl<'a> Race<'a> {
             self.lagged = false;
             self.again.clear();
             match self.round(queue).await {
-                Round::Answered(incoming) => return Ok(incoming),
+                Round::Answered(answer) => return Ok(answer),
                 Round::Final(error) => return Err(error),
                 Round::Late => return Err(self.late()),
                 Round::Failed => rounds += 1,
@@ -131,7 +145,7 @@ impl<'a> Race<'a> {
             let waits = patient && self.pool.outage().unwrap_or_default() < YOUNG_OUTAGE;
             let pause = match &self.last {
                 _ if self.lagged && rounds < LAG_ROUNDS => LAG,
-                Some(error) if error.fault == Fault::Unreachable && waits => {
+                Some(error) if is_no_answer(error.fault) && waits => {
                     if self.pool.outage().is_some() {
                         // The pool knows when to go on.
                         continue;
@@ -173,7 +187,7 @@ impl<'a> Race<'a> {
     }
 
     /// Asks the nodes of `queue` until one answers, or none is left.
-    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>) -> Round {
+    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>) -> Round<T> {
         let deadline = self.question.deadline;
         let mut asked = FuturesUnordered::new();
         let Some(first) = queue.pop_front() else { return Round::Failed };
@@ -187,7 +201,7 @@ impl<'a> Race<'a> {
             let reason = tokio::select! {
                 biased;
                 Some(ended) = asked.next() => match self.judge(ended, &mut queue) {
-                    Verdict::Answered(incoming) => return Round::Answered(incoming),
+                    Verdict::Answered(answer) => return Round::Answered(answer),
                     Verdict::Final(error) => return Round::Final(error),
                     Verdict::Late => return Round::Late,
                     Verdict::Next(reason) => reason,
@@ -224,7 +238,7 @@ impl<'a> Race<'a> {
         if self.question.operation.is_a_callers() { self.pool.hedge.delay() } else { SILENCE }
     }
 
-    fn begin(&mut self, node: Arc<Node>, hedge: bool) -> impl Future<Output = Ended> + use<'a> {
+    fn begin(&mut self, node: Arc<Node>, hedge: bool) -> impl Future<Output = Ended> + use<'a, T> {
         let began = Instant::now();
         self.in_flight.push(InFlight { began, hedge, node: Arc::clone(&node), silent: false });
         exchange(node, began, self.question.outgoing, self.question.deadline)
@@ -261,7 +275,7 @@ impl<'a> Race<'a> {
         }
     }
 
-    fn judge(&mut self, ended: Ended, queue: &mut VecDeque<Arc<Node>>) -> Verdict {
+    fn judge(&mut self, ended: Ended, queue: &mut VecDeque<Arc<Node>>) -> Verdict<T> {
         let Question { operation, outgoing, token_is_fresh, .. } = self.question;
         let Ended { node, began, outcome } = ended;
         let index = self.in_flight.iter().position(|it| it.node.id == node.id && it.began == began);
@@ -272,6 +286,14 @@ impl<'a> Race<'a> {
         };
         let (reason, error) = match outcome {
             Ok(incoming) if is_answer(incoming.status, &incoming.body) => {
+                let answer = match (self.accept)(&incoming) {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        record(error.fault.name());
+                        self.pool.failed(&node, &error, None);
+                        return self.next("unreachable", error, hedge);
+                    }
+                };
                 self.pool.answered(&node);
                 record("ok");
                 if hedge {
@@ -281,29 +303,25 @@ impl<'a> Race<'a> {
                     self.pool.hedge.note(began.elapsed());
                     self.in_flight.iter().for_each(|it| self.pool.hedge.note(it.began.elapsed()));
                 }
-                return Verdict::Answered(incoming);
+                return Verdict::Answered(answer);
             }
             Ok(incoming) => {
-                let error = meaning(operation, &outgoing.path, incoming.status, &incoming.body);
+                let refusal = classify(operation, &outgoing.path, incoming.status, &incoming.body);
+                let error = refusal.error;
                 record(error.fault.name());
-                match error.fault {
-                    Fault::Lagging => {
+                match refusal.consequence {
+                    Consequence::Final if error.fault == Fault::TokenDead && token_is_fresh => {
+                        ("fresh_token", error)
+                    }
+                    Consequence::Final => return Verdict::Final(error),
+                    Consequence::Next if error.fault == Fault::Lagging => {
                         self.lagged = true;
                         ("lagging", error)
                     }
-                    // Sealed, not ready, or not Vault at all: another node may be better.
-                    Fault::Unreachable => {
-                        // A 500 may be the request's doing, and then every node's: the last that
-                        // is well stays so.
-                        if incoming.status != 500 || self.pool.well().len() > 1 {
-                            self.pool.failed(&node, &error, incoming.retry_after);
-                        }
+                    Consequence::Next => ("unreachable", error),
+                    Consequence::Eject => {
+                        self.pool.failed(&node, &error, incoming.retry_after);
                         ("unreachable", error)
-                    }
-                    Fault::TokenDead if token_is_fresh => ("fresh_token", error),
-                    _ => {
-                        self.pool.prefer(&node);
-                        return Verdict::Final(error);
                     }
                 }
             }
@@ -332,13 +350,15 @@ impl<'a> Race<'a> {
                 ("connect", error)
             }
         };
+        self.next(reason, error, hedge)
+    }
+
+    fn next(&mut self, reason: &'static str, error: TransitError, hedge: bool) -> Verdict<T> {
         if hedge {
             self.metrics.hedge("lost");
         }
         // A node that lags, or does not know the token, says more than one that does not answer.
-        if error.fault != Fault::Unreachable
-            || self.last.as_ref().is_none_or(|last| last.fault == Fault::Unreachable)
-        {
+        if !is_no_answer(error.fault) || self.last.as_ref().is_none_or(|last| is_no_answer(last.fault)) {
             self.last = Some(error);
         }
         Verdict::Next(reason)
@@ -354,7 +374,7 @@ impl<'a> Race<'a> {
     }
 }
 
-impl Drop for Race<'_> {
+impl<T> Drop for Race<'_, T> {
     /// Whoever is still asked has lost, or nobody listens any more.
     fn drop(&mut self) {
         for it in &self.in_flight {
@@ -365,6 +385,11 @@ impl Drop for Race<'_> {
             self.metrics.vault_node_call(&it.node.name, "cancelled");
         }
     }
+}
+
+/// Whether it says only that a node could not be asked, or did not answer as Vault does.
+fn is_no_answer(fault: Fault) -> bool {
+    matches!(fault, Fault::Nonsense | Fault::Unreachable)
 }
 
 /// Whether the node that is asked first is the active one of its cluster.
@@ -399,7 +424,7 @@ pub(super) async fn first_is_active(
                 outcome = Ok(false);
             }
             Ok(incoming) => {
-                let error = meaning(operation, &outgoing.path, incoming.status, &incoming.body);
+                let error = classify(operation, &outgoing.path, incoming.status, &incoming.body).error;
                 record(error.fault.name());
                 outcome = outcome.or(Err(error));
             }

@@ -27,6 +27,9 @@ use crate::{
 /// An answer to Encrypt under version 2.
 pub(super) const GOOD: &str = r#"{"request_id":"r","data":{"ciphertext":"vault:v2:QUJD","key_version":2}}"#;
 
+/// An answer to a look at its health, whatever the status.
+const HEALTH: &str = r#"{"initialized":true,"sealed":false,"standby":false}"#;
+
 /// Answers each call with the next of its answers, and the last one for ever. Looks at its health
 /// are no calls.
 pub(super) struct Fake {
@@ -125,7 +128,7 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
             seen.looks.fetch_add(1, Ordering::Relaxed);
             match seen.health.load(Ordering::Relaxed) {
                 0 => Answer::Silence,
-                status => json(status, "{}"),
+                status => json(status, HEALTH),
             }
         } else {
             let mut heads = seen.heads.lock().unwrap();
@@ -209,8 +212,18 @@ pub(super) fn call() -> Call<'static> {
     Call { deadline: Instant::now() + Duration::from_secs(5), uid: "uid" }
 }
 
+/// The deadline of a caller that has little time, for calls that cannot succeed.
+pub(super) fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(300)
+}
+
 pub(super) async fn encrypt(session: &Session) -> Result<String, TransitError> {
+    encrypt_by(session, call().deadline).await
+}
+
+pub(super) async fn encrypt_by(session: &Session, deadline: Instant) -> Result<String, TransitError> {
+    let call = Call { deadline, uid: "uid" };
     let sealed =
-        session.encrypt(session.keys().primary(), KeyVersion::new(2).unwrap(), b"seed", call()).await?;
+        session.encrypt(session.keys().primary(), KeyVersion::new(2).unwrap(), b"seed", call).await?;
     Ok(sealed.ciphertext.as_str().to_owned())
 }

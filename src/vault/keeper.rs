@@ -222,7 +222,11 @@ impl Keeper {
     fn put_off(&self, candidate: &mut Candidate, error: &TransitError, something_works: bool) {
         let away = matches!(
             error.fault,
-            Fault::DeadlineExceeded | Fault::Lagging | Fault::Nonsense | Fault::Unreachable
+            Fault::DeadlineExceeded
+                | Fault::Lagging
+                | Fault::Nonsense
+                | Fault::Throttled
+                | Fault::Unreachable
         );
         let result = if away { "pending" } else { "refused" };
         if candidate.told.replace(result) != Some(result) {

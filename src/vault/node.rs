@@ -23,7 +23,10 @@ use tokio::{
 use tracing::{debug, info};
 use zeroize::Zeroizing;
 
-use super::condition::{Condition, Pace};
+use super::{
+    condition::{Condition, Pace},
+    errors::is_ready,
+};
 use crate::{
     config::{Address, TlsMaterial},
     kms::{Fault, TransitError},
@@ -285,7 +288,7 @@ impl Node {
     }
 
     /// See [`Condition::why_away`].
-    pub(super) fn why_away(&self) -> Option<(Instant, String)> {
+    pub(super) fn why_away(&self) -> Option<(Instant, TransitError)> {
         self.condition().why_away()
     }
 
@@ -308,11 +311,7 @@ impl Node {
         let news = {
             let mut condition = self.condition();
             let news = condition.is_well();
-            condition.failed(
-                Instant::now(),
-                &error.message,
-                pause.map(|pause| pause.min(LONGEST_RETRY_AFTER)),
-            );
+            condition.failed(Instant::now(), error, pause.map(|pause| pause.min(LONGEST_RETRY_AFTER)));
             news
         };
         if news {
@@ -345,8 +344,7 @@ impl Node {
                 () = self.changed.notified() => continue,
             }
             let error = match self.exchange(&look, Instant::now() + LONGEST_LOOK).await {
-                // A standby says 429, and other codes below 500 as well, and serves.
-                Ok(incoming) if incoming.status < 500 => {
+                Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
                     let back = {
                         let mut condition = self.condition();
                         let back = !condition.is_well();
@@ -375,6 +373,8 @@ impl Node {
     /// What its health says, in the words that its other answers have.
     fn unready(&self, status: u16) -> TransitError {
         let why = match status {
+            200 | 429 | 473 => ", but not in Vault's words: is a proxy in front of it?",
+            472 => ": it is a secondary for disaster recovery",
             501 => ": Vault is not initialized",
             503 => ": Vault is sealed",
             _ => "",

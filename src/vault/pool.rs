@@ -183,7 +183,7 @@ impl Pool {
         let reasons = nodes.iter().filter_map(|node| node.why_away());
         reasons.max_by_key(|(when, _)| *when).map_or_else(
             || TransitError::new(Fault::Unreachable, "no node of Vault can be asked"),
-            |(_, reason)| TransitError::new(Fault::Unreachable, reason),
+            |(_, error)| error,
         )
     }
 

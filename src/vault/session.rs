@@ -71,27 +71,28 @@ impl Session {
     }
 
     /// Asks Vault about the token, in the token's namespace; as [`Self::ask_in`].
-    pub(super) async fn ask(
+    pub(super) async fn ask<T>(
         &self,
         operation: Operation,
-        method: Method,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
-    ) -> Result<Incoming, TransitError> {
-        self.ask_in(&self.namespace, operation, method, path, body, call).await
+        accept: impl Fn(&Incoming) -> Result<T, TransitError> + Sync,
+    ) -> Result<T, TransitError> {
+        self.ask_in(&self.namespace, operation, path, body, call, accept).await
     }
 
-    /// Asks Vault; `path` is below `namespace` and without `/v1/`, `body` is wiped afterwards.
-    pub(super) async fn ask_in(
+    /// Asks Vault; `path` is below `namespace` and without `/v1/`, `body` is wiped afterwards. An answer
+    /// that `accept` does not understand is none: another node is asked.
+    pub(super) async fn ask_in<T>(
         &self,
         namespace: &Namespace,
         operation: Operation,
-        method: Method,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
-    ) -> Result<Incoming, TransitError> {
+        accept: impl Fn(&Incoming) -> Result<T, TransitError> + Sync,
+    ) -> Result<T, TransitError> {
         let mut headers = self.headers.clone();
         if !namespace.is_root() {
             let value = HeaderValue::from_str(namespace.as_str()).map_err(|_| unsendable("namespace"))?;
@@ -101,14 +102,14 @@ impl Session {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);
         }
-        let outgoing = Outgoing { method, path, headers, body: Bytes::from_owner(body) };
+        let outgoing = Outgoing { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
         let question = Question {
             deadline: call.deadline,
             operation,
             outgoing: &outgoing,
             token_is_fresh: self.begun.elapsed() < FRESH,
         };
-        failover::ask(&self.pool, &self.metrics, question).await
+        failover::ask(&self.pool, &self.metrics, question, &accept).await
     }
 
     /// See [`failover::first_is_active`].

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::{net::TcpListener, time::Instant};
 
 use super::{
-    fake::{Answer, Fake, GOOD, call, encrypt, json, session, session_with},
+    fake::{Answer, Fake, GOOD, call, encrypt, encrypt_by, json, session, session_with, soon},
     session::Session,
     token,
 };
@@ -19,7 +19,7 @@ use crate::{
 #[tokio::test]
 async fn an_answer_with_another_version_than_asked_for_never_leaves() {
     let fake = Fake::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
-    let error = encrypt(&session(&[&fake.address]).await).await.unwrap_err();
+    let error = encrypt_by(&session(&[&fake.address]).await, soon()).await.unwrap_err();
     assert_eq!(error.fault, Fault::Nonsense);
     assert!(error.message.contains("asked for version 2 and used 3"), "{error}");
 }
@@ -47,7 +47,7 @@ async fn a_redirect_is_not_followed() {
         format!("HTTP/1.1 307 X\r\nlocation: {}/x\r\ncontent-length: 0\r\n\r\n", elsewhere.address);
     let fake = Fake::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
     let session = session(&[&fake.address]).await;
-    assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::Unreachable);
+    assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Unreachable);
     assert_eq!(token::lookup(&session, call().deadline).await.unwrap_err().fault, Fault::Unreachable);
     assert_eq!(elsewhere.requests(), 0, "the token would have gone there");
 }
@@ -57,7 +57,7 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
     for body in ["", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":{"ciphertext":"secret:1"}}"#] {
         let fake = Fake::with(vec![json(200, body)]).await;
         let session = session(&[&fake.address]).await;
-        assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::Nonsense, "{body}");
+        assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
         assert_eq!(
             token::lookup(&session, call().deadline).await.unwrap_err().fault,
             Fault::Nonsense,
@@ -67,7 +67,7 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
         assert_eq!(session.read_key(&key, call()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
         let ciphertext = Ciphertext::parse(b"vault:v2:QUJD").unwrap();
         assert_eq!(
-            session.decrypt(&key, &ciphertext, call()).await.unwrap_err().fault,
+            session.decrypt(&key, &ciphertext, Call { deadline: soon(), ..call() }).await.unwrap_err().fault,
             Fault::Nonsense,
             "{body}"
         );
@@ -197,7 +197,8 @@ async fn decrypt_batch(
     let ciphertexts: Vec<_> =
         bodies.iter().map(|body| Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap()).collect();
     let ciphertexts: Vec<_> = ciphertexts.iter().collect();
-    let results = session.decrypt_batch(&KeyRef::in_transit("kms"), &ciphertexts, call()).await?;
+    let call = Call { deadline: soon(), ..call() };
+    let results = session.decrypt_batch(&KeyRef::in_transit("kms"), &ciphertexts, call).await?;
     Ok(results.into_iter().map(|result| result.map(|opened| opened.plaintext.to_vec())).collect())
 }
 
@@ -257,7 +258,7 @@ async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
 #[tokio::test]
 async fn an_error_says_where_but_not_with_what() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let error = encrypt(&session(&[&format!("http://{closed}/prefix")]).await).await.unwrap_err();
+    let error = encrypt_by(&session(&[&format!("http://{closed}/prefix")]).await, soon()).await.unwrap_err();
     assert!(error.message.contains(&format!("http://{closed}/prefix cannot be reached")), "{error}");
     assert!(error.message.contains("refused"), "{error}");
     assert!(!error.message.contains("fake"), "the token: {error}");

@@ -6,7 +6,6 @@ use std::{borrow::Cow, collections::BTreeMap, io::Write};
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::Method;
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
@@ -62,7 +61,8 @@ struct BatchResult<'a> {
 struct KeyData {
     #[serde(default)]
     derived: bool,
-    /// A Unix time for symmetric keys, an object for asymmetric ones.
+    /// A Unix time for symmetric keys, an object for asymmetric ones; absent for some types.
+    #[serde(default)]
     keys: BTreeMap<String, serde_json::Value>,
     latest_version: u32,
     #[serde(default)]
@@ -85,15 +85,17 @@ impl Transit for Session {
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
-        let answer = self.ask_in(key.namespace(), Operation::Decrypt, Method::POST, path, body, call).await?;
-        let envelope: Envelope<DecryptData<'_>> =
-            serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
-        let text = match envelope.data.plaintext {
-            Cow::Borrowed(text) => text,
-            // Base64 never needs escapes; if it had some, serde would have made a copy we cannot wipe.
-            Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
-        };
-        Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id })
+        self.ask_in(key.namespace(), Operation::Decrypt, path, body, call, |answer| {
+            let envelope: Envelope<DecryptData<'_>> =
+                serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+            let text = match envelope.data.plaintext {
+                Cow::Borrowed(text) => text,
+                // Base64 never needs escapes. If it had some, serde would have made a copy that is not wiped.
+                Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
+            };
+            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id })
+        })
+        .await
     }
 
     async fn decrypt_batch(
@@ -104,22 +106,23 @@ impl Transit for Session {
     ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
         let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
-        let answer =
-            self.ask_in(key.namespace(), Operation::Decrypt, Method::POST, path.clone(), body, call).await?;
-        let envelope: Envelope<BatchData<'_>> =
-            serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
-        let results = envelope.data.batch_results;
-        if results.len() != ciphertexts.len() {
-            return Err(nonsense(Operation::Decrypt));
-        }
-        let opened = |result: BatchResult<'_>| {
-            if !result.error.is_empty() {
-                return Err(meaning_of_item(Operation::Decrypt, &path, result.error));
+        self.ask_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
+            let envelope: Envelope<BatchData<'_>> =
+                serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+            let results = envelope.data.batch_results;
+            if results.len() != ciphertexts.len() {
+                return Err(nonsense(Operation::Decrypt));
             }
-            let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
-            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id.clone() })
-        };
-        Ok(results.into_iter().map(opened).collect())
+            let opened = |result: BatchResult<'_>| {
+                if !result.error.is_empty() {
+                    return Err(meaning_of_item(Operation::Decrypt, &path, result.error));
+                }
+                let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
+                Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id.clone() })
+            };
+            Ok(results.into_iter().map(opened).collect())
+        })
+        .await
     }
 
     async fn encrypt(
@@ -131,17 +134,19 @@ impl Transit for Session {
     ) -> Result<Sealed, TransitError> {
         let path = path("encrypt", key);
         let body = encrypt_body(plaintext, version).ok_or_else(|| nonsense(Operation::Encrypt))?;
-        let answer = self.ask_in(key.namespace(), Operation::Encrypt, Method::POST, path, body, call).await?;
-        let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, &answer)?;
-        let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
-            TransitError::new(Fault::Nonsense, format!("Transit's answer cannot be used: {error}"))
-        })?;
-        if ciphertext.version() != version {
-            let message =
-                format!("Transit was asked for version {version} and used {}", ciphertext.version());
-            return Err(TransitError::new(Fault::Nonsense, message));
-        }
-        Ok(Sealed { ciphertext, request_id: envelope.request_id })
+        self.ask_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
+            let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, answer)?;
+            let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
+                TransitError::new(Fault::Nonsense, format!("Transit's answer cannot be used: {error}"))
+            })?;
+            if ciphertext.version() != version {
+                let message =
+                    format!("Transit was asked for version {version} and used {}", ciphertext.version());
+                return Err(TransitError::new(Fault::Nonsense, message));
+            }
+            Ok(Sealed { ciphertext, request_id: envelope.request_id })
+        })
+        .await
     }
 
     fn encryption(&self) -> Encryption {
@@ -166,23 +171,23 @@ impl Transit for Session {
 
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = path("keys", key);
-        let answer = self
-            .ask_in(key.namespace(), Operation::ReadKey, Method::GET, path, Zeroizing::default(), call)
-            .await?;
-        let data = parse::<Envelope<KeyData>>(Operation::ReadKey, &answer)?.data;
-        let versions = data
-            .keys
-            .iter()
-            .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.as_i64()?)))
-            .collect();
-        Ok(KeyDescription {
-            derived: data.derived,
-            latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
-            min_decryption: data.min_decryption_version,
-            soft_deleted: data.soft_deleted,
-            kind: data.kind,
-            versions,
+        self.ask_in(key.namespace(), Operation::ReadKey, path, Zeroizing::default(), call, |answer| {
+            let data = parse::<Envelope<KeyData>>(Operation::ReadKey, answer)?.data;
+            let versions = data
+                .keys
+                .iter()
+                .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.as_i64()?)))
+                .collect();
+            Ok(KeyDescription {
+                derived: data.derived,
+                latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
+                min_decryption: data.min_decryption_version,
+                soft_deleted: data.soft_deleted,
+                kind: data.kind,
+                versions,
+            })
         })
+        .await
     }
 }
 

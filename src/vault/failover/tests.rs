@@ -6,10 +6,12 @@ use tokio::time::{advance, pause, resume, sleep, timeout};
 use super::*;
 use crate::{
     config::KeyRef,
-    kms::{Transit, transit::Call},
+    kms::Transit,
     vault::{
         condition::Pace,
-        fake::{Answer, Fake, call, encrypt, good, json, json_with, reading, session, session_on},
+        fake::{
+            Answer, Fake, call, encrypt, encrypt_by, good, json, json_with, reading, session, session_on,
+        },
         resolver::Resolver,
         session::Session,
     },
@@ -68,8 +70,15 @@ async fn every_answer_of_a_node_that_cannot_leads_to_the_next() {
         (400, lagging),
         (400, unknown),
         (412, "{}"),
-        (429, "{}"),
+        (401, ""),
+        (403, "<html>"),
+        (407, "<html>"),
+        (400, r#"{"errors":["path disabled in replication DR secondary mode"]}"#),
+        (472, "{}"),
         (473, "{}"),
+        (200, "<html>"),
+        (200, "{}"),
+        (204, ""),
         (500, r#"{"errors":["local node not active but active cluster node not found"]}"#),
         (500, r#"{"errors":["internal error"]}"#),
         (502, "<html>"),
@@ -239,12 +248,6 @@ async fn an_outage_is_not_made_worse_by_those_who_wait_for_its_end() {
     assert!(alone.requests() <= 50, "{}: who came later asked nobody", alone.requests());
 }
 
-async fn encrypt_by(session: &Session, deadline: Instant) -> Result<(), TransitError> {
-    let key = KeyRef::in_transit("kms");
-    let version = crate::kms::key_id::KeyVersion::new(2).unwrap();
-    session.encrypt(&key, version, b"seed", Call { deadline, uid: "uid" }).await.map(drop)
-}
-
 #[tokio::test]
 async fn an_old_outage_is_told_after_one_try() {
     let alone = Fake::with(vec![json(503, SEALED)]).await;
@@ -309,7 +312,8 @@ async fn a_request_that_no_node_can_do_makes_none_of_them_ill() {
         (Fake::with(vec![json(500, bad)]).await, Fake::with(vec![json(500, bad), good()]).await);
     let session = session(&[&one.address, &other.address]).await;
     encrypt(&session).await.unwrap();
-    assert_eq!((one.requests(), other.requests()), (1, 2), "the last that is well is asked again");
+    assert_eq!((one.requests(), other.requests()), (2, 2), "both are asked again");
+    assert_eq!(session.pool.well().len(), 2, "a 500 speaks for the request");
 }
 
 #[tokio::test]
