@@ -65,6 +65,37 @@ struct Posted {
     trouble: Option<Arc<str>>,
 }
 
+/// What is published, at one moment. A call reads it once and goes by that, so that no part of its
+/// answer is of another moment than the rest.
+pub struct Published {
+    /// What Status says.
+    pub answer: Answer,
+    /// Why nothing may be encrypted under the published key, if that is so.
+    pub key_lost: Option<Arc<str>>,
+    /// Why Vault cannot be used, if that is so.
+    pub outage: Option<Arc<str>>,
+    /// The session and its keys; `None` before the first.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// For how long the session's token has been known to be dead.
+    pub token_dead_for: Option<Duration>,
+    /// Why the newest config is not in use, if it is not.
+    pub trouble: Option<Arc<str>>,
+}
+
+impl Published {
+    /// Of the session in use; 0 before the first.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.generation)
+    }
+
+    /// Status is `ok`, and not only for a grace.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.answer == Answer::Well { in_grace: false }
+    }
+}
+
 /// Another key_id was published while this was being proven.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("another key version was published meanwhile")]
@@ -120,31 +151,59 @@ impl Board {
         self.posted.borrow().known.as_ref().map(|known| Arc::clone(&known.snapshot))
     }
 
-    /// Status: the answer, and the snapshot whose key_id goes with it. Costs no I/O.
+    /// What is published now. Costs no I/O.
     #[must_use]
-    pub fn status(&self) -> (Answer, Option<Arc<Snapshot>>) {
+    pub fn read(&self) -> Published {
         let posted = self.posted.borrow();
-        let trouble = posted.trouble.as_deref();
+        let trouble = posted.trouble.clone();
         let Some(known) = &posted.known else {
-            return (Answer::Unknown(trouble.unwrap_or("nothing is known yet").to_owned()), None);
+            let reason = trouble.as_deref().unwrap_or("nothing is known yet").to_owned();
+            return Published {
+                answer: Answer::Unknown(reason),
+                key_lost: None,
+                outage: None,
+                snapshot: None,
+                token_dead_for: None,
+                trouble,
+            };
         };
         let mut answer = match &known.lost {
             Some(reason) => Answer::Lost(reason.to_string()),
             None => known.verdict.answer(known.probed, Instant::now(), self.settings),
         };
-        if answer.state() == "unreachable" && self.can_do_without_vault(&known.snapshot) {
+        if answer.state() == "unreachable" && self.has_usable_kek(&known.snapshot) {
             answer = Answer::Well { in_grace: true };
         }
-        if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) = (&mut answer, trouble)
+        if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) =
+            (&mut answer, trouble.as_deref())
         {
             // At three in the morning the way out is what matters: say why the new config,
             // which may hold the cure, is not in use.
             *reason = format!("{reason}; the newest config is not in use: {trouble}");
         }
-        (answer, Some(Arc::clone(&known.snapshot)))
+        let (outage, token_dead_for) = match &known.verdict {
+            Verdict::Unreachable { reason, .. } => (Some(Arc::clone(reason)), None),
+            Verdict::Refused { since, token_dead: true, .. } => (None, Some(since.elapsed())),
+            _ => (None, None),
+        };
+        Published {
+            answer,
+            key_lost: known.lost.clone(),
+            outage,
+            snapshot: Some(Arc::clone(&known.snapshot)),
+            token_dead_for,
+            trouble,
+        }
     }
 
-    fn can_do_without_vault(&self, snapshot: &Snapshot) -> bool {
+    /// Status: the answer, and the snapshot whose key_id goes with it. Costs no I/O.
+    #[must_use]
+    pub fn status(&self) -> (Answer, Option<Arc<Snapshot>>) {
+        let now = self.read();
+        (now.answer, now.snapshot)
+    }
+
+    fn has_usable_kek(&self, snapshot: &Snapshot) -> bool {
         snapshot.local_kek.as_ref().is_some_and(|kek| self.keks.is_usable(kek))
     }
 
@@ -155,7 +214,7 @@ impl Board {
         encryption: Encryption,
         proof: &Proof,
         before: Option<&Arc<Snapshot>>,
-        era: u64,
+        generation: u64,
     ) -> Option<Arc<LocalKek>> {
         let Encryption::LocalKek(limits) = encryption else { return None };
         let current = proof.keyring.current();
@@ -167,7 +226,7 @@ impl Board {
             return Some(Arc::clone(kek));
         }
         let kek = Arc::new(proof.witness.local_kek(proof.keyring.entries().first()?.scope)?);
-        self.keks.put(Arc::clone(&kek), era);
+        self.keks.encrypt_with(Arc::clone(&kek), self.keks.stamp(generation));
         Some(kek)
     }
 
@@ -195,14 +254,16 @@ impl Board {
             if before.map(|before| &before.keyring.current().key_id) != proof.against.as_ref() {
                 return false;
             }
-            self.keks.configure(match encryption {
+            let generation = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+            let limits = match encryption {
                 Encryption::LocalKek(limits) => Some(limits),
                 Encryption::Transit => None,
-            });
+            };
+            self.keks.configure(generation, limits);
             let snapshot = Arc::new(Snapshot {
                 decrypts: Arc::new(decrypts),
-                generation: self.sessions.fetch_add(1, Ordering::Relaxed) + 1,
-                local_kek: self.local_kek(encryption, &proof, before, self.keks.era()),
+                generation,
+                local_kek: self.local_kek(encryption, &proof, before, generation),
                 keyring: proof.keyring,
                 transit,
                 witness: Arc::new(proof.witness),
@@ -232,7 +293,7 @@ impl Board {
             let snapshot = Arc::new(Snapshot {
                 decrypts: Arc::clone(&known.snapshot.decrypts),
                 generation,
-                local_kek: self.local_kek(encryption, &proof, Some(&known.snapshot), self.keks.era()),
+                local_kek: self.local_kek(encryption, &proof, Some(&known.snapshot), generation),
                 keyring: proof.keyring,
                 transit: Arc::clone(&known.snapshot.transit),
                 witness: Arc::new(proof.witness),
@@ -252,25 +313,26 @@ impl Board {
     /// A call on the session of `generation` failed: what concerns only that call is ignored,
     /// a refusal counts at once, and whatever smells of an outage or a rotation is probed.
     pub fn call_failed(&self, generation: u64, error: &TransitError) {
-        match error.fault {
-            Fault::Denied | Fault::TokenDead => {
-                self.failed(generation, error, false);
-                self.probe_soon();
-            }
+        let in_use = match error.fault {
+            Fault::Denied | Fault::TokenDead => self.failed(generation, error, false),
             Fault::DeadlineExceeded
             | Fault::KeyLost
             | Fault::Lagging
             | Fault::Nonsense
             | Fault::TooMuch
             | Fault::TooOld
-            | Fault::Unreachable => self.probe_soon(),
+            | Fault::Unreachable => self.snapshot().is_some_and(|now| now.generation == generation),
             // A probe would only add to the requests that are too many.
-            Fault::BadCiphertext | Fault::Throttled => {}
+            Fault::BadCiphertext | Fault::Throttled => false,
+        };
+        if in_use {
+            self.probe_soon();
         }
     }
 
-    fn failed(&self, generation: u64, error: &TransitError, probed: bool) {
-        self.posted.send_if_modified(|posted| {
+    /// Whether the session of `generation` is in use; if it is not, this says nothing.
+    fn failed(&self, generation: u64, error: &TransitError, probed: bool) -> bool {
+        let in_use = self.posted.send_if_modified(|posted| {
             let Some(known) = posted.known.as_mut().filter(|known| known.snapshot.generation == generation)
             else {
                 return false;
@@ -281,7 +343,7 @@ impl Board {
             }
             known.verdict = known.verdict.after(error.fault, &error.message, now);
             if known.lost.is_some() || matches!(known.verdict, Verdict::Refused { .. }) {
-                self.keks.refused(None);
+                self.keks.refused(generation, None);
             }
             if probed {
                 known.probed = now;
@@ -289,6 +351,7 @@ impl Board {
             true
         });
         self.publish_health();
+        in_use
     }
 
     /// Has the metrics tell what changes with the time alone.
@@ -314,86 +377,70 @@ impl Board {
 
     /// Resolves once a session is published and its last probe is good.
     pub async fn well(&self) {
-        self.until(|| self.status().0 == Answer::Well { in_grace: false }).await;
+        self.published_when(Published::is_well).await;
     }
 
     /// Resolves once anything is known: a session, or why there is none.
     pub async fn first_news(&self) {
-        self.until(|| {
-            let posted = self.posted.borrow();
-            posted.known.is_some() || posted.trouble.as_deref() != Some(STARTING)
-        })
-        .await;
+        self.published_when(|now| now.snapshot.is_some() || now.trouble.as_deref() != Some(STARTING)).await;
     }
 
-    /// Resolves once `holds`, which is asked at each posting.
-    async fn until(&self, holds: impl Fn() -> bool) {
-        let mut posted = self.posted.subscribe();
-        while !holds() {
-            if posted.changed().await.is_err() {
-                // Cannot happen while `self` holds the sender.
-                std::future::pending::<()>().await;
+    /// Resolves with a session newer than `generation`, or with that one once its token is found
+    /// to be alive after all.
+    pub async fn after_death_of(&self, generation: u64) -> Published {
+        self.published_when(|now| now.generation() > generation || now.token_dead_for.is_none()).await
+    }
+
+    /// Resolves once the session in use is newer than `generation`.
+    pub async fn after(&self, generation: u64) {
+        self.published_when(|now| now.generation() > generation).await;
+    }
+
+    /// Resolves once Encrypt need not wait for a local KEK any longer: there is one that may be
+    /// used, or none is wanted, or all is not well and waiting does not help.
+    pub async fn kek_or_reason(&self) -> Published {
+        let needs_none = |now: &Published| match &now.snapshot {
+            Some(snapshot) if now.is_well() => snapshot.local_kek.is_none() || self.has_usable_kek(snapshot),
+            _ => true,
+        };
+        // A KEK that comes back is no posting.
+        let mut arrivals = self.keks.arrivals();
+        loop {
+            tokio::select! {
+                now = self.published_when(needs_none) => return now,
+                () = changed(&mut arrivals) => {}
             }
         }
     }
 
-    /// Resolves with the snapshot of a session newer than `generation`, or of that one once its
-    /// token is found to be alive after all.
-    pub async fn after_death_of(&self, generation: u64) -> Arc<Snapshot> {
+    /// Resolves with what is published once `holds`, which is asked at each posting.
+    async fn published_when(&self, holds: impl Fn(&Published) -> bool) -> Published {
         let mut posted = self.posted.subscribe();
         loop {
-            if let Some(known) = &posted.borrow_and_update().known
-                && (known.snapshot.generation > generation
-                    || !matches!(known.verdict, Verdict::Refused { token_dead: true, .. }))
-            {
-                return Arc::clone(&known.snapshot);
+            let now = self.read();
+            if holds(&now) {
+                return now;
             }
-            if posted.changed().await.is_err() {
-                // Cannot happen while `self` holds the sender; if it did, nothing newer can come.
-                std::future::pending::<()>().await;
-            }
+            changed(&mut posted).await;
         }
-    }
-
-    /// For how long the token of the session of `generation` has been known to be dead.
-    #[must_use]
-    pub fn token_dead_for(&self, generation: u64) -> Option<Duration> {
-        let posted = self.posted.borrow();
-        let known = posted.known.as_ref().filter(|known| known.snapshot.generation == generation)?;
-        match known.verdict {
-            Verdict::Refused { since, token_dead: true, .. } => Some(since.elapsed()),
-            _ => None,
-        }
-    }
-
-    /// Why nothing may be encrypted under the published key, if that is so.
-    #[must_use]
-    pub fn key_lost(&self) -> Option<Arc<str>> {
-        self.posted.borrow().known.as_ref()?.lost.clone()
     }
 
     /// Resolves when the token in use turns out dead; once for each death.
     pub async fn token_died(&self, last: &mut Option<u64>) {
         let mut posted = self.posted.subscribe();
         loop {
-            let dead = match &posted.borrow_and_update().known {
-                Some(Known { snapshot, verdict: Verdict::Refused { token_dead: true, .. }, .. }) => {
-                    Some(snapshot.generation)
-                }
-                _ => None,
-            };
+            let now = self.read();
+            let dead = now.token_dead_for.map(|_| now.generation());
             if dead != std::mem::replace(last, dead) && dead.is_some() {
                 return;
             }
-            if posted.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            changed(&mut posted).await;
         }
     }
 
     /// Sets the health metric to what Status would say now, and logs it if that is news.
     pub fn publish_health(&self) {
-        let answer = self.status().0;
+        let Published { answer, outage, .. } = self.read();
         self.metrics.health(answer.state());
         let news = match &answer {
             Answer::Well { in_grace: true } => "outage",
@@ -407,18 +454,11 @@ impl Board {
         match &answer {
             Answer::Well { in_grace: false } => info!(before, "healthy"),
             Answer::Well { in_grace: true } => warn!(
-                reason = self.outage().as_deref(),
+                reason = outage.as_deref(),
                 grace_seconds = self.settings.outage_grace.as_secs(),
                 "Vault cannot be used; Status stays ok for the outage grace"
             ),
             _ => warn!(before, state = news, reason = answer.reason(), "Status is not ok"),
-        }
-    }
-
-    fn outage(&self) -> Option<Arc<str>> {
-        match &self.posted.borrow().known.as_ref()?.verdict {
-            Verdict::Unreachable { reason, .. } => Some(Arc::clone(reason)),
-            _ => None,
         }
     }
 
@@ -461,5 +501,12 @@ impl Board {
             &current.key_id_hash,
         );
         self.metrics.session_generation.set(i64::try_from(now.generation).unwrap_or(i64::MAX));
+    }
+}
+
+/// Resolves at the next change; never if there can be none, so that nobody spins.
+async fn changed<T>(receiver: &mut watch::Receiver<T>) {
+    if receiver.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

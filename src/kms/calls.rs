@@ -1,7 +1,10 @@
-//! One call, of whichever API: its limits, its deadline, one session, one call of [`Transit`].
+//! One call, of either API: its limits, its deadline, one session, one call of [`Transit`].
 //!
 //! The faces are [`v1`](super::v1) and [`v2`](super::v2); everything that they have in common is
 //! here.
+//!
+//! A call first does what needs no Vault: it refuses what cannot be, and it uses a local KEK. Only
+//! what is left takes a place at the [`Gate`].
 //!
 //! [`Transit`]: super::transit::Transit
 
@@ -12,9 +15,9 @@ use tonic::{Code, Response, Status};
 use tracing::{debug, warn};
 
 use super::{
-    board::{Board, Snapshot},
+    board::{Board, Published, Snapshot},
     ciphertext::Ciphertext,
-    gate::Gate,
+    gate::{Gate, Place},
     key_id::key_id_hash,
     keyring::{KeyEntry, Route},
     local_kek::{self, ANNOTATION, LocalKek},
@@ -31,6 +34,8 @@ const MAX_UID_BYTES: usize = 256;
 const PATIENCE_WITH_DEAD_TOKEN: Duration = Duration::from_secs(10);
 /// What a retry on a new session needs at least.
 const TIME_FOR_A_RETRY: Duration = Duration::from_millis(100);
+
+const LATE: &str = "Vault did not answer before the caller's deadline";
 
 /// Answers calls from what the board says.
 #[derive(Clone)]
@@ -54,40 +59,23 @@ impl Calls {
         patience: Duration,
         work: impl Future<Output = Result<(T, Told), Status>>,
     ) -> Result<Response<T>, Status> {
-        let began = Instant::now();
-        let outcome = match timeout_at(began + patience, work).await {
+        let record =
+            Record { began: Instant::now(), ended: false, key_id, method, metrics: &self.metrics, uid };
+        let outcome = match timeout_at(record.began + patience, work).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 // Nobody knows why it took so long; the prober is to find out.
                 self.board.probe_soon();
-                Err(Status::deadline_exceeded("Vault did not answer before the caller's deadline"))
+                Err(Status::deadline_exceeded(LATE))
             }
         };
-        let took = began.elapsed();
         match outcome {
             Ok((message, told)) => {
-                self.metrics.call(method, code_name(Code::Ok), took);
-                debug!(
-                    method,
-                    uid = printable(uid),
-                    key_id_hash = told.key_id_hash,
-                    vault_request_id = told.request_id,
-                    ?took,
-                    "answered"
-                );
+                record.answered(&told);
                 Ok(Response::new(message))
             }
             Err(status) => {
-                self.metrics.call(method, code_name(status.code()), took);
-                debug!(
-                    method,
-                    uid = printable(uid),
-                    key_id_hash = key_id_hash(key_id),
-                    code = code_name(status.code()),
-                    reason = status.message(),
-                    ?took,
-                    "answered with an error"
-                );
+                record.failed(code_name(status.code()), status.message());
                 Err(status)
             }
         }
@@ -106,7 +94,6 @@ impl Calls {
         if plaintext.is_empty() {
             return Err(Status::invalid_argument("the plaintext is empty"));
         }
-        let _admission = self.gate.enter().await?;
         match self.on_a_session(call, Work::Encrypt { plaintext, keeps_annotation }).await? {
             (Done::Encrypted(encrypted), snapshot) => Ok((encrypted, snapshot)),
             (Done::Opened(_), _) => Err(mixed_up()),
@@ -140,52 +127,171 @@ impl Calls {
         };
         let transits =
             Ciphertext::parse(transits).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let _admission = self.gate.enter().await?;
         match self.on_a_session(call, Work::Decrypt { key_id, sealed, transits: &transits }).await? {
             (Done::Opened(opened), _) => Ok(opened),
             (Done::Encrypted(_), _) => Err(mixed_up()),
         }
     }
 
-    /// Does `work` on the session in use. If its token turns out dead, waits for the next
-    /// session and does it once more, on that session's snapshot alone.
+    /// Does `work` on the session in use. If that session is replaced meanwhile, or its token turns
+    /// out dead, does it once more, on the next session's snapshot alone.
     async fn on_a_session(&self, call: Call<'_>, work: Work<'_>) -> Result<(Done, Arc<Snapshot>), Status> {
-        let mut snapshot = match self.board.status() {
-            (_, Some(snapshot)) => snapshot,
-            (answer, None) => return Err(Status::unavailable(answer.reason().unwrap_or_default())),
-        };
-        if let Some(reason) = self.board.key_lost().filter(|_| matches!(work, Work::Encrypt { .. })) {
-            return Err(Status::failed_precondition(&*reason));
-        }
-        if self.board.token_dead_for(snapshot.generation).is_some() {
-            // Asking Vault again would only add to its log: nothing loops on 403.
-            snapshot = self.next_session(&snapshot, call).await?;
-        }
-        match work.on(&snapshot, &self.board, call).await {
-            Err(error) if error.fault == Fault::TokenDead => {
-                snapshot = self.next_session(&snapshot, call).await?;
-                self.metrics.retry("token_dead");
-                let done = work.on(&snapshot, &self.board, call).await;
-                done.map(|done| (done, snapshot)).map_err(into_status)
+        let mut now = self.board.read();
+        let mut place = None;
+        let mut tried = false;
+        loop {
+            let Some(snapshot) = now.snapshot.clone() else {
+                return Err(Status::unavailable(now.answer.reason().unwrap_or_default()));
+            };
+            if let (Work::Encrypt { .. }, Some(reason)) = (work, &now.key_lost) {
+                return Err(Status::failed_precondition(&**reason));
             }
-            done => done.map(|done| (done, snapshot)).map_err(into_status),
+            if now.token_dead_for.is_some() {
+                // Asking Vault again would only add to its log: nothing loops on 403.
+                self.resting_place(&mut place)?;
+                now = self.next_session(&now, call).await?;
+                continue;
+            }
+            match work.without_vault(&snapshot, &self.board).map_err(into_status)? {
+                Attempt::Done(done) => return Ok((done, snapshot)),
+                Attempt::NeedsKek => {
+                    self.resting_place(&mut place)?;
+                    now = self.next_kek(&now, call).await?;
+                    continue;
+                }
+                Attempt::NeedsVault => {}
+            }
+            let entered = match place.take() {
+                Some(entered) => entered,
+                None => self.gate.place()?,
+            };
+            let place = place.insert(entered);
+            if place.may_ask_vault(call.deadline).await? {
+                // What was read before the wait is old news.
+                now = self.board.read();
+                continue;
+            }
+            let asking = timeout_at(call.deadline, work.with_vault(&snapshot, &self.board, call));
+            let mut error = match asking.await {
+                Ok(Ok(done)) => return Ok((done, snapshot)),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let error = TransitError::new(Fault::DeadlineExceeded, LATE);
+                    self.board.call_failed(snapshot.generation, &error);
+                    error
+                }
+            };
+            place.explain(&mut error);
+            now = self.board.read();
+            let replaced = now.generation() > snapshot.generation;
+            let again = match error.fault {
+                Fault::TokenDead => Some("token_dead"),
+                // The session that is in use now may be allowed to, or know the key.
+                Fault::Denied | Fault::KeyLost if replaced => Some("session_replaced"),
+                _ => None,
+            };
+            match again {
+                Some(reason) if !tried => self.metrics.retry(reason),
+                _ => return Err(into_status(error)),
+            }
+            tried = true;
         }
     }
 
+    /// Sees to it that a call which is about to wait has a place, and keeps no other from asking Vault.
+    fn resting_place<'a>(&'a self, place: &mut Option<Place<'a>>) -> Result<(), Status> {
+        match place {
+            Some(place) => place.rest(),
+            none => *none = Some(self.gate.place()?),
+        }
+        Ok(())
+    }
+
     /// Waits for a session newer than that of `dead`, as long as it makes sense.
-    async fn next_session(&self, dead: &Snapshot, call: Call<'_>) -> Result<Arc<Snapshot>, Status> {
-        let dead_for = self.board.token_dead_for(dead.generation).unwrap_or_default();
+    async fn next_session(&self, dead: &Published, call: Call<'_>) -> Result<Published, Status> {
+        let dead_for = dead.token_dead_for.unwrap_or_default();
         let until = call
             .deadline
             .checked_sub(TIME_FOR_A_RETRY)
             .unwrap_or(call.deadline)
             .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
-        timeout_at(until, self.board.after_death_of(dead.generation)).await.map_err(|_| {
+        timeout_at(until, self.board.after_death_of(dead.generation())).await.map_err(|_| {
             let (answer, _) = self.board.status();
             Status::permission_denied(
                 answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
             )
         })
+    }
+
+    /// Waits for a local KEK that may be used, if Vault is well: then the next probe brings one.
+    async fn next_kek(&self, lacking: &Published, call: Call<'_>) -> Result<Published, Status> {
+        self.board.probe_soon();
+        if !lacking.is_well() {
+            let fault = match lacking.answer.state() {
+                "refused" => Fault::Denied,
+                _ => Fault::Unreachable,
+            };
+            let reason = lacking.answer.reason().or(lacking.outage.as_deref());
+            let reason = reason.unwrap_or("Vault has to wrap a new one");
+            let message = format!("the local KEK may not be used any longer: {reason}");
+            return Err(into_status(TransitError::new(fault, message)));
+        }
+        timeout_at(call.deadline, self.board.kek_or_reason()).await.map_err(|_| {
+            Status::deadline_exceeded(
+                "the local KEK may not be used any longer, and Vault has wrapped no new one before the caller's \
+                 deadline",
+            )
+        })
+    }
+}
+
+/// A call that is being answered. If it is dropped before that, its caller has gone away.
+struct Record<'a> {
+    began: Instant,
+    ended: bool,
+    key_id: &'a str,
+    method: &'static str,
+    metrics: &'a Metrics,
+    uid: &'a str,
+}
+
+impl Record<'_> {
+    fn answered(mut self, told: &Told) {
+        self.ended = true;
+        let (method, took) = (self.method, self.began.elapsed());
+        self.metrics.call(method, code_name(Code::Ok), took);
+        debug!(
+            method,
+            uid = printable(self.uid),
+            key_id_hash = told.key_id_hash,
+            vault_request_id = told.request_id,
+            ?took,
+            "answered"
+        );
+    }
+
+    fn failed(mut self, code: &'static str, reason: &str) {
+        self.ended = true;
+        self.note(code, reason, "answered with an error");
+    }
+
+    fn note(&self, code: &'static str, reason: &str, what: &'static str) {
+        let (method, took) = (self.method, self.began.elapsed());
+        self.metrics.call(method, code, took);
+        let key_id_hash = key_id_hash(self.key_id);
+        debug!(method, uid = printable(self.uid), key_id_hash, code, reason, ?took, "{what}");
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.note(
+                code_name(Code::Cancelled),
+                "nobody waits for the answer: the caller has gone away, or the process ends",
+                "not answered",
+            );
+        }
     }
 }
 
@@ -218,14 +324,50 @@ pub(super) struct Encrypted {
     pub(super) wrapped_kek: Option<Vec<u8>>,
 }
 
+/// How far a call comes without Vault.
+enum Attempt {
+    Done(Done),
+    /// Until there is a local KEK that may be used.
+    NeedsKek,
+    NeedsVault,
+}
+
 impl Work<'_> {
-    /// Everything that the answer consists of comes from `snapshot`.
-    async fn on(self, snapshot: &Snapshot, board: &Board, call: Call<'_>) -> Result<Done, TransitError> {
+    /// Does what needs no Vault, or refuses it; waits for nothing.
+    fn without_vault(self, snapshot: &Snapshot, board: &Board) -> Result<Attempt, TransitError> {
         match self {
             Self::Encrypt { keeps_annotation, plaintext } => {
-                if let Some(kek) = snapshot.local_kek.as_ref().filter(|_| keeps_annotation) {
-                    return encrypt_locally(snapshot, board, kek, plaintext).map(Done::Encrypted);
+                let Some(kek) = snapshot.local_kek.as_ref().filter(|_| keeps_annotation) else {
+                    return Ok(Attempt::NeedsVault);
+                };
+                if !board.keks.is_usable(kek) {
+                    return Ok(Attempt::NeedsKek);
                 }
+                encrypt_locally(snapshot, board, kek, plaintext)
+                    .map(|encrypted| Attempt::Done(Done::Encrypted(encrypted)))
+            }
+            Self::Decrypt { key_id, sealed: None, transits } => {
+                snapshot.keyring.route(key_id, transits)?;
+                Ok(Attempt::NeedsVault)
+            }
+            Self::Decrypt { key_id, sealed: Some(sealed), transits } => {
+                entry_of_kek(snapshot, board, key_id, transits)?;
+                let Some(kek) = board.keks.get(transits) else { return Ok(Attempt::NeedsVault) };
+                let plaintext = kek.open(key_id, sealed)?;
+                Ok(Attempt::Done(Done::Opened(Opened { plaintext, request_id: String::new() })))
+            }
+        }
+    }
+
+    /// Everything that the answer consists of comes from `snapshot`.
+    async fn with_vault(
+        self,
+        snapshot: &Snapshot,
+        board: &Board,
+        call: Call<'_>,
+    ) -> Result<Done, TransitError> {
+        match self {
+            Self::Encrypt { plaintext, .. } => {
                 let current = snapshot.keyring.current();
                 let sealed = snapshot.transit.encrypt(&current.key, current.version, plaintext, call).await;
                 sealed
@@ -239,7 +381,7 @@ impl Work<'_> {
                     .inspect_err(|error| board.call_failed(snapshot.generation, error))
             }
             Self::Decrypt { key_id, sealed, transits } => match sealed {
-                Some(sealed) => decrypt_locally(snapshot, board, key_id, sealed, transits, call).await,
+                Some(sealed) => decrypt_sealed(snapshot, board, key_id, sealed, transits, call).await,
                 None => decrypt(snapshot, board, key_id, transits, call).await,
             }
             .map(Done::Opened),
@@ -253,13 +395,6 @@ fn encrypt_locally(
     kek: &LocalKek,
     plaintext: &[u8],
 ) -> Result<Encrypted, TransitError> {
-    if !board.keks.is_usable(kek) {
-        board.probe_soon();
-        let answer = board.status().0;
-        let fault = if answer.state() == "refused" { Fault::Denied } else { Fault::Unreachable };
-        let reason = answer.reason().unwrap_or("a new one is being made");
-        return Err(TransitError::new(fault, format!("the local KEK may not be used any longer: {reason}")));
-    }
     if let Encryption::LocalKek(limits) = snapshot.transit.encryption()
         && kek.is_worn(limits)
     {
@@ -273,14 +408,13 @@ fn encrypt_locally(
     })
 }
 
-async fn decrypt_locally(
-    snapshot: &Snapshot,
+/// The Transit key that has wrapped the local KEK, if that KEK may be used at all.
+fn entry_of_kek<'a>(
+    snapshot: &'a Snapshot,
     board: &Board,
     key_id: &str,
-    sealed: &[u8],
     wrapped: &Ciphertext,
-    call: Call<'_>,
-) -> Result<Opened, TransitError> {
+) -> Result<&'a KeyEntry, TransitError> {
     let Route::Named { entry, unseen } = snapshot.keyring.route(key_id, wrapped)? else {
         let message = "a local KEK made the ciphertext, but the key_id is of another provider";
         return Err(TransitError::new(Fault::BadCiphertext, message));
@@ -293,16 +427,26 @@ async fn decrypt_locally(
                        lower it to read this value again";
         return Err(TransitError::new(Fault::TooOld, message));
     }
-    if let Some(kek) = board.keks.get(wrapped) {
-        return Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: String::new() });
-    }
-    let era = board.keks.era();
+    Ok(entry)
+}
+
+/// Has Transit unwrap a local KEK, which decrypts from then on.
+async fn decrypt_sealed(
+    snapshot: &Snapshot,
+    board: &Board,
+    key_id: &str,
+    sealed: &[u8],
+    wrapped: &Ciphertext,
+    call: Call<'_>,
+) -> Result<Opened, TransitError> {
+    let entry = entry_of_kek(snapshot, board, key_id, wrapped)?;
+    let stamp = board.keks.stamp(snapshot.generation);
     let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.inspect_err(|error| {
         note_failure(snapshot, board, entry, error);
-        board.keks.failed(wrapped, entry.scope, error);
+        board.keks.failed(wrapped, entry.scope, error, stamp);
     })?;
     let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
-    board.keks.put(Arc::clone(&kek), era);
+    board.keks.put(Arc::clone(&kek), stamp);
     Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
 }
 
@@ -404,6 +548,7 @@ fn printable(uid: &str) -> String {
 /// The name of a gRPC code as Prometheus labels have it.
 fn code_name(code: Code) -> &'static str {
     match code {
+        Code::Cancelled => "Canceled",
         Code::DeadlineExceeded => "DeadlineExceeded",
         Code::FailedPrecondition => "FailedPrecondition",
         Code::Internal => "Internal",

@@ -107,7 +107,7 @@ impl Model {
     pub(super) fn session(&self, keys: &[&str]) -> Arc<ModelSession> {
         let keys = keys.iter().map(|key| KeyRef::in_transit(key));
         Arc::new(ModelSession {
-            dead: Mutex::new(false),
+            refused: Mutex::new(None),
             encryption: self.lock().encryption,
             keys: KeyNames::new(keys).unwrap(),
             model: self.clone(),
@@ -121,7 +121,8 @@ impl Model {
 
 /// A session with the model.
 pub(super) struct ModelSession {
-    dead: Mutex<bool>,
+    /// What all calls with its token fail with.
+    refused: Mutex<Option<Fault>>,
     encryption: Encryption,
     keys: KeyNames,
     model: Model,
@@ -129,7 +130,12 @@ pub(super) struct ModelSession {
 
 impl ModelSession {
     pub(super) fn kill_token(&self) {
-        *self.dead.lock().unwrap() = true;
+        self.refuse(Fault::TokenDead);
+    }
+
+    /// Whatever is asked with this token fails so from now on; other sessions go on.
+    pub(super) fn refuse(&self, fault: Fault) {
+        *self.refused.lock().unwrap() = Some(fault);
     }
 
     /// Comes and goes as a request does; what it finds is of one moment in between.
@@ -148,11 +154,10 @@ impl ModelSession {
         }
         let found = {
             let state = self.model.lock();
-            match state.fails.get(what) {
-                _ if *self.dead.lock().unwrap() => {
-                    Err(TransitError::new(Fault::TokenDead, "the token is dead"))
-                }
-                Some(fault) => Err(TransitError::new(*fault, format!("{what}: {}", fault.name()))),
+            let refused = *self.refused.lock().unwrap();
+            match refused.or_else(|| state.fails.get(what).copied()) {
+                Some(Fault::TokenDead) => Err(TransitError::new(Fault::TokenDead, "the token is dead")),
+                Some(fault) => Err(TransitError::new(fault, format!("{what}: {}", fault.name()))),
                 None => look(&state),
             }
         };

@@ -77,12 +77,16 @@ async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersion
     let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
     let deadline = Instant::now() + longest;
     let before = Before { keyring: &snapshot.keyring, insist: false, own: true, witness: &snapshot.witness };
-    let outcome = match timeout_at(
-        deadline,
-        probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline),
-    )
-    .await
-    {
+    let older = older.of(snapshot.generation);
+    let probing =
+        timeout_at(deadline, probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline));
+    let outcome = tokio::select! {
+        biased;
+        outcome = probing => outcome,
+        // The keeper has just proven the new session, and the old one has no say about it.
+        () = board.after(snapshot.generation) => return true,
+    };
+    let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(_) => Err(TransitError::new(
             Fault::Unreachable,
@@ -108,23 +112,34 @@ async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersion
     }
 }
 
-/// Counts how often in a row the active node knew only older versions.
+/// Counts how often in a row the active node of one session knew only older versions.
 #[derive(Debug, Default)]
-pub struct OlderVersions(u32);
+pub struct OlderVersions {
+    generation: u64,
+    probes: u32,
+}
 
 impl OlderVersions {
+    /// What the session of `generation` has shown; what another one did says nothing about its Vault.
+    pub fn of(&mut self, generation: u64) -> &mut Self {
+        if self.generation != generation {
+            *self = Self { generation, probes: 0 };
+        }
+        self
+    }
+
     /// Whether the next probe is to believe it.
     #[must_use]
     pub fn believed(&self) -> bool {
-        self.0 + 1 >= PROBES_TO_GO_BACK
+        self.probes + 1 >= PROBES_TO_GO_BACK
     }
 
     /// Takes notice of what a probe showed.
     pub fn note(&mut self, outcome: &Result<Proof, ProbeFailure>) {
         match outcome {
             Err(ProbeFailure::Older(version)) => {
-                self.0 += 1;
-                warn!(%version, probes = self.0, "Vault's active node reports an older key version than the one in use");
+                self.probes += 1;
+                warn!(%version, probes = self.probes, "Vault's active node reports an older key version than the one in use");
             }
             // Silence says nothing about versions, and neither does what is not Vault.
             Err(ProbeFailure::Failed(error))
@@ -132,7 +147,28 @@ impl OlderVersions {
                     error.fault,
                     Fault::DeadlineExceeded | Fault::Nonsense | Fault::Throttled | Fault::Unreachable
                 ) => {}
-            _ => self.0 = 0,
+            _ => self.probes = 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kms::key_id::KeyVersion;
+
+    #[test]
+    fn older_versions_are_counted_for_one_session() {
+        let mut older = OlderVersions::default();
+        let version = KeyVersion::new(1).unwrap();
+        for _ in 0..2 {
+            assert!(!older.of(1).believed());
+            older.of(1).note(&Err(ProbeFailure::Older(version)));
+        }
+        let silence = TransitError::new(Fault::Unreachable, "away");
+        older.of(1).note(&Err(silence.into()));
+        assert!(older.of(1).believed());
+        assert!(!older.of(2).believed(), "its Vault has said nothing of the kind");
+        assert!(!older.of(1).believed());
     }
 }

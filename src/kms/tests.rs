@@ -41,6 +41,7 @@ const SETTINGS: HealthSettings =
 struct Bench {
     board: Arc<Board>,
     looker: Option<JoinHandle<()>>,
+    metrics: Arc<Metrics>,
     model: Model,
     prober: Option<JoinHandle<()>>,
     service: KmsV2,
@@ -52,9 +53,9 @@ impl Bench {
     fn bare(model: Model) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
         let board = Arc::new(Board::new(SETTINGS, Arc::clone(&metrics)));
-        let service = KmsV2::new(Arc::clone(&board), metrics);
+        let service = KmsV2::new(Arc::clone(&board), Arc::clone(&metrics));
         let session = model.session(&["kms"]);
-        Self { board, looker: None, model, prober: None, service, session }
+        Self { board, looker: None, metrics, model, prober: None, service, session }
     }
 
     /// With a session taken.
@@ -86,6 +87,32 @@ impl Bench {
         self.board.take_session(Arc::clone(&session) as _, proof).unwrap();
         self.session = session;
         Ok(())
+    }
+
+    /// Encrypts in a task of its own.
+    fn begin_encrypt(&self) -> JoinHandle<Result<EncryptResponse, Status>> {
+        let service = self.service.clone();
+        let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
+        tokio::spawn(async move { Ok(service.encrypt(Request::new(request)).await?.into_inner()) })
+    }
+
+    /// Decrypts in a task of its own.
+    fn begin_open(&self, sealed: &EncryptResponse) -> JoinHandle<Result<Bytes, Status>> {
+        let request = DecryptRequest {
+            ciphertext: sealed.ciphertext.clone(),
+            uid: "uid".into(),
+            key_id: sealed.key_id.clone(),
+            annotations: sealed.annotations.clone(),
+        };
+        let service = self.service.clone();
+        tokio::spawn(async move { Ok(service.decrypt(Request::new(request)).await?.into_inner().plaintext) })
+    }
+
+    /// How many calls of `method` ended with `code`.
+    fn calls(&self, method: &str, code: &str) -> u64 {
+        let line = format!("transit_kms_calls_total{{code=\"{code}\",method=\"{method}\"}} ");
+        let text = self.metrics.render().unwrap();
+        text.lines().find_map(|it| it.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
     }
 
     async fn status(&self) -> Result<StatusResponse, Status> {
@@ -206,10 +233,79 @@ async fn a_call_that_waits_for_its_turn_ends_with_its_deadline() {
         });
     }
     let began = Instant::now();
+    let mut waited = 0;
     for outcome in calls.join_all().await {
-        assert_eq!(outcome.unwrap_err().code(), Code::DeadlineExceeded);
+        let error = outcome.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded);
+        waited += usize::from(error.message().contains("128 calls ask Vault at once"));
     }
+    assert_eq!(waited, 200 - 128, "they say what they waited for");
     assert_eq!(began.elapsed(), Duration::from_millis(2900));
+
+    // So does one whose turn came too late to be of use.
+    let hasty: Vec<_> = (0..128).map(|_| bench.begin_encrypt()).collect();
+    settle().await;
+    advance(Duration::from_secs(1)).await;
+    let late = bench.begin_encrypt();
+    settle().await;
+    for call in hasty {
+        drop(call.await);
+    }
+    let error = late.await.unwrap().unwrap_err();
+    assert!(error.message().contains("the call waited 1900 ms for its turn"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_needs_no_vault_waits_for_nothing_that_does() {
+    let bench = Bench::ready(local(Model::new()), &["kms"]).await;
+    let own = bench.encrypt(b"own").await.unwrap();
+    bench.model.change(|state| state.encryption = Encryption::Transit);
+    let other = Bench::ready(bench.model.clone(), &["kms"]).await;
+    let mut bare = Vec::new();
+    for number in 0..768_u32 {
+        bare.push(other.encrypt(&number.to_be_bytes()).await.unwrap());
+    }
+    bench.model.change(|state| state.silent = true);
+    for waiting in [200, 768] {
+        let calls: Vec<_> = bare[..waiting].iter().map(|sealed| bench.begin_open(sealed)).collect();
+        settle().await;
+        let began = Instant::now();
+        let sealed = bench.encrypt(b"seed").await.unwrap();
+        assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
+        assert_eq!(bench.open(&own).await.unwrap(), b"own"[..]);
+        // Refusals, too.
+        let damaged = EncryptResponse { ciphertext: own.ciphertext.slice(..30), ..own.clone() };
+        assert_eq!(bench.open(&damaged).await.unwrap_err().code(), Code::InvalidArgument);
+        let foreign = format!("tk1.{}.1.{}", "0".repeat(32), "0".repeat(16));
+        let error = bench.decrypt(&bare[0].ciphertext, &foreign).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert_eq!(began, Instant::now(), "with {waiting} calls before them");
+        assert!(calls.iter().all(|call| !call.is_finished()));
+        if waiting == 768 {
+            let error = bench.open(&bare[0]).await.unwrap_err();
+            assert_eq!(error.code(), Code::ResourceExhausted, "what needs Vault is bounded all the same");
+        }
+        for call in calls {
+            call.abort();
+            drop(call.await);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_caller_goes_away_is_counted() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.model.change(|state| state.silent = true);
+    let calls = [bench.begin_encrypt(), bench.begin_encrypt()];
+    settle().await;
+    for call in calls {
+        call.abort();
+        drop(call.await);
+    }
+    assert_eq!((bench.calls("encrypt", "Canceled"), bench.calls("encrypt", "OK")), (2, 0));
+    bench.model.change(|state| state.silent = false);
+    bench.encrypt(b"seed").await.unwrap();
+    assert_eq!((bench.calls("encrypt", "Canceled"), bench.calls("encrypt", "OK")), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -483,13 +579,13 @@ async fn a_token_that_dies_after_a_long_refusal_is_only_just_dead() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.board.call_failed(1, &TransitError::new(Fault::Denied, "the policy refuses"));
     advance(Duration::from_secs(60)).await;
-    assert_eq!(bench.board.token_dead_for(1), None);
+    assert_eq!(bench.board.read().token_dead_for, None);
     let dead = TransitError::new(Fault::TokenDead, "the token is dead");
     bench.board.call_failed(1, &dead);
-    assert_eq!(bench.board.token_dead_for(1), Some(Duration::ZERO), "calls wait for the next token");
+    assert_eq!(bench.board.read().token_dead_for, Some(Duration::ZERO), "calls wait for the next token");
     advance(Duration::from_secs(5)).await;
     bench.board.call_failed(1, &dead);
-    assert_eq!(bench.board.token_dead_for(1), Some(Duration::from_secs(5)));
+    assert_eq!(bench.board.read().token_dead_for, Some(Duration::from_secs(5)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -502,6 +598,27 @@ async fn news_of_an_old_session_says_nothing_about_the_new_one() {
     assert_eq!(bench.healthz().await, "ok");
     bench.board.call_failed(2, &dead);
     assert_ne!(bench.healthz().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replaced_session_may_not_is_asked_of_the_one_in_use() {
+    for fault in [Fault::TokenDead, Fault::Denied, Fault::KeyLost] {
+        let mut bench = Bench::ready(Model::new(), &["kms"]).await;
+        let sealed = bench.encrypt(b"seed").await.unwrap();
+        bench.model.change(|state| state.delays = [200, 200].into());
+        let (encrypt, decrypt) = (bench.begin_encrypt(), bench.begin_open(&sealed));
+        settle().await;
+        let old = Arc::clone(&bench.session);
+        bench.take_session(&["kms"]).await.unwrap();
+        old.refuse(fault);
+        assert_eq!(encrypt.await.unwrap().unwrap().key_id, sealed.key_id);
+        assert_eq!(decrypt.await.unwrap().unwrap(), b"seed"[..]);
+        assert_eq!(bench.healthz().await, "ok");
+    }
+    // Of the session in use, a refusal is an answer.
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    bench.session.refuse(Fault::Denied);
+    assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::PermissionDenied);
 }
 
 #[tokio::test(start_paused = true)]
@@ -942,6 +1059,72 @@ async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_brings_them_bac
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_a_replaced_session_takes_no_kek_from_the_one_in_use() {
+    for fault in [Fault::TokenDead, Fault::Denied, Fault::KeyLost] {
+        let mut bench = Bench::ready(local(Model::new()), &["kms"]).await;
+        let own = bench.encrypt(b"own").await.unwrap();
+        let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
+        bench.model.change(|state| state.delays = [200].into());
+        let late = bench.begin_open(&theirs);
+        settle().await;
+        let old = Arc::clone(&bench.session);
+        bench.take_session(&["kms"]).await.unwrap();
+        old.refuse(fault);
+        assert_eq!(late.await.unwrap().unwrap(), b"theirs"[..]);
+        let calls = bench.model.calls();
+        assert_eq!(bench.open(&own).await.unwrap(), b"own"[..]);
+        bench.encrypt(b"seed").await.unwrap();
+        assert_eq!(bench.model.calls(), calls, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_vault_well_an_encrypt_waits_for_a_kek() {
+    let bench = local_bench(Model::new()).await;
+    pass(1).await;
+    let before = wrapped_kek(&bench.encrypt(b"seed").await.unwrap());
+    bench.board.keks.refused(1, None);
+    assert_eq!(bench.healthz().await, "ok");
+    let sealed = bench.begin_encrypt();
+    pass(2).await;
+    let sealed = sealed.await.unwrap().unwrap();
+    assert_ne!(wrapped_kek(&sealed), before);
+    assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
+
+    // With nobody to bring one it ends in time, and says what it waited for.
+    let bench = Bench::ready(local(Model::new()), &["kms"]).await;
+    bench.board.keks.refused(1, None);
+    let began = Instant::now();
+    let error = bench.encrypt(b"seed").await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert!(error.message().contains("has wrapped no new one"), "{error}");
+    assert_eq!(began.elapsed(), Duration::from_millis(2900));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_a_replaced_session_does_not_hold_up_the_keks_of_the_next() {
+    let mut bench = local_bench(Model::new()).await;
+    let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
+    bench.open(&theirs).await.unwrap();
+    // Looks and a probe are on their way, and will never end.
+    bench.board.keks.configure(1, Some(LIMITS));
+    bench.board.keks.refused(1, None);
+    bench.model.change(|state| state.silent = true);
+    bench.board.probe_soon();
+    pass(11).await;
+    bench.model.change(|state| state.silent = false);
+    bench.take_session(&["kms"]).await.unwrap();
+    pass(1).await;
+    let calls = bench.model.calls();
+    assert_eq!(bench.open(&theirs).await.unwrap(), b"theirs"[..]);
+    assert_eq!(bench.model.calls(), calls, "the next session has unwrapped it");
+    bench.board.keks.refused(2, None);
+    let sealed = bench.begin_encrypt();
+    pass(1).await;
+    assert!(sealed.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kek_of_an_excluded_version_is_refused() {
     let bench = local_bench(Model::new()).await;
     let sealed = bench.encrypt(b"seed").await.unwrap();
@@ -1071,6 +1254,30 @@ async fn an_older_version_is_published_after_three_probes_of_the_active_node() {
         bench.encrypt(b"seed").await.map(|sealed| sealed.ciphertext.starts_with(b"vault:v1:")).ok(),
         Some(true)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_session_said_of_older_versions_does_not_count_for_the_next() {
+    let model = Model::new();
+    model.rotate("kms");
+    let mut bench = Bench::with_prober(model).await;
+    let second = bench.status().await.unwrap().key_id;
+    let versions = |count: i64| {
+        let key = ModelKey::new(1, &(1..=count).map(|version| version * 100).collect::<Vec<_>>());
+        bench.model.change(|state| state.keys.insert("kms".into(), key));
+    };
+    versions(1);
+    pass(31).await;
+    bench.board.probe_soon();
+    pass(1).await;
+    versions(2);
+    bench.take_session(&["kms"]).await.unwrap();
+    bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
+    bench.board.probe_soon();
+    pass(2).await;
+    assert_eq!(bench.status().await.unwrap().key_id, second, "the third of two sessions");
+    pass(15).await;
+    assert_ne!(bench.status().await.unwrap().key_id, second, "the third of one");
 }
 
 #[tokio::test(start_paused = true)]

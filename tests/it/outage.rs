@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::support::{
-    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, closed_address,
+    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, calls, closed_address,
     daemon::samples, eventually, policy,
 };
 
@@ -206,6 +206,59 @@ async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
     stage.bao.thaw();
     caller.wait_ok(HEALED_WITHIN).await;
     caller.round_trip().await;
+}
+
+/// 140 calls are more than may ask Vault at once.
+#[tokio::test]
+async fn while_calls_wait_for_a_frozen_vault_local_keks_serve_and_who_leaves_is_counted() {
+    let mut stage = Stage::start().await;
+    stage.rendered.local_kek = true;
+    let token = stage.token().to_owned();
+    stage.render(&token);
+    let (daemon, caller) = stage.ready_without_probes().await;
+    let own = caller.encrypt(b"own").await.unwrap();
+    let mut bare = Vec::new();
+    for number in 0..140_u8 {
+        bare.push(stage.bao.encrypt(KEY, &[number; 32]).await);
+    }
+    stage.bao.freeze().await;
+    let mut waiting = JoinSet::new();
+    for ciphertext in bare {
+        let kms = daemon.kms().await;
+        waiting.spawn(async move { calls::decrypt(&kms, ciphertext, "1", "waits").await.unwrap_err() });
+    }
+    eventually("as many as may ask Vault", TIMEOUT, async || {
+        daemon.metric("transit_kms_decrypt_batch_size_sum", &[]).await >= 128.0
+    })
+    .await;
+    // In turns, so that all of these have had an answer before any of those.
+    for _ in 0..5 {
+        let sealed = caller.encrypt(b"seed").await.unwrap();
+        assert_eq!(caller.decrypt(&sealed).await.unwrap(), b"seed");
+        assert_eq!(caller.decrypt(&own).await.unwrap(), b"own");
+    }
+    assert!(waiting.try_join_next().is_none(), "a call that needs Vault has ended before those that do not");
+    let errors = waiting.join_all().await;
+    let away = [Code::DeadlineExceeded, Code::Unavailable];
+    assert!(errors.iter().all(|error| away.contains(&error.code())), "{errors:?}");
+    let of_turn = errors.iter().filter(|error| error.message().contains("for its turn")).count();
+    assert!(of_turn >= 12, "{of_turn} say what they waited for");
+
+    let asked = daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await;
+    let kms = daemon.kms().await;
+    let leaver = tokio::spawn(async move { calls::decrypt(&kms, "vault:v1:QUJD", "1", "leaver").await });
+    eventually("it is there", TIMEOUT, async || {
+        daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await > asked
+    })
+    .await;
+    leaver.abort();
+    let left = [("method", "decrypt"), ("code", "Canceled")];
+    eventually("it is counted", TIMEOUT, async || {
+        daemon.metric("transit_kms_calls_total", &left).await == 1.0
+    })
+    .await;
+    daemon.wait_printed("the caller has gone away").await;
+    stage.bao.thaw();
 }
 
 #[tokio::test]

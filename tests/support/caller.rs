@@ -32,7 +32,7 @@ impl Caller {
     }
 
     pub(crate) async fn decrypt(&self, sealed: &EncryptResponse) -> Result<Vec<u8>, Status> {
-        calls::decrypt(&self.kms, sealed.ciphertext.clone(), &sealed.key_id, "test-decrypt").await
+        calls::open(&self.kms, sealed, "test-decrypt").await
     }
 
     /// What Status says in one line: `ok`, a reason, or `Code: message` of a gRPC error.

@@ -40,6 +40,17 @@ pub(crate) async fn decrypt(
     Ok(kms.clone().decrypt(timed(request)).await?.into_inner().plaintext.to_vec())
 }
 
+/// Decrypt, as kube-apiserver asks for what it has stored.
+pub(crate) async fn open(kms: &Kms, sealed: &EncryptResponse, uid: &str) -> Result<Vec<u8>, Status> {
+    let request = DecryptRequest {
+        annotations: sealed.annotations.clone(),
+        ciphertext: sealed.ciphertext.clone(),
+        key_id: sealed.key_id.clone(),
+        uid: uid.into(),
+    };
+    Ok(kms.clone().decrypt(timed(request)).await?.into_inner().plaintext.to_vec())
+}
+
 /// Status, Encrypt and Decrypt of a new seed.
 ///
 /// # Panics
