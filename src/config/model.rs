@@ -319,6 +319,21 @@ impl KeyRef {
         &self.0.path
     }
 
+    /// As an entry of `keynames` that names its place in full.
+    #[must_use]
+    pub fn entry(&self) -> String {
+        // No name or path has a character that needs an escape within double quotes.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b'-');
+        let quoted = |text: &str| match text {
+            "" => "root".to_owned(),
+            text if text.bytes().all(plain) => text.to_owned(),
+            text => format!("\"{text}\""),
+        };
+        let (name, mount, namespace) =
+            (self.name().as_str(), self.mount().as_str(), self.namespace().as_str());
+        format!("{{ name: {name}, mount: {}, namespace: {} }}", quoted(mount), quoted(namespace))
+    }
+
     fn identity(&self) -> (&str, &KeyName) {
         (self.path(), self.name())
     }
@@ -362,7 +377,7 @@ impl KeyNames {
         let mut all = Self { primary, others: Vec::new() };
         for key in keys {
             if all.iter().any(|known| *known == key) {
-                return Err(BrokenRule("must not name a key twice"));
+                return Err(BrokenRule("must not name a key twice (namespace and mount count as one path)"));
             }
             all.others.push(key);
         }

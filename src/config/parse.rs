@@ -45,6 +45,8 @@ const AUTH_SETTINGS: &[&str] = &[
     "token_file",
     "wrapped",
 ];
+/// Of an entry of `keynames`.
+const KEY_SETTINGS: &[&str] = &["mount", "name", "namespace"];
 const ENCRYPTION_SETTINGS: &[&str] =
     &["max_age", "max_age_in_outage", "mode", "renew_after", "renew_after_uses"];
 const FLAT: &[&str] = &["encryption", "provider"];
@@ -212,9 +214,33 @@ fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Resu
     };
     let mut keys = Vec::new();
     for value in place.one_or_more()? {
-        keys.push(KeyRef::new(value.parsed(KeyName::new)?, mount.clone(), namespace.clone()));
+        keys.push(key(&value, mount, namespace)?);
     }
     KeyNames::new(keys).map_err(|rule| place.broken(rule))
+}
+
+/// A name, or a mapping that also says where the key is.
+fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyRef, Broken> {
+    if !matches!(value.node, Node::Map(_)) {
+        return Ok(KeyRef::new(value.parsed(KeyName::new)?, mount.clone(), namespace.clone()));
+    }
+    let section = value.section()?;
+    section.refuse_unknown(&[KEY_SETTINGS], |key| {
+        (key == "transitpath").then_some("is called mount in an entry of keynames")
+    })?;
+    let Some(name) = section.parsed("name", KeyName::new)? else {
+        return Err(section.missing("name", "the name of a Transit key"));
+    };
+    let own_mount = section.parsed("mount", MountPath::new)?;
+    let own_namespace = section.parsed("namespace", Namespace::new)?;
+    if own_mount.is_none() && own_namespace.is_none() {
+        return Ok(KeyRef::new(name, mount.clone(), namespace.clone()));
+    }
+    Ok(KeyRef::elsewhere(
+        name,
+        own_mount.unwrap_or_else(|| mount.clone()),
+        own_namespace.unwrap_or_else(|| namespace.clone()),
+    ))
 }
 
 fn tls(section: &Section<'_>) -> Result<TlsFiles, Broken> {
@@ -323,7 +349,7 @@ impl<'a> Section<'a> {
 
     fn value(&self, index: usize) -> Option<Value<'a>> {
         let (key, node) = self.entries.get(index)?;
-        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
+        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, KEY_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
         let known = lists.iter().any(|list| list.contains(&key.as_str()));
         Some(Value {
             name: self.within(if known { key } else { "(a key)" }),
@@ -433,7 +459,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The items of a list; one string is a list of one.
+    /// The items of a list; one value is a list of one.
     fn one_or_more(&self) -> Result<Vec<Value<'a>>, Broken> {
         match self.node {
             Node::Seq(items) => Ok(items
@@ -445,8 +471,7 @@ impl<'a> Value<'a> {
                     node,
                 })
                 .collect()),
-            Node::Map(_) => Err(self.broken("must be a list of strings")),
-            Node::Bool | Node::Null | Node::Number(_) | Node::Str(_) => Ok(vec![self.clone()]),
+            Node::Bool | Node::Map(_) | Node::Null | Node::Number(_) | Node::Str(_) => Ok(vec![self.clone()]),
         }
     }
 
@@ -661,6 +686,67 @@ vault:
     }
 
     #[test]
+    fn a_key_may_say_where_it_is() {
+        let with = |keynames: &str| {
+            format!(
+                "address: https://v\ntoken: t\nnamespace: team-a\ntransitpath: new\nkeynames: {keynames}\n"
+            )
+        };
+        let config = good(&with(
+            "[kms, { name: kms, mount: /old/ }, { NAME: kms, namespace: root }, { name: b, namespace: team-a/x, mount: t }, { name: c }]",
+        ));
+        let told: Vec<_> = config
+            .keys
+            .iter()
+            .map(|key| {
+                (key.to_string(), key.namespace().as_str().to_owned(), key.mount().as_str().to_owned())
+            })
+            .collect();
+        let told: Vec<_> =
+            told.iter().map(|(key, namespace, mount)| [&**key, &**namespace, &**mount]).collect();
+        assert_eq!(
+            told,
+            [
+                ["kms", "team-a", "new"],
+                ["team-a/old/kms", "team-a", "old"],
+                ["new/kms", "", "new"],
+                ["team-a/x/t/b", "team-a/x", "t"],
+                ["c", "team-a", "new"],
+            ]
+        );
+        assert_eq!(good(&with("{ name: kms, mount: old }")).keys.primary().to_string(), "team-a/old/kms");
+        // What an error tells to write is read as what it was.
+        for key in config.keys.iter() {
+            let again = good(&with(&format!("[{}]", key.entry())));
+            assert_eq!(again.keys.primary(), key, "{}", key.entry());
+        }
+        let odd = good(&with("{ name: kms, mount: 'a:,[*/b' }"));
+        assert_eq!(good(&with(&odd.keys.primary().entry())).keys, odd.keys);
+
+        for (keynames, words) in [
+            ("[kms, { mount: old }]", "keynames[1].name: is missing"),
+            ("[{ name: kms, path: old }]", "keynames[0]: unknown key (not named"),
+            ("[{ name: kms, mont: old }]", "keynames[0].mont: unknown key; did you mean mount?"),
+            (
+                "[{ name: kms, transitpath: a }]",
+                "keynames[0].transitpath: unknown key here; it is called mount",
+            ),
+            ("[{ name: a/b }]", "keynames[0].name: must be a key name"),
+            ("[{ name: kms, mount: a//b }]", "keynames[0].mount: must not have empty"),
+            ("[{ name: kms, namespace: a b }]", "keynames[0].namespace: must be a plain path"),
+            ("[kms, { name: kms }]", "keynames: must not name a key twice"),
+            ("[kms, { name: kms, mount: new }]", "keynames: must not name a key twice"),
+            (
+                "[kms, { name: kms, mount: team-a/new, namespace: root }]",
+                "keynames: must not name a key twice",
+            ),
+        ] {
+            let error = refused(&with(keynames));
+            assert!(error.starts_with("/etc/x.yaml:5: ") && error.contains(words), "{keynames}: {error}");
+        }
+    }
+
+    #[test]
     fn an_address_twice_counts_once() {
         let config = good("addresses: [https://v, https://v/]\nkeynames: k\ntoken: t\n");
         assert_eq!((config.addresses.len(), config.warnings.len()), (1, 1));
@@ -726,7 +812,7 @@ vault:
                 ":3: keynames: must not name a key twice",
             ),
             ("address: https://v\ntoken: t\nkeynames: []\n", ":3: keynames: must name at least one key"),
-            ("address: https://v\ntoken: t\nkeynames: {a: b}\n", ":3: keynames: must be a list of strings"),
+            ("address: https://v\ntoken: t\nkeynames: {a: b}\n", ":3: keynames: unknown key (not named"),
             ("addresses: []\ntoken: t\nkeynames: k\n", ":1: addresses: must name at least one address"),
             (&with("auth: {}"), ":3: auth.method: is missing"),
             (&with("auth: { method: 1 }"), ":3: auth.method: must be a string"),

@@ -58,6 +58,9 @@ pub struct Before<'a> {
     pub keyring: &'a Keyring,
     /// Whether the session in use is well, so that nothing is lost by insisting on the witness.
     pub insist: bool,
+    /// Whether the session in use has found its key gone, so that a session without it loses
+    /// nothing that could still be read.
+    pub lost: bool,
     /// Whether the session that is probed wrapped the witness itself.
     pub own: bool,
     /// What was wrapped last, to be unwrapped now: Vault tells only the second in which a key
@@ -251,22 +254,18 @@ fn check_same_keys(before: Before<'_>, entries: &mut [KeyEntry]) -> Result<(), T
     Ok(())
 }
 
-/// What was wrapped, must be unwrapped, if the session has that key at all.
+/// A session must unwrap what was wrapped under the published key, in the place where that key is:
+/// what kube-apiserver has stored names that place in its key_ids.
 async fn check_witness(
     transit: &dyn Transit,
     before: Before<'_>,
     entries: &[KeyEntry],
     call: Call<'_>,
 ) -> Result<(), TransitError> {
-    let Before { keyring, insist, own, witness } = before;
+    let Before { keyring, insist, own, witness, .. } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
     let Some(name) = transit.keys().iter().find(|key| Scope::of(key) == old.scope) else {
-        warn!(
-            key = %old.key,
-            "the key that encrypted so far is no longer configured: what it encrypted cannot be read \
-             until it is in vault.keynames again"
-        );
-        return Ok(());
+        return check_loss(transit, before, &old.key, call).await;
     };
     match transit.decrypt(name, &witness.ciphertext, call).await {
         Ok(opened) if *opened.plaintext == *witness.plaintext => Ok(()),
@@ -284,6 +283,46 @@ async fn check_witness(
         }
         Err(error) => Err(error),
     }
+}
+
+/// A session without the published key strands what was encrypted under it. It is taken only where
+/// that makes nothing worse: the key is gone, or no other place has it any more.
+async fn check_loss(
+    transit: &dyn Transit,
+    before: Before<'_>,
+    published: &KeyRef,
+    call: Call<'_>,
+) -> Result<(), TransitError> {
+    if before.lost {
+        warn!(
+            key = %published,
+            "the key that encrypted so far is no longer configured: what it encrypted cannot be read \
+             until it is in vault.keynames again"
+        );
+        return Ok(());
+    }
+    if !before.insist {
+        let witness = before.witness;
+        for key in transit.keys().iter() {
+            let opened = transit.decrypt(key, &witness.ciphertext, call).await;
+            if opened.is_ok_and(|opened| *opened.plaintext == *witness.plaintext) {
+                warn!(
+                    from = published.path(), to = key.path(), key = %key.name(),
+                    "the key that encrypted so far is in another place now, and so has another key_id: have \
+                     everything rewritten; what names the old place cannot be read after kube-apiserver restarts"
+                );
+                return Ok(());
+            }
+        }
+    }
+    Err(TransitError::new(
+        Fault::KeyLost,
+        format!(
+            "the key that encrypted so far is not in vault.keynames, so what it encrypted could not be read: \
+             add {} behind the new key, or restart transit-kms to accept the loss",
+            published.entry()
+        ),
+    ))
 }
 
 fn another_key(name: &KeyRef) -> TransitError {

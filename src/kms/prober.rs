@@ -76,7 +76,13 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
 async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersions) -> bool {
     let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
     let deadline = Instant::now() + longest;
-    let before = Before { keyring: &snapshot.keyring, insist: false, own: true, witness: &snapshot.witness };
+    let before = Before {
+        keyring: &snapshot.keyring,
+        insist: false,
+        lost: false,
+        own: true,
+        witness: &snapshot.witness,
+    };
     let older = older.of(snapshot.generation);
     let probing =
         timeout_at(deadline, probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline));

@@ -80,6 +80,7 @@ impl Bench {
         let against = before.as_ref().map(|before| Before {
             keyring: &before.keyring,
             insist: false,
+            lost: false,
             own: false,
             witness: &before.witness,
         });
@@ -669,6 +670,37 @@ async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_or_has_moved() {
+    let model = Model::new();
+    model.change(|state| {
+        state.keys.insert("new".into(), ModelKey::new(7, &[500]));
+        // The same key in another place, as after `vault secrets move`.
+        state.keys.insert("moved".into(), ModelKey::new(1, &[100]));
+    });
+    let bench = Bench::ready(model, &["kms"]).await;
+    let before = bench.board.snapshot().unwrap();
+    let try_session = async |keys: &[&str], insist, lost| {
+        let session = bench.model.session(keys);
+        let against = Before { keyring: &before.keyring, insist, lost, own: false, witness: &before.witness };
+        let outcome =
+            probe(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
+        outcome.map(drop).map_err(TransitError::from)
+    };
+    let remedy = "add { name: kms, mount: transit, namespace: root } behind the new key, or restart";
+    for (keys, insist) in [(["new"], true), (["moved"], true), (["new"], false)] {
+        let error = try_session(&keys, insist, false).await.unwrap_err();
+        assert_eq!(error.fault, Fault::KeyLost, "{keys:?}");
+        assert!(error.message.contains(remedy), "{error}");
+    }
+    try_session(&["new", "kms"], true, false).await.unwrap();
+    try_session(&["moved"], false, false).await.unwrap();
+    try_session(&["new"], false, true).await.unwrap();
+    // It must not only be named, but decrypt.
+    bench.model.change(|state| state.keys.insert("kms".into(), ModelKey::new(9, &[100])));
+    assert!(try_session(&["new", "kms"], true, false).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_session_is_not_well() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
     let first = bench.board.snapshot().unwrap();
@@ -680,7 +712,8 @@ async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_sess
         |version| bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = version);
     let try_session = async |insist| {
         let session = bench.model.session(&["kms"]);
-        let against = Before { keyring: &second.keyring, insist, own: false, witness: &first.witness };
+        let against =
+            Before { keyring: &second.keyring, insist, lost: false, own: false, witness: &first.witness };
         probe(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await
     };
     assert!(try_session(true).await.is_ok());
@@ -722,7 +755,13 @@ async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
     settle().await;
     bench.model.change(|state| state.fails.clear());
     let snapshot = bench.board.snapshot().unwrap();
-    let against = Before { keyring: &snapshot.keyring, insist: false, own: true, witness: &snapshot.witness };
+    let against = Before {
+        keyring: &snapshot.keyring,
+        insist: false,
+        lost: false,
+        own: true,
+        witness: &snapshot.witness,
+    };
     let proof =
         probe(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
     bench.board.probe_passed(1, proof.unwrap());
@@ -1288,8 +1327,13 @@ async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_k
     bench.session.kill_token();
     let try_session = async |bench: &Bench, accept_older| {
         let (session, before) = (bench.model.session(&["kms"]), bench.board.snapshot().unwrap());
-        let against =
-            Before { keyring: &before.keyring, insist: false, own: false, witness: &before.witness };
+        let against = Before {
+            keyring: &before.keyring,
+            insist: false,
+            lost: false,
+            own: false,
+            witness: &before.witness,
+        };
         probe(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
     };
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
@@ -1400,6 +1444,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                     let before = Before {
                         keyring: &snapshot.keyring,
                         insist: false,
+                        lost: false,
                         own: true,
                         witness: &snapshot.witness,
                     };
@@ -1418,6 +1463,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                     let against = Before {
                         keyring: &before.keyring,
                         insist: false,
+                        lost: false,
                         own: false,
                         witness: &before.witness,
                     };

@@ -163,6 +163,7 @@ impl Keeper {
             in_use.as_ref(),
             before.as_deref(),
             self.is_well(),
+            self.board.read().key_lost.is_some(),
             deadline,
         );
         let outcome = tokio::select! {
@@ -309,6 +310,7 @@ async fn prove(
     in_use: Option<&InUse>,
     before: Option<&Snapshot>,
     in_use_is_well: bool,
+    key_is_lost: bool,
     deadline: Instant,
 ) -> Result<Proven, TransitError> {
     let reading = &candidate.reading;
@@ -343,6 +345,7 @@ async fn prove(
     let against = before.map(|before| Before {
         keyring: &before.keyring,
         insist: in_use_is_well,
+        lost: key_is_lost,
         own: false,
         witness: &before.witness,
     });

@@ -109,7 +109,15 @@ impl Session {
             outgoing: &outgoing,
             token_is_fresh: self.begun.elapsed() < FRESH,
         };
-        failover::ask(&self.pool, &self.metrics, question, &accept).await
+        let asked = failover::ask(&self.pool, &self.metrics, question, &accept).await;
+        asked.map_err(|mut error| {
+            // These name the path, which is below the namespace of the config unless they say so.
+            if matches!(error.fault, Fault::Denied | Fault::KeyLost) && *namespace != self.namespace {
+                let name = if namespace.is_root() { "root" } else { namespace.as_str() };
+                error.message.push_str(&format!(" (in namespace {name})"));
+            }
+            error
+        })
     }
 
     /// See [`failover::first_is_active`].

@@ -181,6 +181,8 @@ async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_t
     ] {
         let error = session.read_key(&key, call()).await.unwrap_err();
         assert_eq!(error.fault, Fault::KeyLost);
+        let told = error.message.contains("(in namespace ");
+        assert_eq!(told, namespace != Some("team-a"), "{error}");
         let head = fake.heads().pop().unwrap();
         let told = head.lines().find_map(|line| line.strip_prefix("x-vault-namespace: "));
         assert!(head.contains(path), "{head}");

@@ -6,8 +6,8 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::support::{
-    Bao, Daemon, Load, Rendered,
-    calls::{round_trip, status},
+    Bao, Daemon, KEY, Load, Rendered,
+    calls::{decrypt, encrypt, round_trip, status},
     closed_address, eventually, policy, rendered,
 };
 
@@ -285,4 +285,114 @@ async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
     assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
     let state = async |state| daemon.metric("transit_kms_config_state", &[("state", state)]).await;
     assert_eq!((state("in_use").await, state("pending").await), (1.0, 0.0));
+}
+
+/// Makes a Transit engine at `mount` of `namespace` (empty for the root) with a key.
+async fn another_place(bao: &Bao, namespace: &str, mount: &str) {
+    let at = |path: &str| if namespace.is_empty() { path.to_owned() } else { format!("{namespace}/{path}") };
+    if !namespace.is_empty() {
+        bao.api("POST", &format!("sys/namespaces/{namespace}"), json!({})).await;
+    }
+    bao.api("POST", &at(&format!("sys/mounts/{mount}")), json!({"type": "transit"})).await;
+    bao.api("POST", &at(&format!("{mount}/keys/{KEY}")), json!({})).await;
+}
+
+/// A move from `old` to `new` is refused while the old key is not named, and taken when it is.
+async fn assert_moves_without_a_loss(old: &Rendered, new: &Rendered, old_entry: serde_json::Value) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    rendered::by_rename(&config, &old.yaml());
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    let kms = daemon.kms().await;
+    let load = Load::start(&daemon, 2, Duration::from_millis(10)).await;
+    let before = encrypt(&kms, b"before", "before").await.unwrap();
+
+    rendered::by_rename(&config, &new.yaml());
+    let name = |field: &str| old_entry[field].as_str().unwrap().to_owned();
+    let entry =
+        format!("{{ name: {}, mount: {}, namespace: {} }}", name("name"), name("mount"), name("namespace"));
+    let refusal = bad("refused", "refused", ["is not in vault.keynames", &entry, "restart"], String::new());
+    wait_reason(&daemon, 200, &refusal).await;
+    assert_eq!(daemon.reloads("refused").await, 1);
+    let known = status(&kms).await.unwrap();
+    assert_eq!((known.healthz.as_str(), &known.key_id), ("ok", &before.key_id));
+    assert_eq!(decrypt(&kms, before.ciphertext.clone(), &before.key_id, "old").await.unwrap(), b"before"[..]);
+
+    let mut keys = new.keys.clone();
+    keys.push(old_entry);
+    rendered::by_rename(&config, &Rendered { keys, ..new.clone() }.yaml());
+    daemon.wait_generation(2).await;
+    let after = encrypt(&kms, b"after", "after").await.unwrap();
+    assert_ne!(after.key_id, before.key_id);
+    assert_eq!(status(&kms).await.unwrap().key_id, after.key_id);
+    for (sealed, plain) in [(before, &b"before"[..]), (after, &b"after"[..])] {
+        assert_eq!(decrypt(&kms, sealed.ciphertext, &sealed.key_id, "both").await.unwrap(), plain);
+    }
+    // Each of its calls asks for Status too, and none but ok counts.
+    let calls = load.calls();
+    eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
+    load.stop().await.assert_nothing_failed();
+    let (ready, text) = daemon.admin("/readyz").await;
+    assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
+}
+
+#[tokio::test]
+async fn another_mount_strands_nothing_and_is_taken_with_the_old_key_behind_the_new_one() {
+    let bao = Bao::start().await;
+    another_place(&bao, "", "new").await;
+    let rules = policy("transit", KEY) + &policy("new", KEY);
+    bao.policy("both", &rules).await;
+    let token = bao.create_token(json!({"policies": ["both"], "ttl": "1h"})).await;
+    let old = Rendered::of(&bao, &token);
+    let new = Rendered { mount: "new".into(), ..old.clone() };
+    let entry = json!({"name": KEY, "mount": "transit", "namespace": "root"});
+    assert_moves_without_a_loss(&old, &new, entry).await;
+}
+
+#[tokio::test]
+async fn another_namespace_strands_nothing_and_is_taken_with_the_old_key_behind_the_new_one() {
+    let bao = Bao::start().await;
+    if Bao::is_vault() {
+        eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
+        return;
+    }
+    another_place(&bao, "team-a", "transit").await;
+    another_place(&bao, "team-b", "transit").await;
+    // A token of the root namespace works in those below it, if its policy names their paths.
+    let mut rules = policy("team-a/transit", KEY) + &policy("team-b/transit", KEY);
+    for namespace in ["team-a", "team-b"] {
+        rules += &format!("path \"{namespace}/auth/token/*\" {{ capabilities = [\"read\", \"update\"] }}\n");
+    }
+    bao.policy("both", &rules).await;
+    let token = bao.create_token(json!({"policies": ["both"], "ttl": "1h"})).await;
+    let old = Rendered { namespace: Some("team-a".into()), ..Rendered::of(&bao, &token) };
+    let new = Rendered { namespace: Some("team-b".into()), ..old.clone() };
+    let entry = json!({"name": KEY, "mount": "transit", "namespace": "team-a"});
+    assert_moves_without_a_loss(&old, &new, entry).await;
+}
+
+#[tokio::test]
+async fn one_key_has_one_key_id_by_every_spelling_and_no_reload_changes_it() {
+    let bao = Bao::start().await;
+    if Bao::is_vault() {
+        eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
+        return;
+    }
+    another_place(&bao, "team-a", "transit").await;
+    bao.policy("a", &policy("team-a/transit", KEY)).await;
+    let token = bao.create_token(json!({"policies": ["a"], "ttl": "1h"})).await;
+    let by_namespace = Rendered { namespace: Some("/team-a/".into()), ..Rendered::of(&bao, &token) };
+    let by_mount = Rendered { mount: "team-a/transit".into(), ..Rendered::of(&bao, &token) };
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    rendered::by_rename(&config, &by_namespace.yaml());
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_ready().await;
+    let kms = daemon.kms().await;
+    let sealed = encrypt(&kms, b"seed", "one").await.unwrap();
+    rendered::by_rename(&config, &by_mount.yaml());
+    daemon.wait_generation(2).await;
+    assert_eq!(status(&kms).await.unwrap().key_id, sealed.key_id);
+    assert_eq!(decrypt(&kms, sealed.ciphertext, &sealed.key_id, "two").await.unwrap(), b"seed"[..]);
 }

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::server::{Bao, KEY, MOUNT};
 
@@ -19,7 +19,8 @@ pub(crate) struct Rendered {
     pub(crate) ca_file: PathBuf,
     /// The paths of a client certificate and its key.
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
-    pub(crate) keys: Vec<String>,
+    /// Names, or objects that also say where a key is.
+    pub(crate) keys: Vec<Value>,
     /// Mode `local-kek`.
     pub(crate) local_kek: bool,
     pub(crate) mount: String,
