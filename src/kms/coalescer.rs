@@ -403,7 +403,7 @@ mod tests {
         config::{Encryption, KeyNames},
         kms::{
             key_id::KeyVersion,
-            transit::{KeyDescription, Sealed},
+            transit::{KeyDescription, NodeId, Sealed},
         },
     };
 
@@ -509,7 +509,7 @@ mod tests {
             Vec::new()
         }
 
-        async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {
+        async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
             Err(given_up())
         }
 

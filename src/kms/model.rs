@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::{
     ciphertext::Ciphertext,
     key_id::KeyVersion,
-    transit::{Call, Fault, KeyDescription, Opened, Sealed, Transit, TransitError},
+    transit::{Call, Fault, KeyDescription, NodeId, Opened, Sealed, Transit, TransitError},
 };
 use crate::config::{Encryption, KeyNames, KeyRef};
 
@@ -255,7 +255,7 @@ impl Transit for ModelSession {
         Vec::new()
     }
 
-    async fn is_active(&self, _: Call<'_>) -> Result<bool, TransitError> {
+    async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
         self.at_some_moment("is_active", |state| Ok(state.lag == 0)).await
     }
 
@@ -268,6 +268,7 @@ impl Transit for ModelSession {
             let (key, latest) = visible(state, key)?;
             let versions = key.versions.iter().zip(1..=latest);
             Ok(KeyDescription {
+                told_by: NodeId(0),
                 derived: key.derived,
                 latest: KeyVersion::new(latest).unwrap(),
                 min_decryption: key.min_decryption,

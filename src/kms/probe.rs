@@ -128,7 +128,7 @@ pub async fn probe(
         .is_some_and(|old| old.scope == Scope::of(primary))
         .then_some(current.version);
     let proven = if published.is_some_and(|published| description.latest < published) {
-        check_going_back(transit, before, &entries, description.latest, accept_older, call).await?;
+        check_going_back(transit, before, &entries, &description, accept_older, call).await?;
         round_trip(transit, newest, call).await
     } else {
         check_witness(transit, before, &entries, call).await?;
@@ -152,16 +152,16 @@ async fn check_going_back(
     transit: &dyn Transit,
     before: Before<'_>,
     entries: &[KeyEntry],
-    latest: KeyVersion,
+    description: &KeyDescription,
     accept_older: bool,
     call: Call<'_>,
 ) -> Result<(), ProbeFailure> {
-    if !transit.is_active(call).await? {
+    if !transit.is_active(description.told_by, call).await? {
         let message = "a standby node of Vault has not caught up with the versions of the key";
         return Err(TransitError::new(Fault::Lagging, message).into());
     }
     if !accept_older {
-        return Err(ProbeFailure::Older(latest));
+        return Err(ProbeFailure::Older(description.latest));
     }
     match before.keyring.entries().first() {
         Some(old) if !shares_a_version(old, entries) => Err(another_key(&old.key).into()),

@@ -18,11 +18,17 @@ pub struct Call<'a> {
     pub uid: &'a str,
 }
 
+/// A node of Vault, as a session knows it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NodeId(pub usize);
+
 /// What Transit tells of a key.
 ///
 /// Source: <https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyDescription {
+    /// The node that told it.
+    pub told_by: NodeId,
     /// Derived keys need a context with every call.
     pub derived: bool,
     /// The newest version.
@@ -104,11 +110,12 @@ pub trait Transit: Send + Sync + 'static {
     /// What this session was configured to wrap seeds with.
     fn encryption(&self) -> Encryption;
 
-    /// Whether the node that answers is the active one of its cluster.
+    /// Whether `node` is the active one of its cluster. If another one is, that one is asked first from
+    /// now on.
     ///
     /// # Errors
     /// See [`Fault`].
-    async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError>;
+    async fn is_active(&self, node: NodeId, call: Call<'_>) -> Result<bool, TransitError>;
 
     /// The keys that this session was configured with: the first encrypts, all decrypt.
     fn keys(&self) -> &KeyNames;

@@ -272,7 +272,7 @@ impl Metrics {
         for result in ["capped", "failed", "renewed"] {
             metrics.token_renewals.with_label_values(&[result]);
         }
-        for result in ["lost", "won"] {
+        for result in ["denied", "lost", "won"] {
             metrics.hedges.with_label_values(&[result]);
         }
         for reason in [
@@ -283,6 +283,7 @@ impl Metrics {
             "round",
             "silent",
             "token_dead",
+            "unconfirmed",
             "unreachable",
             "waited",
         ] {
@@ -312,7 +313,7 @@ impl Metrics {
         }
     }
 
-    /// A hedge has `won` or `lost`.
+    /// A hedge has `won` or `lost`, or was `denied` by its budget.
     pub fn hedge(&self, result: &'static str) {
         self.hedges.with_label_values(&[result]).inc();
     }

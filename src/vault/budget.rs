@@ -1,39 +1,52 @@
-//! The retry budget: what an outage may cost Vault in requests that nobody made.
+//! Budgets: what extra requests, retries and hedges, may cost Vault.
 
 use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-/// Enough for every call in flight to go to another node when one dies.
-const CAPACITY: f64 = 200.0;
-/// A good answer earns a tenth of a retry: in the long run one request of ten is one.
-const EARNED: f64 = 0.1;
-/// So that those who call seldom have some, too.
-const PER_SECOND: f64 = 5.0;
+/// How many extra requests there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// At once.
+    pub(super) capacity: f64,
+    /// For each good answer.
+    pub(super) earned: f64,
+    /// For each second, so that those who call seldom have some, too.
+    pub(super) per_second: f64,
+}
+
+impl Limits {
+    /// Enough for every call in flight to go to another node when one dies. In the long run one request of
+    /// ten is a retry.
+    pub(super) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
+}
 
 /// A token bucket.
 #[derive(Debug)]
-pub(super) struct Budget(Mutex<(f64, Instant)>);
+pub(super) struct Budget {
+    bucket: Mutex<(f64, Instant)>,
+    limits: Limits,
+}
 
 impl Budget {
     /// A full one.
-    pub(super) fn new() -> Self {
-        Self(Mutex::new((CAPACITY, Instant::now())))
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { bucket: Mutex::new((limits.capacity, Instant::now())), limits }
     }
 
     /// A good answer has come.
     pub(super) fn earn(&self) {
-        let mut bucket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.0 = (bucket.0 + EARNED).min(CAPACITY);
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.0 = (bucket.0 + self.limits.earned).min(self.limits.capacity);
     }
 
     /// Whether one more request may be made.
     #[must_use]
     pub(super) fn take(&self) -> bool {
-        let mut bucket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let since = now.saturating_duration_since(bucket.1).as_secs_f64();
-        let left = (bucket.0 + since * PER_SECOND).min(CAPACITY);
+        let left = (bucket.0 + since * self.limits.per_second).min(self.limits.capacity);
         *bucket = (if left >= 1.0 { left - 1.0 } else { left }, now);
         left >= 1.0
     }
@@ -51,7 +64,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_spent_earned_and_grows_slowly_by_itself() {
-        let budget = Budget::new();
+        let budget = Budget::new(Limits::RETRIES);
         assert_eq!(drain(&budget), 200);
         (0..100).for_each(|_| budget.earn());
         assert!((9..=10).contains(&drain(&budget)), "a tenth");

@@ -1,7 +1,9 @@
 //! How a node is doing, and when to look at it again; pure.
 //!
-//! A node that fails *rests*: calls leave it alone. After its rest a request that carries nothing
-//! looks whether it is back, so that no caller pays for finding out that it is not.
+//! A node that fails is *ejected*: calls leave it alone. After a while a health check, a request that
+//! carries nothing, looks whether it is back, so that no caller pays for finding out that it is not.
+//! A node that is ready again is on *trial*: it gets one call at a time, until it has answered one.
+//! Else all calls that waited for it would come at once, and might be what it cannot bear.
 
 use std::time::Duration;
 
@@ -51,7 +53,17 @@ pub(super) struct Condition {
     /// How often it has begun to rest since its last good answer.
     relapses: u32,
     rest: Option<Rest>,
+    trial: Option<Trial>,
     used: Instant,
+}
+
+/// The time between a good health check and a good answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Trial {
+    /// The next call may have the trial.
+    Free,
+    /// A call has it, and its outcome is not known yet.
+    Taken,
 }
 
 #[derive(Debug)]
@@ -65,16 +77,49 @@ struct Rest {
 
 impl Condition {
     pub(super) fn new(pace: Pace, now: Instant) -> Self {
-        Self { away_since: None, pace, relapses: 0, rest: None, used: now }
+        Self { away_since: None, pace, relapses: 0, rest: None, trial: None, used: now }
     }
 
+    /// Whether any number of calls may be sent to it.
     pub(super) fn is_well(&self) -> bool {
-        self.rest.is_none()
+        self.rest.is_none() && self.trial.is_none()
     }
 
-    /// Since when it has not given a good answer, if it rests.
+    /// Whether it is left alone.
+    pub(super) fn is_ejected(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Whether it is on trial.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
+    /// Whether it is on trial and no call has the trial.
+    pub(super) fn has_free_trial(&self) -> bool {
+        self.trial == Some(Trial::Free)
+    }
+
+    /// Takes the trial for one call; false if another call has it. No trial is needed unless it is on trial.
+    #[must_use]
+    pub(super) fn take_trial(&mut self) -> bool {
+        let free = self.has_free_trial();
+        if free {
+            self.trial = Some(Trial::Taken);
+        }
+        free
+    }
+
+    /// The call that had the trial has ended and shown nothing.
+    pub(super) fn return_trial(&mut self) {
+        if self.is_on_trial() {
+            self.trial = Some(Trial::Free);
+        }
+    }
+
+    /// Since when it has not given a good answer, unless it is well.
     pub(super) fn away_since(&self) -> Option<Instant> {
-        self.rest.as_ref().and(self.away_since)
+        self.away_since.filter(|_| !self.is_well())
     }
 
     /// Nobody should ask it before.
@@ -92,11 +137,13 @@ impl Condition {
         self.away_since = None;
         self.relapses = 0;
         self.rest = None;
+        self.trial = None;
     }
 
     /// It failed for the reason `why`, and asked to be left alone for `pause`, or not.
     pub(super) fn failed(&mut self, now: Instant, why: &TransitError, pause: Option<Duration>) {
         self.away_since.get_or_insert(now);
+        self.trial = None;
         let asked = now + pause.unwrap_or_default();
         let not_before = match &self.rest {
             // Calls that were on their way when it began to rest are no relapse.
@@ -114,9 +161,11 @@ impl Condition {
         self.rest.as_ref().map(|rest| (rest.failed, rest.why.clone()))
     }
 
-    /// A look has found it ready to be asked. Only an answer that counts shows that it is well.
+    /// A health check has found it ready to be asked. Only an answer to a call shows that it is well.
     pub(super) fn looked_ready(&mut self) {
-        self.rest = None;
+        if self.rest.take().is_some() {
+            self.trial = Some(Trial::Free);
+        }
     }
 
     /// When to look next; `awaited` if callers wait for any node to come back.
@@ -153,7 +202,7 @@ mod tests {
         let now = Instant::now();
         let mut node = Condition::new(Pace::default(), now);
         for rest in [2, 4, 8, 10, 10] {
-            assert!(node.is_well());
+            assert!(!node.is_ejected());
             node.failed(now, &why(), None);
             // Others that were on their way.
             node.failed(now, &why(), None);
@@ -184,12 +233,36 @@ mod tests {
         let mut node = Condition::new(Pace::default(), now);
         node.failed(now, &why(), None);
         node.looked_ready();
-        assert_eq!(node.away_since(), None, "it may be asked");
+        assert_eq!(node.away_since(), Some(now), "it may be asked, and has not answered yet");
         node.failed(now + seconds(5), &why(), None);
         assert_eq!(node.away_since(), Some(now));
         node.answered();
         node.failed(now + seconds(9), &why(), None);
         assert_eq!(node.away_since(), Some(now + seconds(9)));
+    }
+
+    #[test]
+    fn a_node_that_is_back_gets_one_call_until_it_has_answered_one() {
+        let now = Instant::now();
+        let mut node = Condition::new(Pace::default(), now);
+        node.looked_ready();
+        assert!(node.is_well() && !node.is_on_trial(), "it was never away");
+        node.failed(now, &why(), None);
+        assert!(node.is_ejected() && !node.take_trial());
+        node.looked_ready();
+        assert!(!node.is_well() && !node.is_ejected());
+        assert!(node.take_trial() && !node.take_trial(), "one call at a time");
+        node.looked_ready();
+        assert!(!node.take_trial(), "a further health check makes no further trial");
+        node.return_trial();
+        assert!(node.take_trial(), "the first one ended without an outcome");
+        node.failed(now, &why(), None);
+        node.return_trial();
+        assert!(node.is_ejected() && !node.take_trial(), "it failed");
+        node.looked_ready();
+        assert!(node.take_trial());
+        node.answered();
+        assert!(node.is_well());
     }
 
     #[test]

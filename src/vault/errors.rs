@@ -44,6 +44,11 @@ impl Operation {
         }
     }
 
+    /// Whether it is about the token itself. What a node says of that is no news of the node.
+    pub(super) fn is_token_care(self) -> bool {
+        matches!(self, Self::LookupSelf | Self::RenewSelf)
+    }
+
     /// The capability that a policy must grant on the path.
     fn capability(self) -> &'static str {
         match self {

@@ -13,7 +13,8 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    errors::{Consequence, Operation, classify, is_answer},
+    acceptance::{Acceptance, Weight},
+    errors::{Consequence, Operation, Refusal, classify, is_answer, is_ready},
     pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
 };
 use crate::{
@@ -37,15 +38,16 @@ const MOST: usize = 3;
 const HEDGE: &str = "hedge";
 /// What `/sys/health` answers for the active node.
 const ACTIVE: u16 = 200;
-/// What it answers for a standby and a performance standby.
-const STANDBY: [u16; 2] = [429, 473];
 
 /// What is asked, and on whose behalf.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
+    pub(super) acceptance: &'a Acceptance,
     pub(super) deadline: Instant,
     pub(super) operation: Operation,
     pub(super) outgoing: &'a Outgoing,
+    /// What comes of it may change the health of nodes, and who is asked first.
+    pub(super) speaks_for_nodes: bool,
     /// The token was issued so recently that not every node may know it.
     pub(super) token_is_fresh: bool,
 }
@@ -67,12 +69,14 @@ pub(super) async fn ask<T>(
     let race = Race {
         accept,
         again: Vec::new(),
+        doubted: false,
         in_flight: Vec::new(),
         lagged: false,
         last: None,
         metrics,
         pool,
         question,
+        sent: false,
     };
     race.run().await
 }
@@ -82,6 +86,8 @@ struct Race<'a, T> {
     accept: Accept<'a, T>,
     /// Nodes that get a second chance within the round, and had it.
     again: Vec<usize>,
+    /// A node has said that the key is not there; one more must say so.
+    doubted: bool,
     in_flight: Vec<InFlight>,
     /// In this round, a node did not know the key version.
     lagged: bool,
@@ -89,6 +95,8 @@ struct Race<'a, T> {
     metrics: &'a Metrics,
     pool: &'a Pool,
     question: Question<'a>,
+    /// A request has been sent: each further one is extra, and paid for.
+    sent: bool,
 }
 
 struct InFlight {
@@ -98,11 +106,17 @@ struct InFlight {
     node: Arc<Node>,
     /// It has been silent for [`SILENCE`], and that has had its consequences.
     silent: bool,
+    /// It has the trial of its node.
+    trial: bool,
 }
 
 /// How a round ended.
 enum Round<T> {
     Answered(T),
+    /// Another call has the trial of the only node that is ready.
+    Busy,
+    /// The budget does not allow a further request.
+    Denied,
     Failed,
     Final(TransitError),
     Late,
@@ -115,6 +129,15 @@ enum Verdict<T> {
     Late,
     /// Another node is to be asked, for this reason.
     Next(&'static str),
+    /// The request in flight to this node decides.
+    Wait,
+}
+
+/// Whether a request may be sent.
+enum Admission<F> {
+    Busy,
+    Denied,
+    Sent(F),
 }
 
 struct Ended {
@@ -132,14 +155,16 @@ impl<'a, T> Race<'a, T> {
     async fn run(mut self) -> Result<T, TransitError> {
         let patient = self.question.operation.is_a_callers();
         let mut rounds = 0;
+        let mut reason = "waited";
         loop {
             let Some(queue) = self.queue().await else { return Err(self.late()) };
             self.lagged = false;
             self.again.clear();
-            match self.round(queue).await {
+            match self.round(queue, reason).await {
                 Round::Answered(answer) => return Ok(answer),
+                Round::Busy => continue,
                 Round::Final(error) => return Err(error),
-                Round::Late => return Err(self.late()),
+                Round::Denied | Round::Late => return Err(self.late()),
                 Round::Failed => rounds += 1,
             }
             let waits = patient && self.pool.outage().unwrap_or_default() < YOUNG_OUTAGE;
@@ -148,6 +173,7 @@ impl<'a, T> Race<'a, T> {
                 Some(error) if is_no_answer(error.fault) && waits => {
                     if self.pool.outage().is_some() {
                         // The pool knows when to go on.
+                        reason = "waited";
                         continue;
                     }
                     PAUSE * (1 << rounds.min(5))
@@ -155,9 +181,10 @@ impl<'a, T> Race<'a, T> {
                 _ => return Err(self.late()),
             };
             let then = Instant::now() + pause;
-            if then >= self.question.deadline || !self.may_ask_again("round") {
+            if then >= self.question.deadline {
                 return Err(self.late());
             }
+            reason = "round";
             sleep_until(then).await;
         }
     }
@@ -168,43 +195,70 @@ impl<'a, T> Race<'a, T> {
             return Some(self.pool.nodes().into());
         }
         loop {
-            let well = self.pool.well();
-            if !well.is_empty() {
-                return Some(well.into());
+            let ready = self.pool.ready();
+            if !ready.is_empty() {
+                return Some(ready.into());
             }
-            let Some(left) = YOUNG_OUTAGE.checked_sub(self.pool.outage().unwrap_or_default()) else {
+            let left = match YOUNG_OUTAGE.checked_sub(self.pool.outage().unwrap_or_default()) {
+                Some(left) => left,
+                // However old the outage: it may be about to end.
+                None if self.pool.has_trial() => YOUNG_OUTAGE,
                 // Old news: one try at each, and the caller hears of it.
-                return Some(self.pool.nodes().into());
+                None => return Some(self.pool.nodes().into()),
             };
             let until = self.question.deadline.min(Instant::now() + left);
-            if self.pool.wait_for_a_node(until).await {
-                self.metrics.retry("waited");
-            } else if until == self.question.deadline || Instant::now() < until {
+            if !self.pool.wait_for_a_node(until).await
+                && (until == self.question.deadline || Instant::now() < until)
+            {
                 self.last.get_or_insert_with(|| self.pool.why_away());
                 return None;
             }
         }
     }
 
-    /// Asks the nodes of `queue` until one answers, or none is left.
-    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>) -> Round<T> {
+    /// Asks the nodes of `queue` until one answers, or none is left. `reason` is why the first is asked, if
+    /// others were before.
+    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>, reason: &'static str) -> Round<T> {
         let deadline = self.question.deadline;
         let mut asked = FuturesUnordered::new();
-        let Some(first) = queue.pop_front() else { return Round::Failed };
         let mut patience = self.patience();
         let mut impatient = Instant::now() + patience;
-        asked.push(self.begin(first, false));
+        let mut next = Some(reason);
         loop {
-            let silent = self.in_flight.iter().filter(|it| !it.silent).map(|it| it.began + SILENCE).min();
+            if let Some(reason) = next.take() {
+                while let Some(node) = queue.pop_front() {
+                    match self.send(&node, reason) {
+                        Admission::Sent(exchange) => {
+                            impatient = Instant::now() + patience;
+                            asked.push(exchange);
+                            break;
+                        }
+                        Admission::Busy if queue.is_empty() && asked.is_empty() => return Round::Busy,
+                        Admission::Busy => {}
+                        // The first may still fail, and then another one is asked from the other budget.
+                        Admission::Denied if reason == HEDGE => {
+                            queue.push_front(node);
+                            impatient = self.first_silence().unwrap_or(deadline);
+                            break;
+                        }
+                        Admission::Denied if asked.is_empty() => return Round::Denied,
+                        Admission::Denied => queue.clear(),
+                    }
+                }
+                if asked.is_empty() {
+                    return Round::Failed;
+                }
+            }
             let more = (!queue.is_empty() && asked.len() < MOST).then_some(impatient);
-            let wake = silent.into_iter().chain(more).min().unwrap_or(deadline).min(deadline);
-            let reason = tokio::select! {
+            let wake = self.first_silence().into_iter().chain(more).min().unwrap_or(deadline).min(deadline);
+            next = tokio::select! {
                 biased;
                 Some(ended) = asked.next() => match self.judge(ended, &mut queue) {
                     Verdict::Answered(answer) => return Round::Answered(answer),
                     Verdict::Final(error) => return Round::Final(error),
                     Verdict::Late => return Round::Late,
-                    Verdict::Next(reason) => reason,
+                    Verdict::Next(reason) => Some(reason),
+                    Verdict::Wait => None,
                 },
                 () = sleep_until(wake) => {
                     let now = Instant::now();
@@ -212,156 +266,254 @@ impl<'a, T> Race<'a, T> {
                         return Round::Late;
                     }
                     self.note_silence(now, &mut queue);
+                    let silent = self.in_flight.iter().any(|it| it.silent);
                     if now < impatient || asked.len() >= MOST {
-                        continue;
+                        None
+                    } else if !silent && self.pool.hedge.is_paused() {
+                        impatient = self.first_silence().unwrap_or(deadline);
+                        None
+                    } else {
+                        patience = (patience * 2).min(SILENCE);
+                        Some(if silent { "silent" } else { HEDGE })
                     }
-                    if self.in_flight.iter().any(|it| it.silent) { "silent" } else { HEDGE }
                 }
             };
-            match queue.pop_front() {
-                Some(next) if self.may_ask_again(reason) => {
-                    patience = (patience * 2).min(SILENCE);
-                    impatient = Instant::now() + patience;
-                    asked.push(self.begin(next, reason == HEDGE));
-                }
-                Some(_) => queue.clear(),
-                None => {}
-            }
-            if asked.is_empty() {
-                return Round::Failed;
-            }
         }
     }
 
-    /// After how long a second node is asked as well.
+    /// When the next node is taken for silent.
+    fn first_silence(&self) -> Option<Instant> {
+        self.in_flight.iter().filter(|it| !it.silent).map(|it| it.began + SILENCE).min()
+    }
+
+    /// How long the first node may take before a second one is asked as well.
     fn patience(&self) -> Duration {
         if self.question.operation.is_a_callers() { self.pool.hedge.delay() } else { SILENCE }
     }
 
-    fn begin(&mut self, node: Arc<Node>, hedge: bool) -> impl Future<Output = Ended> + use<'a, T> {
+    /// The one place where requests are sent, and so the one where extra ones are paid for.
+    fn send(
+        &mut self,
+        node: &Arc<Node>,
+        reason: &'static str,
+    ) -> Admission<impl Future<Output = Ended> + use<'a, T>> {
+        let Question { operation, outgoing, deadline, speaks_for_nodes, .. } = self.question;
+        let trial = speaks_for_nodes && operation.is_a_callers() && node.is_on_trial();
+        if trial && !node.take_trial() {
+            return Admission::Busy;
+        }
+        let hedge = reason == HEDGE && self.sent;
+        if self.sent && !self.pay(reason) {
+            if trial {
+                node.return_trial();
+            }
+            return Admission::Denied;
+        }
+        self.sent = true;
         let began = Instant::now();
-        self.in_flight.push(InFlight { began, hedge, node: Arc::clone(&node), silent: false });
-        exchange(node, began, self.question.outgoing, self.question.deadline)
+        self.in_flight.push(InFlight { began, hedge, node: Arc::clone(node), silent: false, trial });
+        Admission::Sent(exchange(Arc::clone(node), began, outgoing, deadline))
     }
 
-    fn may_ask_again(&self, reason: &'static str) -> bool {
-        let may = self.pool.budget.take();
-        if may {
+    fn pay(&self, reason: &'static str) -> bool {
+        if reason == HEDGE {
             // Whether it was worth it, shows at the end.
-            if reason != HEDGE {
-                self.metrics.retry(reason);
+            let paid = self.pool.hedge.may_be_made();
+            if !paid {
+                self.metrics.hedge("denied");
             }
+            return paid;
+        }
+        let budget = if self.question.speaks_for_nodes { &self.pool.budget } else { &self.pool.background };
+        let paid = budget.take();
+        if paid {
+            self.metrics.retry(reason);
         } else {
             self.metrics.retries_denied.inc();
         }
-        may
+        paid
+    }
+
+    /// It failed, which may say something about the node.
+    fn failed(&self, node: &Node, error: &TransitError, pause: Option<Duration>) {
+        if self.question.speaks_for_nodes {
+            self.pool.failed(node, error, pause);
+        }
     }
 
     /// Nodes that are silent are ill, if there are others. The only one gets another chance, on
     /// another connection: it may be that one that is dead.
     fn note_silence(&mut self, now: Instant, queue: &mut VecDeque<Arc<Node>>) {
-        let others = self.pool.well().len();
+        let mut ill = Vec::new();
         for it in self.in_flight.iter_mut().filter(|it| !it.silent && now >= it.began + SILENCE) {
             it.silent = true;
-            let message = format!("Vault at {} has been silent for {} s", it.node.name, SILENCE.as_secs());
-            let error = TransitError::new(Fault::Unreachable, message);
-            if others > 1 {
-                self.pool.failed(&it.node, &error, None);
-            }
+            ill.push((Arc::clone(&it.node), it.trial));
             if queue.is_empty() && !self.again.contains(&it.node.id) {
                 self.again.push(it.node.id);
                 queue.push_back(Arc::clone(&it.node));
             }
         }
+        for (node, trial) in ill {
+            // Counted for each: the second may be the last that is well, because the first was ejected.
+            let others = self.pool.members().iter().any(|(id, well)| *well && *id != node.id);
+            if others || trial {
+                let message = format!("Vault at {} has been silent for {} s", node.name, SILENCE.as_secs());
+                self.failed(&node, &TransitError::new(Fault::Unreachable, message), None);
+            }
+        }
     }
 
     fn judge(&mut self, ended: Ended, queue: &mut VecDeque<Arc<Node>>) -> Verdict<T> {
-        let Question { operation, outgoing, token_is_fresh, .. } = self.question;
+        let index =
+            self.in_flight.iter().position(|it| it.node.id == ended.node.id && it.began == ended.began);
+        let asked = index.map(|index| self.in_flight.swap_remove(index));
+        let node = Arc::clone(&ended.node);
+        let hedge = asked.as_ref().is_some_and(|asked| asked.hedge);
+        let verdict = self.weigh(ended, hedge, queue);
+        if hedge && !matches!(verdict, Verdict::Answered(_)) {
+            self.hedge_lost();
+        }
+        if asked.is_some_and(|asked| asked.trial) {
+            // Without an outcome that speaks for the node or against it, the next call tries.
+            node.return_trial();
+        }
+        verdict
+    }
+
+    fn weigh(&mut self, ended: Ended, hedge: bool, queue: &mut VecDeque<Arc<Node>>) -> Verdict<T> {
+        let Question { acceptance, operation, outgoing, speaks_for_nodes, .. } = self.question;
         let Ended { node, began, outcome } = ended;
-        let index = self.in_flight.iter().position(|it| it.node.id == node.id && it.began == began);
-        let hedge = index.is_some_and(|index| self.in_flight.swap_remove(index).hedge);
         let record = |outcome: &'static str| {
             self.metrics.vault_call(operation.name(), outcome, began.elapsed());
             self.metrics.vault_node_call(&node.name, outcome);
         };
-        let (reason, error) = match outcome {
-            Ok(incoming) if is_answer(incoming.status, &incoming.body) => {
-                let answer = match (self.accept)(&incoming) {
-                    Ok(answer) => answer,
-                    Err(error) => {
-                        record(error.fault.name());
-                        self.pool.failed(&node, &error, None);
-                        return self.next("unreachable", error, hedge);
+        match outcome {
+            Ok(incoming) if is_answer(incoming.status, &incoming.body) => match (self.accept)(&incoming) {
+                Ok(answer) => {
+                    record("ok");
+                    acceptance.by(node.id);
+                    if speaks_for_nodes {
+                        self.pool.answered(&node);
+                        if operation.is_a_callers() {
+                            self.pool.hedge.note(began.elapsed());
+                            self.in_flight.iter().for_each(|it| self.pool.hedge.note(it.began.elapsed()));
+                        }
                     }
-                };
-                self.pool.answered(&node);
-                record("ok");
-                if hedge {
-                    self.metrics.hedge("won");
+                    if hedge {
+                        self.pool.hedge.won();
+                        self.metrics.hedge("won");
+                    }
+                    Verdict::Answered(answer)
                 }
-                if operation.is_a_callers() {
-                    self.pool.hedge.note(began.elapsed());
-                    self.in_flight.iter().for_each(|it| self.pool.hedge.note(it.began.elapsed()));
+                Err(error) => {
+                    record(error.fault.name());
+                    self.failed(&node, &error, None);
+                    self.next("unreachable", error)
                 }
-                return Verdict::Answered(answer);
-            }
+            },
             Ok(incoming) => {
-                let refusal = classify(operation, &outgoing.path, incoming.status, &incoming.body);
-                let error = refusal.error;
+                let Refusal { consequence, error } =
+                    classify(operation, &outgoing.path, incoming.status, &incoming.body);
                 record(error.fault.name());
-                match refusal.consequence {
-                    Consequence::Final if error.fault == Fault::TokenDead && token_is_fresh => {
-                        ("fresh_token", error)
-                    }
-                    Consequence::Final => return Verdict::Final(error),
-                    Consequence::Next if error.fault == Fault::Lagging => {
+                if consequence == Consequence::Eject {
+                    self.failed(&node, &error, incoming.retry_after);
+                    return self.next("unreachable", error);
+                }
+                if speaks_for_nodes {
+                    // It answers as Vault does. Who is asked first stays: only good answers change that.
+                    node.answered();
+                }
+                match consequence {
+                    Consequence::Final => self.refused(&node, error, queue),
+                    Consequence::Eject | Consequence::Next if error.fault == Fault::Lagging => {
                         self.lagged = true;
-                        ("lagging", error)
+                        self.next("lagging", error)
                     }
-                    Consequence::Next => ("unreachable", error),
-                    Consequence::Eject => {
-                        self.pool.failed(&node, &error, incoming.retry_after);
-                        ("unreachable", error)
-                    }
+                    Consequence::Eject | Consequence::Next => self.next("unreachable", error),
                 }
             }
             Err(NoAnswer::Final(error)) => {
                 record(error.fault.name());
-                return if error.fault == Fault::DeadlineExceeded {
-                    Verdict::Late
-                } else {
-                    Verdict::Final(error)
-                };
+                if error.fault == Fault::DeadlineExceeded { Verdict::Late } else { Verdict::Final(error) }
+            }
+            Err(NoAnswer::Unreadable(error)) => {
+                record(error.fault.name());
+                self.failed(&node, &error, None);
+                self.next("unreachable", error)
             }
             Err(NoAnswer::Broken(error)) => {
                 record(error.fault.name());
                 // A kept connection may be closed under our hands: that alone is worth another try.
                 if self.again.contains(&node.id) {
-                    self.pool.failed(&node, &error, None);
+                    self.failed(&node, &error, None);
                 } else {
                     self.again.push(node.id);
                     queue.push_back(Arc::clone(&node));
                 }
-                ("broken", error)
+                self.next("broken", error)
             }
             Err(NoAnswer::Connect(error)) => {
                 record(error.fault.name());
-                self.pool.failed(&node, &error, None);
-                ("connect", error)
+                self.failed(&node, &error, None);
+                self.next("connect", error)
             }
-        };
-        self.next(reason, error, hedge)
+        }
     }
 
-    fn next(&mut self, reason: &'static str, error: TransitError, hedge: bool) -> Verdict<T> {
-        if hedge {
-            self.metrics.hedge("lost");
+    /// A node refuses in words that are recognised. What it says of token, policy and key counts only from
+    /// a node that has worked for the session, because others may be of another cluster.
+    fn refused(
+        &mut self,
+        node: &Arc<Node>,
+        error: TransitError,
+        queue: &mut VecDeque<Arc<Node>>,
+    ) -> Verdict<T> {
+        let Question { acceptance, operation, token_is_fresh, .. } = self.question;
+        if !matches!(error.fault, Fault::Denied | Fault::KeyLost | Fault::TokenDead) {
+            return Verdict::Final(error);
         }
+        match acceptance.weigh(node.id, &self.pool.members()) {
+            Weight::Counts if error.fault == Fault::TokenDead && token_is_fresh => {
+                self.next("fresh_token", error)
+            }
+            // A mount or namespace is not there for a moment while a node starts, and to declare a key
+            // lost stops the writes of the API server.
+            Weight::Counts
+                if error.fault == Fault::KeyLost
+                    && operation == Operation::ReadKey
+                    && !std::mem::replace(&mut self.doubted, true) =>
+            {
+                self.lagged = true;
+                self.next("unconfirmed", error)
+            }
+            Weight::Counts => Verdict::Final(error),
+            Weight::AskNode(other) => {
+                let unconfirmed = unconfirmed(node, &error);
+                if self.in_flight.iter().any(|it| it.node.id == other) {
+                    self.last = Some(unconfirmed);
+                    return Verdict::Wait;
+                }
+                queue.retain(|it| it.id != other);
+                if let Some(other) = self.pool.nodes().into_iter().find(|it| it.id == other) {
+                    queue.push_front(other);
+                }
+                self.next("unconfirmed", unconfirmed)
+            }
+            Weight::Unconfirmed => self.next("unconfirmed", unconfirmed(node, &error)),
+        }
+    }
+
+    fn next(&mut self, reason: &'static str, error: TransitError) -> Verdict<T> {
         // A node that lags, or does not know the token, says more than one that does not answer.
         if !is_no_answer(error.fault) || self.last.as_ref().is_none_or(|last| is_no_answer(last.fault)) {
             self.last = Some(error);
         }
         Verdict::Next(reason)
+    }
+
+    fn hedge_lost(&self) {
+        self.pool.hedge.lost();
+        self.metrics.hedge("lost");
     }
 
     /// The last real reason, if there is one.
@@ -379,7 +531,10 @@ impl<T> Drop for Race<'_, T> {
     fn drop(&mut self) {
         for it in &self.in_flight {
             if it.hedge {
-                self.metrics.hedge("lost");
+                self.hedge_lost();
+            }
+            if it.trial {
+                it.node.return_trial();
             }
             self.metrics.vault_call(self.question.operation.name(), "cancelled", it.began.elapsed());
             self.metrics.vault_node_call(&it.node.name, "cancelled");
@@ -387,40 +542,58 @@ impl<T> Drop for Race<'_, T> {
     }
 }
 
+/// What a refusal is that no node confirms: a node that could not do it.
+fn unconfirmed(node: &Node, error: &TransitError) -> TransitError {
+    TransitError::new(
+        Fault::Unreachable,
+        format!(
+            "Vault at {} refuses what another address accepts: is it of another cluster, or not yet up to date? \
+             It says: {error}",
+            node.name
+        ),
+    )
+}
+
 /// Whether it says only that a node could not be asked, or did not answer as Vault does.
 fn is_no_answer(fault: Fault) -> bool {
     matches!(fault, Fault::Nonsense | Fault::Unreachable)
 }
 
-/// Whether the node that is asked first is the active one of its cluster.
+/// Whether the node with the id `node` is the active one of its cluster.
 ///
-/// If it is not, and another one is, that one is asked first from now on: whoever wants to
-/// know is to look again, there.
+/// If it is not, and another one is, that one is asked first from now on, if `prefer` allows it: to look
+/// again is to look there.
 ///
 /// # Errors
 /// If no node says whether it is active or a standby.
-pub(super) async fn first_is_active(
+pub(super) async fn is_active(
     pool: &Pool,
     metrics: &Metrics,
     outgoing: &Outgoing,
+    node: usize,
+    prefer: bool,
     deadline: Instant,
 ) -> Result<bool, TransitError> {
     let operation = Operation::Health;
     let mut outcome = Err(TransitError::new(Fault::Nonsense, "no address is configured"));
-    for (index, node) in pool.nodes().into_iter().enumerate() {
+    let mut nodes = pool.nodes();
+    // Stable, so that the others keep their order.
+    nodes.sort_by_key(|it| it.id != node);
+    for it in nodes {
         let began = Instant::now();
         let record = |outcome: &'static str| {
             metrics.vault_call(operation.name(), outcome, began.elapsed());
-            metrics.vault_node_call(&node.name, outcome);
+            metrics.vault_node_call(&it.name, outcome);
         };
-        match node.exchange(outgoing, deadline.min(began + SILENCE)).await {
-            Ok(incoming) if incoming.status == ACTIVE => {
+        match it.exchange(outgoing, deadline.min(began + SILENCE)).await {
+            Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
                 record("ok");
-                pool.prefer(&node);
-                return Ok(index == 0);
-            }
-            Ok(incoming) if STANDBY.contains(&incoming.status) => {
-                record("ok");
+                if incoming.status == ACTIVE {
+                    if prefer {
+                        pool.prefer(&it);
+                    }
+                    return Ok(it.id == node);
+                }
                 outcome = Ok(false);
             }
             Ok(incoming) => {
@@ -428,7 +601,12 @@ pub(super) async fn first_is_active(
                 record(error.fault.name());
                 outcome = outcome.or(Err(error));
             }
-            Err(NoAnswer::Broken(error) | NoAnswer::Connect(error) | NoAnswer::Final(error)) => {
+            Err(
+                NoAnswer::Broken(error)
+                | NoAnswer::Connect(error)
+                | NoAnswer::Final(error)
+                | NoAnswer::Unreadable(error),
+            ) => {
                 record(error.fault.name());
                 outcome = outcome.or(Err(error));
             }

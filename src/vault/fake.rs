@@ -28,7 +28,7 @@ use crate::{
 pub(super) const GOOD: &str = r#"{"request_id":"r","data":{"ciphertext":"vault:v2:QUJD","key_version":2}}"#;
 
 /// An answer to a look at its health, whatever the status.
-const HEALTH: &str = r#"{"initialized":true,"sealed":false,"standby":false}"#;
+pub(super) const HEALTH: &str = r#"{"initialized":true,"sealed":false,"standby":false}"#;
 
 /// Answers each call with the next of its answers, and the last one for ever. Looks at its health
 /// are no calls.

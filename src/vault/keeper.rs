@@ -194,6 +194,7 @@ impl Keeper {
             .board
             .take_session(Arc::clone(&session) as _, proof)
             .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
+        session.put_in_use();
         self.metrics.reload("taken");
         self.metrics.vault_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let mut in_use = InUse {

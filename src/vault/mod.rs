@@ -4,6 +4,7 @@
 //! token on a [`pool`] of [`node`]s, [`transit`] speaks the engine's API over it,
 //! [`failover`] decides which node is asked, and [`errors`] what an answer means.
 
+mod acceptance;
 mod budget;
 mod condition;
 mod errors;

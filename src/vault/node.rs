@@ -107,6 +107,8 @@ pub(super) struct Outgoing {
 pub(super) struct Incoming {
     pub(super) status: u16,
     pub(super) body: Zeroizing<Vec<u8>>,
+    /// The id of the node that gave it.
+    pub(super) node: usize,
     /// For how long the node wants to be left alone.
     pub(super) retry_after: Option<Duration>,
 }
@@ -117,8 +119,10 @@ pub(super) enum NoAnswer {
     Connect(TransitError),
     /// The connection broke in the middle.
     Broken(TransitError),
-    /// The deadline passed, or the answer was not to be read.
+    /// The deadline passed, or no request could be made.
     Final(TransitError),
+    /// The answer is longer than any of Vault's.
+    Unreadable(TransitError),
 }
 
 impl Node {
@@ -226,7 +230,7 @@ impl Node {
             let status = response.status().as_u16();
             let retry_after = retry_after(response.headers());
             let body = self.read(response).await?;
-            Ok(Incoming { status, body, retry_after })
+            Ok(Incoming { status, body, node: self.id, retry_after })
         };
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
             let message = format!("Vault at {} did not answer in time", self.name);
@@ -238,7 +242,7 @@ impl Node {
         let too_long = || {
             let message =
                 format!("Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes", self.name);
-            NoAnswer::Final(TransitError::new(Fault::Nonsense, message))
+            NoAnswer::Unreadable(TransitError::new(Fault::Nonsense, message))
         };
         let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
         if announced > MAX_RESPONSE_BYTES {
@@ -272,9 +276,37 @@ impl Node {
         }
     }
 
-    /// Whether calls may be sent to it.
+    /// See [`Condition::is_well`].
     pub(super) fn is_well(&self) -> bool {
         self.condition().is_well()
+    }
+
+    /// See [`Condition::is_ejected`].
+    pub(super) fn is_ejected(&self) -> bool {
+        self.condition().is_ejected()
+    }
+
+    /// See [`Condition::is_on_trial`].
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.condition().is_on_trial()
+    }
+
+    /// Whether one more call may be sent to it.
+    pub(super) fn is_ready(&self) -> bool {
+        let condition = self.condition();
+        condition.is_well() || condition.has_free_trial()
+    }
+
+    /// See [`Condition::take_trial`].
+    #[must_use]
+    pub(super) fn take_trial(&self) -> bool {
+        self.condition().take_trial()
+    }
+
+    /// See [`Condition::return_trial`]; callers wait for it.
+    pub(super) fn return_trial(&self) {
+        self.condition().return_trial();
+        self.mood.arrived();
     }
 
     /// See [`Condition::away_since`].
@@ -292,7 +324,7 @@ impl Node {
         self.condition().why_away()
     }
 
-    /// It gave a good answer.
+    /// It gave an answer that speaks for it.
     pub(super) fn answered(&self) {
         let back = {
             let mut condition = self.condition();
@@ -310,7 +342,7 @@ impl Node {
     pub(super) fn failed(&self, error: &TransitError, pause: Option<Duration>) {
         let news = {
             let mut condition = self.condition();
-            let news = condition.is_well();
+            let news = !condition.is_ejected();
             condition.failed(Instant::now(), error, pause.map(|pause| pause.min(LONGEST_RETRY_AFTER)));
             news
         };
@@ -347,7 +379,7 @@ impl Node {
                 Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
                     let back = {
                         let mut condition = self.condition();
-                        let back = !condition.is_well();
+                        let back = condition.is_ejected();
                         condition.looked_ready();
                         back
                     };
@@ -363,8 +395,13 @@ impl Node {
                 }
                 Ok(incoming) => self.unready(incoming.status),
                 // Kept connections may be closed under our hands.
-                Err(NoAnswer::Broken(_)) if self.is_well() => continue,
-                Err(NoAnswer::Broken(error) | NoAnswer::Connect(error) | NoAnswer::Final(error)) => error,
+                Err(NoAnswer::Broken(_)) if !self.is_ejected() => continue,
+                Err(
+                    NoAnswer::Broken(error)
+                    | NoAnswer::Connect(error)
+                    | NoAnswer::Final(error)
+                    | NoAnswer::Unreadable(error),
+                ) => error,
             };
             self.failed(&error, None);
         }

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 pub(super) use super::node::{Incoming, NoAnswer, Node, Outgoing};
 use super::{
-    budget::Budget,
+    budget::{Budget, Limits},
     condition::Pace,
     hedge::Hedge,
     node::{Dialling, Mood, literal},
@@ -42,8 +42,13 @@ const LEAST_RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The nodes of one Vault.
 pub(super) struct Pool {
+    /// Pays for the extra requests of candidates and of token care, apart from those of calls.
+    pub(super) background: Budget,
+    /// Pays for the extra requests of calls.
     pub(super) budget: Budget,
     pub(super) hedge: Hedge,
+    /// A session in use is on it.
+    in_use: AtomicBool,
     /// The node that answered last; the next call begins there.
     preferred: AtomicUsize,
     roll: Arc<Roll>,
@@ -124,12 +129,24 @@ impl Pool {
             resolving.spawn(Arc::clone(&roll).keep_resolving(site, address, host, Arc::clone(&resolver)));
         }
         Ok(Self {
-            budget: Budget::new(),
+            background: Budget::new(Limits::RETRIES),
+            budget: Budget::new(Limits::RETRIES),
             hedge: Hedge::new(),
+            in_use: AtomicBool::new(false),
             preferred: AtomicUsize::new(0),
             roll,
             _resolving: resolving,
         })
+    }
+
+    /// Live calls depend on the health of its nodes from now on.
+    pub(super) fn put_in_use(&self) {
+        self.in_use.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether live calls depend on the health of its nodes.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed)
     }
 
     /// All nodes: those that are well first, and among them the one that answered last.
@@ -144,11 +161,28 @@ impl Pool {
         nodes
     }
 
-    /// As [`Pool::nodes`], without those that rest.
+    /// As [`Pool::nodes`], without those that are ejected or on trial.
     pub(super) fn well(&self) -> Vec<Arc<Node>> {
         let mut nodes = self.nodes();
         nodes.retain(|node| node.is_well());
         nodes
+    }
+
+    /// As [`Pool::nodes`], without those that may not be sent a further call now.
+    pub(super) fn ready(&self) -> Vec<Arc<Node>> {
+        let mut nodes = self.nodes();
+        nodes.retain(|node| node.is_ready());
+        nodes
+    }
+
+    /// Whether a node is on trial: its outcome is worth waiting for.
+    pub(super) fn has_trial(&self) -> bool {
+        self.roll.nodes().iter().any(|node| node.is_on_trial())
+    }
+
+    /// The ids of all nodes, and whether each is well.
+    pub(super) fn members(&self) -> Vec<(usize, bool)> {
+        self.roll.nodes().iter().map(|node| (node.id, node.is_well())).collect()
     }
 
     /// How long no node has been well.
@@ -157,11 +191,12 @@ impl Pool {
         Some(away?.into_iter().max()?.elapsed())
     }
 
-    /// The node gave a good answer.
+    /// The node did what was asked for.
     pub(super) fn answered(&self, node: &Node) {
         node.answered();
         self.prefer(node);
         self.budget.earn();
+        self.hedge.earn();
     }
 
     /// The node is asked first from now on.
@@ -187,7 +222,7 @@ impl Pool {
         )
     }
 
-    /// Waits until a node can be asked; false if none is until then.
+    /// Waits until a node may be sent a call; false if none may until then.
     pub(super) async fn wait_for_a_node(&self, until: Instant) -> bool {
         let mood = &self.roll.mood;
         let mut changes = mood.watch();
@@ -197,7 +232,7 @@ impl Pool {
         if nodes.iter().all(|node| node.not_before().is_some_and(|then| then > until)) {
             return false;
         }
-        timeout_at(until, async { while self.well().is_empty() && changes.changed().await.is_ok() {} })
+        timeout_at(until, async { while self.ready().is_empty() && changes.changed().await.is_ok() {} })
             .await
             .is_ok()
     }

@@ -1,6 +1,12 @@
 //! A session: one token on a pool of connections.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -8,6 +14,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
+    acceptance::Acceptance,
     errors::Operation,
     failover::{self, Question},
     node::X_VAULT_REQUEST,
@@ -30,10 +37,13 @@ const FRESH: Duration = Duration::from_secs(2);
 
 /// An authenticated way to the keys of a config; not proven to work.
 pub(super) struct Session {
+    acceptance: Acceptance,
     begun: Instant,
     /// Sent with every request, whatever its namespace: token (marked sensitive, wiped on drop).
     headers: HeaderMap,
     pub(super) encryption: Encryption,
+    /// Calls are answered with it, or were.
+    in_use: AtomicBool,
     pub(super) keys: KeyNames,
     pub(super) metrics: Arc<Metrics>,
     /// Of the token, for what concerns the token; a key has a namespace of its own.
@@ -60,14 +70,28 @@ impl Session {
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(Self {
+            acceptance: Acceptance::default(),
             begun: Instant::now(),
             headers,
             encryption: config.encryption,
+            in_use: AtomicBool::new(false),
             keys: config.keys.clone(),
             metrics,
             namespace: config.namespace.clone(),
             pool,
         })
+    }
+
+    /// Calls are answered with it from now on: what it meets is news of the pool's nodes.
+    pub(super) fn put_in_use(&self) {
+        self.in_use.store(true, Ordering::Relaxed);
+        self.pool.put_in_use();
+    }
+
+    /// Whether what it meets changes the health of nodes. Live calls depend on the health of a pool in use,
+    /// so a candidate changes none there; it may be wrong in ways that say nothing about the nodes.
+    fn speaks_for_nodes(&self, operation: Operation) -> bool {
+        !operation.is_token_care() && (self.in_use.load(Ordering::Relaxed) || !self.pool.is_in_use())
     }
 
     /// Asks Vault about the token, in the token's namespace; as [`Self::ask_in`].
@@ -104,9 +128,11 @@ impl Session {
         }
         let outgoing = Outgoing { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
         let question = Question {
+            acceptance: &self.acceptance,
             deadline: call.deadline,
             operation,
             outgoing: &outgoing,
+            speaks_for_nodes: self.speaks_for_nodes(operation),
             token_is_fresh: self.begun.elapsed() < FRESH,
         };
         let asked = failover::ask(&self.pool, &self.metrics, question, &accept).await;
@@ -120,14 +146,15 @@ impl Session {
         })
     }
 
-    /// See [`failover::first_is_active`].
-    pub(super) async fn first_is_active(&self, deadline: Instant) -> Result<bool, TransitError> {
+    /// See [`failover::is_active`].
+    pub(super) async fn node_is_active(&self, node: usize, deadline: Instant) -> Result<bool, TransitError> {
         // It belongs to the node: in a namespace it is refused, and it needs no token.
         let mut headers = self.headers.clone();
         headers.remove(X_VAULT_TOKEN);
         let outgoing =
             Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
-        failover::first_is_active(&self.pool, &self.metrics, &outgoing, deadline).await
+        let prefer = self.speaks_for_nodes(Operation::Health);
+        failover::is_active(&self.pool, &self.metrics, &outgoing, node, prefer, deadline).await
     }
 }
 

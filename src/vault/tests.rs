@@ -7,13 +7,17 @@ use std::time::Duration;
 use tokio::{net::TcpListener, time::Instant};
 
 use super::{
-    fake::{Answer, Fake, GOOD, call, encrypt, encrypt_by, json, session, session_with, soon},
+    fake::{Answer, Fake, GOOD, HEALTH, call, encrypt, encrypt_by, json, session, session_with, soon},
     session::Session,
     token,
 };
 use crate::{
     config::{KeyName, KeyRef, MountPath, Namespace},
-    kms::{Fault, Transit, TransitError, ciphertext::Ciphertext, transit::Call},
+    kms::{
+        Fault, Transit, TransitError,
+        ciphertext::Ciphertext,
+        transit::{Call, NodeId},
+    },
 };
 
 #[tokio::test]
@@ -121,21 +125,31 @@ async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
 }
 
 #[tokio::test]
-async fn a_standby_that_is_asked_first_gives_way_to_the_active_node() {
-    let standby = Fake::with(vec![json(429, "{}")]).await;
-    let active = Fake::with(vec![json(200, "{}")]).await;
-    let session = session(&[&standby.address, &active.address]).await;
-    assert!(!session.is_active(call()).await.unwrap(), "what was read before came from the standby");
-    assert!(session.is_active(call()).await.unwrap());
-    assert_eq!((standby.requests(), active.requests()), (1, 2));
+async fn a_standby_that_was_asked_gives_way_to_the_active_node() {
+    let standby = Fake::with(vec![json(429, HEALTH)]).await;
+    let active = Fake::with(vec![json(200, HEALTH)]).await;
+    let pair = session(&[&standby.address, &active.address]).await;
+    // Whichever node is asked first by now, it is about the one that answered before.
+    pair.pool.prefer(&pair.pool.nodes()[1]);
+    assert!(!pair.is_active(NodeId(0), call()).await.unwrap(), "what was read before came from the standby");
+    assert!(pair.is_active(NodeId(1), call()).await.unwrap());
+    assert!(!pair.is_active(NodeId(7), call()).await.unwrap(), "it is gone");
+    assert_eq!(pair.pool.nodes()[0].name, active.address);
 
-    let neither = Fake::with(vec![json(400, r#"{"errors":["operation unavailable in namespaces"]}"#)]).await;
-    assert!(super::fake::session(&[&neither.address]).await.is_active(call()).await.is_err());
+    for (status, body) in [
+        (400, r#"{"errors":["operation unavailable in namespaces"]}"#),
+        (200, "<html>"),
+        (472, HEALTH),
+        (503, HEALTH),
+    ] {
+        let neither = Fake::with(vec![json(status, body)]).await;
+        assert!(session(&[&neither.address]).await.is_active(NodeId(0), call()).await.is_err(), "{status}");
+    }
 }
 
 #[tokio::test]
 async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
-    let fake = Fake::with(vec![json(200, GOOD)]).await;
+    let fake = Fake::with(vec![json(200, GOOD), json(200, HEALTH), json(200, GOOD)]).await;
     let session = session_with(&format!(
         "vault: {{ address: {}, keynames: [kms], token: fake, namespace: team-a }}",
         fake.address
@@ -148,7 +162,7 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
     {
         assert!(head.contains(header), "{header} is not in {head}");
     }
-    assert!(session.is_active(call()).await.unwrap());
+    assert!(session.is_active(NodeId(0), call()).await.unwrap());
     let head = fake.heads().pop().unwrap();
     assert!(head.contains("/v1/sys/health") && !head.contains("team-a") && !head.contains("fake"), "{head}");
 

@@ -20,7 +20,7 @@ use crate::{
         Fault, Transit, TransitError,
         ciphertext::Ciphertext,
         key_id::KeyVersion,
-        transit::{Call, KeyDescription, Opened, Sealed},
+        transit::{Call, KeyDescription, NodeId, Opened, Sealed},
     },
 };
 
@@ -153,8 +153,8 @@ impl Transit for Session {
         self.encryption
     }
 
-    async fn is_active(&self, call: Call<'_>) -> Result<bool, TransitError> {
-        self.first_is_active(call.deadline).await
+    async fn is_active(&self, node: NodeId, call: Call<'_>) -> Result<bool, TransitError> {
+        self.node_is_active(node.0, call.deadline).await
     }
 
     fn keys(&self) -> &KeyNames {
@@ -164,7 +164,7 @@ impl Transit for Session {
     fn nodes(&self) -> Vec<(String, bool)> {
         let mut up = BTreeMap::new();
         for node in self.pool.nodes() {
-            *up.entry(node.name.clone()).or_default() |= node.is_well();
+            *up.entry(node.name.clone()).or_default() |= !node.is_ejected();
         }
         up.into_iter().collect()
     }
@@ -179,6 +179,7 @@ impl Transit for Session {
                 .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.as_i64()?)))
                 .collect();
             Ok(KeyDescription {
+                told_by: NodeId(answer.node),
                 derived: data.derived,
                 latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
                 min_decryption: data.min_decryption_version,

@@ -5,15 +5,17 @@ use tokio::time::{advance, pause, resume, sleep, timeout};
 
 use super::*;
 use crate::{
-    config::KeyRef,
+    config::{Credentials, KeyRef},
     kms::Transit,
     vault::{
         condition::Pace,
         fake::{
             Answer, Fake, call, encrypt, encrypt_by, good, json, json_with, reading, session, session_on,
+            soon,
         },
-        resolver::Resolver,
+        resolver::{Resolver, System},
         session::Session,
+        token,
     },
 };
 
@@ -437,4 +439,223 @@ async fn a_name_that_nobody_knows_is_named() {
     let Err(error) = Names::default().session(1).await else { panic!("nobody knows it") };
     assert_eq!(error.fault, Fault::Unreachable);
     assert!(error.message.contains("`vault.invalid` cannot be resolved: no such name"), "{error}");
+}
+
+/// An answer to whatever is asked of a key, by another Vault than the one that issued the token.
+const TOKEN_REFUSED: &str = r#"{"errors":["permission denied"]}"#;
+const POLICY_REFUSED: &str = r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
+
+fn late(pause: Duration, answer: Answer) -> Answer {
+    Answer::Late(pause, Box::new(answer))
+}
+
+#[tokio::test]
+async fn what_is_not_recognised_neither_wins_nor_is_preferred() {
+    for (status, body, health) in [
+        (200, "<html>Welcome</html>", 404),
+        (401, "", 401),
+        (400, r#"{"errors":["path disabled in replication DR secondary mode"]}"#, 472),
+    ] {
+        let node = Fake::with(vec![good(), json(503, SEALED), good()]).await;
+        let wrong = Fake::with(vec![json(status, body)]).await;
+        wrong.set_health(health);
+        let session = session_at(FAST, &[&node.address, &wrong.address]).await;
+        encrypt(&session).await.unwrap();
+        for _ in 0..20 {
+            encrypt(&session).await.unwrap_or_else(|error| panic!("{status} {body}: {error}"));
+        }
+        assert!(wrong.requests() <= 1, "{status}: it is left alone");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_confirmed_by_the_node_that_accepted_the_session() {
+    for refusal in [
+        (403, TOKEN_REFUSED),
+        (403, POLICY_REFUSED),
+        (404, r#"{"errors":["no handler for route"]}"#),
+        (400, r#"{"errors":["encryption key not found"]}"#),
+    ] {
+        let own = Fake::with(vec![good()]).await;
+        let foreign = Fake::with(vec![json(refusal.0, refusal.1)]).await;
+        let session = session(&[&own.address, &foreign.address]).await;
+        pass(Duration::from_secs(3)).await;
+        encrypt(&session).await.unwrap();
+        // Whatever has made the other one first, such as a failure that is over.
+        session.pool.prefer(&session.pool.nodes()[1]);
+        encrypt(&session).await.unwrap_or_else(|error| panic!("{refusal:?}: {error}"));
+        assert_eq!((own.requests(), foreign.requests()), (2, 1), "{refusal:?}");
+        encrypt(&session).await.unwrap();
+        assert_eq!(foreign.requests(), 1, "the one that did it is asked first from now on");
+    }
+}
+
+#[tokio::test]
+async fn a_hedge_that_is_refused_does_not_end_the_call() {
+    let slow = Fake::with(vec![good(), late(Duration::from_millis(700), good())]).await;
+    let foreign = Fake::with(vec![json(403, TOKEN_REFUSED)]).await;
+    let session = session(&[&slow.address, &foreign.address]).await;
+    pass(Duration::from_secs(3)).await;
+    for _ in 0..3 {
+        encrypt(&session).await.unwrap();
+    }
+    assert!(foreign.requests() > 0, "it was hedged");
+}
+
+#[tokio::test]
+async fn a_refusal_that_no_node_can_confirm_is_no_word_on_the_token() {
+    let own = Fake::with(vec![good(), json(503, SEALED)]).await;
+    own.set_health(503);
+    let foreign = Fake::with(vec![json(403, TOKEN_REFUSED)]).await;
+    let session = session_at(FAST, &[&own.address, &foreign.address]).await;
+    pass(Duration::from_secs(3)).await;
+    encrypt(&session).await.unwrap();
+    let error = encrypt_by(&session, soon()).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Unreachable, "{error}");
+
+    // Who has worked for the session may refuse it.
+    let one = Fake::with(vec![good(), json(503, SEALED)]).await;
+    one.set_health(503);
+    let other = Fake::with(vec![good(), json(403, TOKEN_REFUSED)]).await;
+    let session = session_at(FAST, &[&one.address, &other.address]).await;
+    pass(Duration::from_secs(3)).await;
+    encrypt(&session).await.unwrap();
+    encrypt(&session).await.unwrap();
+    assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::TokenDead);
+}
+
+#[tokio::test]
+async fn one_404_is_not_enough_to_lose_a_key() {
+    let key = r#"{"data":{"keys":{"1":1},"latest_version":1,"type":"aes256-gcm96"}}"#;
+    let absent = json(404, r#"{"errors":[]}"#);
+    let alone = Fake::with(vec![absent.clone(), json(200, key)]).await;
+    read_key(&session(&[&alone.address]).await).await.unwrap();
+    assert_eq!(alone.requests(), 2);
+
+    let alone = Fake::with(vec![absent]).await;
+    let error = read_key(&session(&[&alone.address]).await).await.unwrap_err();
+    assert_eq!((error.fault, alone.requests()), (Fault::KeyLost, 2));
+}
+
+#[tokio::test]
+async fn what_a_candidate_or_a_renewal_meets_does_not_change_the_health_of_nodes() {
+    let node = Fake::with(vec![good(), json(503, SEALED)]).await;
+    let reading = reading(&file(&[&node.address, &node.address.replace("127.0.0.1", "localhost")])).await;
+    let in_use = session_on(&reading, Pool::with(&reading, FAST, Arc::new(System)).await.unwrap());
+    encrypt(&in_use).await.unwrap();
+    in_use.put_in_use();
+    let Credentials::Token(token) = &reading.config.credentials else { panic!("it has a token") };
+    let metrics = Arc::clone(&in_use.metrics);
+    let candidate = Session::new(&reading, token, Arc::clone(&in_use.pool), metrics).unwrap();
+    assert!(encrypt_by(&candidate, soon()).await.is_err());
+    assert!(token::lookup(&in_use, soon()).await.is_err());
+    assert!(token::renew(&in_use, soon()).await.is_err());
+    assert!(in_use.pool.members().iter().all(|(_, well)| *well), "{:?}", in_use.pool.members());
+    // The session itself is another matter.
+    assert!(encrypt_by(&in_use, soon()).await.is_err());
+    assert!(in_use.pool.members().iter().any(|(_, well)| !*well));
+}
+
+#[tokio::test]
+async fn after_an_outage_one_call_tries_and_the_rest_follow() {
+    let slowly = late(Duration::from_millis(200), good());
+    let alone = Fake::with(vec![json(503, SEALED), slowly, good()]).await;
+    alone.set_health(503);
+    let session = Arc::new(session_at(FAST, &[&alone.address]).await);
+    assert!(encrypt_by(&session, soon()).await.is_err());
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let session = Arc::clone(&session);
+        calls.spawn(async move { encrypt(&session).await });
+    }
+    let looks = alone.looks();
+    eventually("all wait", async || alone.looks() > looks).await;
+    assert_eq!(alone.requests(), 1);
+    alone.set_health(200);
+    eventually("one tries", async || alone.requests() == 2).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(alone.requests(), 2, "until it has an answer");
+    for outcome in calls.join_all().await {
+        outcome.unwrap();
+    }
+    assert_eq!(alone.requests(), 51);
+}
+
+#[tokio::test]
+async fn a_trial_that_is_given_up_goes_to_the_next_call() {
+    let alone = Fake::with(vec![json(503, SEALED), Answer::Silence, good()]).await;
+    alone.set_health(503);
+    let session = Arc::new(session_at(FAST, &[&alone.address]).await);
+    assert!(encrypt_by(&session, soon()).await.is_err());
+    alone.set_health(200);
+    let trying = tokio::spawn({
+        let session = Arc::clone(&session);
+        async move { encrypt(&session).await }
+    });
+    eventually("it tries", async || alone.requests() == 2).await;
+    let next = tokio::spawn({
+        let session = Arc::clone(&session);
+        async move { encrypt(&session).await }
+    });
+    trying.abort();
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_has_waited_pays_for_each_further_request() {
+    let alone = Fake::with(vec![json(503, SEALED)]).await;
+    let session = session_at(FAST, &[&alone.address]).await;
+    while session.pool.budget.take() {}
+    let error = encrypt(&session).await.unwrap_err();
+    assert!(error.message.contains("sealed"), "{error}");
+    assert_eq!(alone.requests(), 1, "it waited for the node, and had nothing left to ask it again");
+    assert!(session.metrics.render().unwrap().contains("retries_denied_total 1"));
+}
+
+#[tokio::test]
+async fn a_rate_limit_goes_to_the_caller_and_speaks_against_no_node() {
+    let limited = json_with(429, "retry-after: 7\r\n", r#"{"errors":["rate limit quota exceeded"]}"#);
+    let (one, other) = (Fake::with(vec![limited.clone(), good()]).await, Fake::with(vec![good()]).await);
+    let session = session(&[&one.address, &other.address]).await;
+    let error = encrypt(&session).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Throttled, "{error}");
+    assert_eq!((one.requests(), other.requests()), (1, 0));
+    encrypt(&session).await.unwrap();
+    assert_eq!((one.requests(), other.requests()), (2, 0), "the next call is asked of the same node");
+}
+
+#[tokio::test]
+async fn hedges_pause_when_all_nodes_are_slow_and_leave_the_retries_alone() {
+    let pause = Duration::from_millis(600);
+    let one = Fake::with(vec![late(pause, good())]).await;
+    let other = Fake::with(vec![late(pause, good())]).await;
+    let session = Arc::new(session(&[&one.address, &other.address]).await);
+    for _ in 0..3 {
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..60 {
+            let session = Arc::clone(&session);
+            calls.spawn(async move { encrypt(&session).await });
+        }
+        for outcome in calls.join_all().await {
+            outcome.unwrap();
+        }
+    }
+    let hedges = one.requests() + other.requests() - 180;
+    assert!(hedges <= 60, "{hedges} hedges of 180 calls");
+    assert!(session.pool.hedge.is_paused());
+    let text = session.metrics.render().unwrap();
+    assert!(text.contains("retries_denied_total 0"), "{text}");
+    assert!(session.pool.budget.take());
+}
+
+#[tokio::test]
+async fn of_two_nodes_that_are_silent_at_once_one_stays() {
+    let one = Fake::with(vec![Answer::Silence]).await;
+    let other = Fake::with(vec![Answer::Silence]).await;
+    one.set_health(0);
+    other.set_health(0);
+    let session = session(&[&one.address, &other.address]).await;
+    let deadline = Instant::now() + SILENCE * 2 + Duration::from_millis(500);
+    assert!(encrypt_by(&session, deadline).await.is_err());
+    assert_eq!(session.pool.well().len(), 1);
 }
