@@ -42,7 +42,7 @@ use crate::{
         inherited::Inherited,
         peer::AllowedPeers,
         socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
-        takeover::{self, Stand},
+        takeover::{self, Listeners, Stand, Watched},
     },
     supervisor,
     vault::Keeper,
@@ -98,38 +98,48 @@ pub struct App {
 ///
 /// # Errors
 /// If an address is taken or cannot be made.
-pub fn build(settings: Settings, inherited: Inherited) -> Result<App, BindError> {
+pub async fn build(settings: Settings, inherited: Inherited) -> Result<App, BindError> {
     // In an upgrade the predecessor may still hold the admin port.
     let overlap = settings.socket.takeover || inherited.any();
-    let bind_unless = |inherited: Option<BoundSocket>, address: &UnixAddress| match inherited {
-        Some(socket) => Ok(socket),
-        None => socket::bind(address, settings.socket),
+    let kms = match inherited.kms {
+        Some(socket) => socket,
+        None => socket::bind(&settings.listen, settings.socket).await?,
     };
-    let kms = bind_unless(inherited.kms, &settings.listen)?;
-    let others = || -> Result<_, BindError> {
+    let others = async {
         let kms_v1 = match (inherited.kms_v1, &settings.listen_v1) {
             (None, None) => None,
-            (None, Some(address)) => Some(socket::bind(address, settings.socket)?),
+            (None, Some(address)) => Some(socket::bind(address, settings.socket).await?),
             (inherited, _) => inherited,
         };
-        let admin = settings.admin_listen.iter().map(|address| admin::bind(address, overlap));
-        match admin.collect::<Result<_, _>>() {
-            Ok(admin) => Ok((kms_v1, admin)),
-            Err(error) => {
-                kms_v1.iter().for_each(forget);
-                Err(error)
+        let mut admin = Vec::new();
+        for address in &settings.admin_listen {
+            match admin::bind(address, overlap).await {
+                Ok(bound) => admin.push(bound),
+                Err(error) => {
+                    if let Some(kms_v1) = &kms_v1 {
+                        forget(kms_v1).await;
+                    }
+                    return Err(error);
+                }
             }
         }
+        Ok((kms_v1, admin))
     };
-    let (kms_v1, admin) = others().inspect_err(|_| forget(&kms))?;
+    let (kms_v1, admin) = match others.await {
+        Ok(others) => others,
+        Err(error) => {
+            forget(&kms).await;
+            return Err(error);
+        }
+    };
     #[expect(clippy::expect_used, reason = "fails only if two metrics share a name, which a test rules out")]
     let metrics = Arc::new(Metrics::new().expect("the names of metrics are distinct"));
     Ok(App { admin, kms, kms_v1, metrics, settings })
 }
 
-/// Takes a socket away again; else kube-apiserver would find one that nobody serves.
-fn forget(socket: &BoundSocket) {
-    drop(socket.remove_if_ours());
+/// Takes a socket away again; else kube-apiserver would find one that no process serves.
+async fn forget(socket: &BoundSocket) {
+    drop(socket.remove_if_ours().await);
 }
 
 impl App {
@@ -161,6 +171,7 @@ impl App {
             prober: Heartbeat::new(),
             runtime: Heartbeat::new(),
             stands: std::iter::once(stand).chain(stand_v1).collect(),
+            stopping: shutdown.clone(),
         };
         let inspector = Arc::new(inspector);
 
@@ -194,18 +205,19 @@ impl App {
                 // Fails only if the socket is served no more.
                 drop(stand.wait_for(|stand| *stand != Stand::Waiting).await);
             }
-            supervisor::ready();
+            supervisor::ready().await;
             std::future::pending().await
         });
         let stopping = shutdown.clone();
         background.spawn(async move {
             stopping.cancelled().await;
-            supervisor::stopping();
+            supervisor::stopping().await;
             std::future::pending().await
         });
         let inspected = Arc::clone(&inspector);
         background.spawn(async move { match supervisor::watchdog(|| inspected.live().is_ok()).await {} });
-        let admin: AdminHandle = admin::spawn(admin, inspector).context("cannot start the admin thread")?;
+        let admin: AdminHandle =
+            admin::spawn(admin, inspector).await.context("cannot start the admin thread")?;
         // The two share what the limits are made of.
         let sockets = 1 + u64::from(kms_v1.is_some());
         let open_files = getrlimit(Resource::Nofile).current.map(|most| most / sockets);
@@ -278,12 +290,15 @@ impl Front {
             biased;
             () = shutdown.cancelled() => {
                 // The predecessor serves on.
-                forget(&self.socket);
+                forget(&self.socket).await;
                 return Ok(CutOff::default());
             }
             () = takeover::take_over(&mut self.socket, *options, board.well()) => {}
         }
-        let (listener, file) = self.socket.into_listener().context("cannot serve the KMS socket")?;
+        let (listener, mut file) = self.socket.into_listener().context("cannot serve the KMS socket")?;
+        let (listeners, to_listeners) = Listeners::new(listener);
+        let watched =
+            Watched { options: *options, listeners: to_listeners, stand: &self.stand, stopping: shutdown };
         info!(socket = %file.address(), "{}", self.listening);
         self.stand.send_replace(Stand::Serving);
         tokio::select! {
@@ -292,20 +307,20 @@ impl Front {
             () = knows_anything(board) => {}
         }
         let cut_off = tokio::select! {
-            cut_off = accept::serve(listener, service, accepting.clone(), shutdown.clone()) => cut_off,
-            never = takeover::watch(&file, &self.stand) => match never {},
+            cut_off = accept::serve(listeners, service, accepting.clone(), shutdown.clone()) => cut_off,
+            never = takeover::watch(&mut file, &watched) => match never {},
         };
-        remove(&file);
+        remove(&file).await;
         Ok(cut_off)
     }
 }
 
-fn remove(file: &SocketFile) {
+async fn remove(file: &SocketFile) {
     let socket = file.address();
-    match file.remove_if_ours() {
+    match file.remove_if_ours().await {
         Ok(true) => {}
         Ok(false) if file.has_file() => {
-            info!(%socket, "the socket is no longer ours and stays; it belongs to {}", takeover::whose(file));
+            info!(%socket, "the socket's path is left as it is: {} listens there", takeover::whose(file));
         }
         Ok(false) => {}
         Err(error) => {
@@ -342,13 +357,28 @@ struct Inspector {
     prober: Heartbeat,
     runtime: Heartbeat,
     stands: Vec<watch::Receiver<Stand>>,
+    /// From SIGTERM on.
+    stopping: CancellationToken,
 }
 
 impl Inspector {
-    /// How the sockets stand, but for those that serve.
+    /// How the socket stands that stands worst, unless all serve.
     fn not_serving(&self) -> Option<Stand> {
         let stands = self.stands.iter().map(|stand| stand.borrow().clone());
-        stands.filter(|stand| *stand != Stand::Serving).max_by_key(|stand| *stand == Stand::Waiting)
+        stands.filter(|stand| *stand != Stand::Serving).max_by_key(|stand| match stand {
+            Stand::Serving => 0,
+            Stand::Superseded(_) => 1,
+            Stand::Unreachable(_) => 2,
+            Stand::Waiting => 3,
+        })
+    }
+
+    /// Why no new connection gets an answer, of this process or a successor, whatever Status says.
+    fn takes_no_connections(&self) -> Option<String> {
+        // A rollout stops the predecessor of a pod that is ready: by then the path must be its own. A
+        // superseded process stays ready: a client that connects is answered.
+        let stand = self.not_serving().filter(|stand| !matches!(stand, Stand::Superseded(_)))?;
+        Some(stand.to_string())
     }
 }
 
@@ -377,13 +407,15 @@ impl Inspect for Inspector {
     }
 
     fn ready(&self) -> Result<String, String> {
+        if self.stopping.is_cancelled() {
+            return Err("stopping: calls in flight are finished, and no new connection is taken".into());
+        }
         let (answer, snapshot) = self.board.status();
-        match (answer.reason(), snapshot) {
-            (Some(reason), _) => Err(reason.to_owned()),
-            (None, None) => Err("nothing is known yet".into()),
-            // Who is ready has its predecessor removed: by then the path must be ours.
-            (None, Some(_)) if self.not_serving() == Some(Stand::Waiting) => Err(Stand::Waiting.to_string()),
-            (None, Some(snapshot)) => {
+        match (answer.reason(), snapshot, self.takes_no_connections()) {
+            (Some(reason), ..) => Err(reason.to_owned()),
+            (None, None, _) => Err("nothing is known yet".into()),
+            (None, Some(_), Some(why)) => Err(why),
+            (None, Some(snapshot), None) => {
                 let current = snapshot.keyring.current();
                 let mut text = format!(
                     "ok: session {}, key {} version {}, key_id {} ({})",
@@ -428,6 +460,7 @@ mod tests {
             prober: Heartbeat::aged(prober),
             runtime: Heartbeat::aged(runtime),
             stands: Vec::new(),
+            stopping: CancellationToken::new(),
         }
     }
 

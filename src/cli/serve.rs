@@ -178,7 +178,7 @@ async fn run(settings: Settings, inherited: Inherited) -> ExitCode {
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
-    let app = match app::build(settings, inherited) {
+    let app = match app::build(settings, inherited).await {
         Ok(app) => app,
         Err(error) => {
             error!(%error, "cannot start");

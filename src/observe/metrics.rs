@@ -76,7 +76,7 @@ pub struct Metrics {
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
     retries: IntCounterVec,
-    /// 1 once a successor has the path of a KMS socket.
+    /// 1 while a successor listens at the path of a KMS socket.
     pub superseded: IntGauge,
     /// Retries and hedges that the budget did not allow.
     pub retries_denied: IntCounter,
@@ -211,7 +211,7 @@ impl Metrics {
             )?,
             superseded: registered(
                 &registry,
-                IntGauge::new("superseded", "1 once a successor has the path of the KMS socket.")?,
+                IntGauge::new("superseded", "1 while a successor listens at the path of the KMS socket.")?,
             )?,
             token_expiry: gauge(
                 &registry,

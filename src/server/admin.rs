@@ -9,7 +9,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
     pin::pin,
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -101,7 +101,7 @@ impl BoundAdmin {
 ///
 /// # Errors
 /// See [`BindError`].
-pub fn bind(address: &ListenAddress, overlap: bool) -> Result<BoundAdmin, BindError> {
+pub async fn bind(address: &ListenAddress, overlap: bool) -> Result<BoundAdmin, BindError> {
     match address {
         ListenAddress::Tcp(address) => {
             let failed = |source| BindError::Tcp { address: *address, source };
@@ -110,7 +110,7 @@ pub fn bind(address: &ListenAddress, overlap: bool) -> Result<BoundAdmin, BindEr
             Ok(BoundAdmin { address: ListenAddress::Tcp(address), listener: Bound::Tcp(listener) })
         }
         ListenAddress::Unix(address) => {
-            let listener = socket::bind(address, SocketOptions::default())?;
+            let listener = socket::bind(address, SocketOptions::default()).await?;
             Ok(BoundAdmin { address: address.clone().into(), listener: Bound::Unix(listener) })
         }
     }
@@ -158,10 +158,10 @@ impl Drop for AdminHandle {
 ///
 /// # Errors
 /// Fails if the thread or its runtime cannot be made.
-pub fn spawn(listeners: Vec<BoundAdmin>, inspect: Arc<dyn Inspect>) -> io::Result<AdminHandle> {
+pub async fn spawn(listeners: Vec<BoundAdmin>, inspect: Arc<dyn Inspect>) -> io::Result<AdminHandle> {
     let stop = CancellationToken::new();
     let (say_stopped, stopped) = oneshot::channel();
-    let (say_started, started) = mpsc::sync_channel(1);
+    let (say_started, started) = oneshot::channel();
     let stopping = stop.clone();
     thread::Builder::new().name("admin".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -183,7 +183,7 @@ pub fn spawn(listeners: Vec<BoundAdmin>, inspect: Arc<dyn Inspect>) -> io::Resul
             drop(say_started.send(Ok(())));
             stopping.cancelled().await;
             for file in files {
-                if let Err(error) = file.remove_if_ours() {
+                if let Err(error) = file.remove_if_ours().await {
                     debug!(socket = %file.address(), %error, "cannot remove the admin socket");
                 }
             }
@@ -192,7 +192,7 @@ pub fn spawn(listeners: Vec<BoundAdmin>, inspect: Arc<dyn Inspect>) -> io::Resul
         drop(runtime);
         let _ = say_stopped.send(());
     })?;
-    started.recv().map_err(|_| io::Error::other("the admin thread ended at once"))??;
+    started.await.map_err(|_| io::Error::other("the admin thread ended at once"))??;
     Ok(AdminHandle { stop, stopped })
 }
 
@@ -373,8 +373,8 @@ mod tests {
         }
     }
 
-    fn tcp() -> BoundAdmin {
-        bind(&"127.0.0.1:0".parse().unwrap(), false).unwrap()
+    async fn tcp() -> BoundAdmin {
+        bind(&"127.0.0.1:0".parse().unwrap(), false).await.unwrap()
     }
 
     fn connect(address: &ListenAddress) -> TcpStream {
@@ -398,10 +398,10 @@ mod tests {
     // Not one await between asking and the answer: the caller's runtime is blocked throughout.
     #[tokio::test]
     async fn it_answers_while_the_callers_runtime_is_stuck() {
-        let bound = tcp();
+        let bound = tcp().await;
         let address = bound.address().clone();
         let told = Arc::new(Told::default());
-        let admin = spawn(vec![bound], Arc::clone(&told) as Arc<dyn Inspect>).unwrap();
+        let admin = spawn(vec![bound], Arc::clone(&told) as Arc<dyn Inspect>).await.unwrap();
 
         for (request, status, kind, body) in [
             ("GET /livez", "200 OK", "text/plain; charset=utf-8", "\r\n\r\nok\n"),
@@ -439,13 +439,13 @@ mod tests {
     async fn several_listeners_tcp_and_unix() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let unix = bind(&UnixAddress::Path(path.clone()).into(), false).unwrap();
+        let unix = bind(&UnixAddress::Path(path.clone()).into(), false).await.unwrap();
         let metadata = std::fs::symlink_metadata(&path).unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-        let tcp = tcp();
+        let tcp = tcp().await;
         let address = tcp.address().clone();
-        let admin = spawn(vec![unix, tcp], Arc::new(Told::default())).unwrap();
+        let admin = spawn(vec![unix, tcp], Arc::new(Told::default())).await.unwrap();
         let stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(ask(stream, "GET /readyz").ends_with("ok\n"));
@@ -459,9 +459,9 @@ mod tests {
 
     #[tokio::test]
     async fn silent_and_greedy_clients_neither_lock_others_out_nor_hold_up_the_stop() {
-        let bound = tcp();
+        let bound = tcp().await;
         let address = bound.address().clone();
-        let admin = spawn(vec![bound], Arc::new(Told::default())).unwrap();
+        let admin = spawn(vec![bound], Arc::new(Told::default())).await.unwrap();
         let mut silent: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect(&address)).collect();
         assert!(ask(connect(&address), "GET /livez").ends_with("ok\n"));
         // The first of them made room, well before the time for its request was over.
@@ -481,22 +481,23 @@ mod tests {
         stopped(admin).await;
     }
 
-    #[test]
-    fn a_port_in_use_is_named() {
-        let first = tcp();
+    #[tokio::test]
+    async fn a_port_in_use_is_named() {
+        let first = tcp().await;
         for overlap in [false, true] {
-            let error = bind(first.address(), overlap).unwrap_err().to_string();
+            let error = bind(first.address(), overlap).await.unwrap_err().to_string();
             assert!(error.contains(&first.address().to_string()), "{error}");
         }
     }
 
     #[tokio::test]
     async fn a_port_is_shared_with_who_shares_it_and_stays_served_when_one_goes() {
-        let first = bind(&"127.0.0.1:0".parse().unwrap(), true).unwrap();
+        let first = bind(&"127.0.0.1:0".parse().unwrap(), true).await.unwrap();
         let address = first.address().clone();
-        bind(&address, false).unwrap_err();
-        let second = bind(&address, true).unwrap();
-        let [first, second] = [first, second].map(|one| spawn(vec![one], Arc::new(Told::default())).unwrap());
+        bind(&address, false).await.unwrap_err();
+        let second = bind(&address, true).await.unwrap();
+        let first = spawn(vec![first], Arc::new(Told::default())).await.unwrap();
+        let second = spawn(vec![second], Arc::new(Told::default())).await.unwrap();
         assert!(ask(connect(&address), "GET /livez").ends_with("ok\n"));
         stopped(first).await;
         for _ in 0..20 {
@@ -507,10 +508,10 @@ mod tests {
 
     #[tokio::test]
     async fn dropping_the_handle_stops_it_and_no_listener_is_fine() {
-        stopped(spawn(Vec::new(), Arc::new(Told::default())).unwrap()).await;
-        let bound = tcp();
+        stopped(spawn(Vec::new(), Arc::new(Told::default())).await.unwrap()).await;
+        let bound = tcp().await;
         let ListenAddress::Tcp(address) = bound.address().clone() else { panic!("not TCP") };
-        drop(spawn(vec![bound], Arc::new(Told::default())).unwrap());
+        drop(spawn(vec![bound], Arc::new(Told::default())).await.unwrap());
         let deadline = std::time::Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_ok() {
             assert!(std::time::Instant::now() < deadline, "it still listens");

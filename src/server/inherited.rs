@@ -183,7 +183,7 @@ mod tests {
         let connection = UnixListener::from(OwnedFd::from(listener.accept().unwrap().0));
         let socket = listening(listener).unwrap();
         assert_eq!(socket.address(), &UnixAddress::Path(path.clone()));
-        assert!(!socket.remove_if_ours().unwrap());
+        assert!(!socket.file.remove_at_once().unwrap());
         assert!(path.exists());
 
         let source = listening(connection).unwrap_err();

@@ -18,7 +18,6 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Mutex,
-    thread,
     time::Duration,
 };
 
@@ -27,7 +26,10 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::sleep,
+};
 use tracing::{debug, info};
 
 use super::{address::UnixAddress, group::Group, peer::Peer};
@@ -154,7 +156,7 @@ pub(super) fn named(owner: Option<&Peer>) -> String {
 #[derive(Debug)]
 pub struct BoundSocket {
     pub(super) file: SocketFile,
-    listener: StdUnixListener,
+    pub(super) listener: StdUnixListener,
 }
 
 impl BoundSocket {
@@ -182,8 +184,8 @@ impl BoundSocket {
     ///
     /// # Errors
     /// As there.
-    pub fn remove_if_ours(&self) -> io::Result<bool> {
-        self.file.remove_if_ours()
+    pub async fn remove_if_ours(&self) -> io::Result<bool> {
+        self.file.remove_if_ours().await
     }
 }
 
@@ -205,16 +207,28 @@ impl SocketFile {
         &self.address
     }
 
-    /// Removes the file if it is still the one that we made; tells whether it did.
+    /// Removes the file if it is still the one that this process made; tells whether it did.
     /// Waits at most a second for the directory's lock.
     ///
     /// # Errors
     /// Fails if the directory cannot be locked or the file not be removed.
-    pub fn remove_if_ours(&self) -> io::Result<bool> {
+    pub async fn remove_if_ours(&self) -> io::Result<bool> {
+        let mut tries = 0;
+        loop {
+            match self.remove_at_once() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && tries < LOCK_TRIES => tries += 1,
+                removed => return removed,
+            }
+            sleep(LOCK_PAUSE).await;
+        }
+    }
+
+    /// As [`SocketFile::remove_if_ours`], without waiting for the lock.
+    pub(super) fn remove_at_once(&self) -> io::Result<bool> {
         let Some(path) = self.place() else { return Ok(false) };
-        // Others look and bind under the same lock, so the path cannot change between our look
-        // and our unlink.
-        let _lock = match Lock::on(parent(path)) {
+        // Others look and bind under the same lock, so the path cannot change between the look
+        // and the unlink.
+        let _lock = match Lock::at_once(parent(path)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
             lock => lock?,
         };
@@ -256,12 +270,25 @@ impl SocketFile {
 /// away from what other threads create meanwhile. Waits at most a second for
 /// another process that is binding in the same directory.
 ///
-/// If somebody listens there and `options` allow it, the socket gets a name beside the path, with
-/// the same mode and group, and waits there for [`super::takeover::take_over`].
+/// If another process listens there and `options` allow it, the socket gets a name beside the path,
+/// with the same mode and group, and waits there for [`super::takeover::take_over`].
 ///
 /// # Errors
 /// See [`BindError`]. What was at the path is then still there.
-pub fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket, BindError> {
+pub async fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket, BindError> {
+    let mut tries = 0;
+    loop {
+        match bind_at_once(address, options) {
+            Err(BindError::Locked { .. }) if tries < LOCK_TRIES => tries += 1,
+            bound => return bound,
+        }
+        // Never `thread::sleep`: calls may be served on this thread.
+        sleep(LOCK_PAUSE).await;
+    }
+}
+
+/// As [`bind`], without waiting for the lock.
+pub(super) fn bind_at_once(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket, BindError> {
     let failed =
         |step| move |error: Errno| BindError::Unix { address: address.clone(), step, source: error.into() };
     let socket = new_socket().map_err(failed("socket"))?;
@@ -285,7 +312,7 @@ pub fn bind(address: &UnixAddress, options: SocketOptions) -> Result<BoundSocket
             let directory = parent(path);
             make_directory(directory)
                 .map_err(|source| BindError::Directory { path: directory.into(), source })?;
-            let _lock = Lock::on(directory).map_err(|source| match source.kind() {
+            let _lock = Lock::at_once(directory).map_err(|source| match source.kind() {
                 ErrorKind::WouldBlock => BindError::Locked { path: directory.into() },
                 _ => BindError::Directory { path: directory.into(), source },
             })?;
@@ -476,27 +503,14 @@ pub(super) struct Lock {
 
 impl Lock {
     /// # Errors
-    /// `WouldBlock` if somebody else keeps it.
-    pub(super) fn on(directory: &Path) -> io::Result<Self> {
-        Self::within(directory, LOCK_TRIES)
-    }
-
-    /// As [`Lock::on`], without waiting for anybody.
+    /// `WouldBlock` if another process keeps it: try again later, and do not block the thread meanwhile.
     pub(super) fn at_once(directory: &Path) -> io::Result<Self> {
-        Self::within(directory, 0)
-    }
-
-    fn within(directory: &Path, most_tries: u32) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(directory, flags, Mode::empty())?;
-        let mut tries = 0;
         loop {
             match try_lock(directory.as_fd()) {
                 Ok(()) => return Ok(Self { _directory: directory }),
-                Err(Errno::INTR | Errno::WOULDBLOCK) if tries < most_tries => {
-                    tries += 1;
-                    thread::sleep(LOCK_PAUSE);
-                }
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -526,7 +540,7 @@ mod tests {
     }
 
     fn bound(address: &UnixAddress) -> BoundSocket {
-        bind(address, SocketOptions::default()).unwrap()
+        bind_at_once(address, SocketOptions::default()).unwrap()
     }
 
     fn mode(path: &Path) -> u32 {
@@ -555,7 +569,7 @@ mod tests {
         for wanted in [0o600, 0o660, 0o666, 0o777, 0o640] {
             let (_directory, path, address) = place();
             let options = SocketOptions { mode: wanted, ..SocketOptions::default() };
-            let _socket = bind(&address, options).unwrap();
+            let _socket = bind_at_once(&address, options).unwrap();
             assert_eq!(mode(&path), wanted);
         }
     }
@@ -610,7 +624,7 @@ mod tests {
             if rustix::process::geteuid().is_root() { 4242 } else { rustix::process::getegid().as_raw() };
         let options =
             SocketOptions { mode: 0o660, group: Some(Group::from_gid(gid)), ..SocketOptions::default() };
-        let _socket = bind(&address, options).unwrap();
+        let _socket = bind_at_once(&address, options).unwrap();
         assert_eq!(fs::symlink_metadata(&path).unwrap().gid(), gid);
         assert_eq!(mode(&path), 0o660);
     }
@@ -629,7 +643,7 @@ mod tests {
         let (_directory, path, address) = place();
         let first = bound(&address);
         let inode = fs::symlink_metadata(&path).unwrap().ino();
-        let error = bind(&address, SocketOptions::default()).unwrap_err();
+        let error = bind_at_once(&address, SocketOptions::default()).unwrap_err();
         let text = error.to_string();
         assert!(matches!(error, BindError::InUse { owner: Some(_), .. }), "{error:?}");
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
@@ -646,7 +660,7 @@ mod tests {
         rustix::net::bind(&socket, &name).unwrap();
         rustix::net::listen(&socket, 0).unwrap();
         let waiting = StdUnixStream::connect(&path).unwrap();
-        let error = bind(&address, SocketOptions::default()).unwrap_err();
+        let error = bind_at_once(&address, SocketOptions::default()).unwrap_err();
         assert!(matches!(error, BindError::InUse { owner: None, .. }), "{error:?}");
         drop(waiting);
     }
@@ -655,7 +669,7 @@ mod tests {
     fn what_is_not_a_socket_is_left_alone() {
         let (directory, path, address) = place();
         let refuse = |kind| {
-            let error = bind(&address, SocketOptions::default()).unwrap_err().to_string();
+            let error = bind_at_once(&address, SocketOptions::default()).unwrap_err().to_string();
             assert!(error.contains(kind) && error.contains("left alone"), "{error}");
         };
         fs::write(&path, "precious").unwrap();
@@ -677,7 +691,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
 
         let _datagram = UnixDatagram::bind(&path).unwrap();
-        bind(&address, SocketOptions::default()).unwrap_err();
+        bind_at_once(&address, SocketOptions::default()).unwrap_err();
         assert!(path.exists());
     }
 
@@ -685,16 +699,16 @@ mod tests {
     fn the_file_is_removed_only_if_it_is_ours() {
         let (_directory, path, address) = place();
         let first = bound(&address);
-        assert!(first.remove_if_ours().unwrap());
+        assert!(first.file.remove_at_once().unwrap());
         assert!(!path.exists());
-        assert!(!first.remove_if_ours().unwrap());
+        assert!(!first.file.remove_at_once().unwrap());
 
         let second = bound(&address);
-        assert!(!first.remove_if_ours().unwrap());
+        assert!(!first.file.remove_at_once().unwrap());
         assert!(path.exists());
         fs::remove_file(&path).unwrap();
         fs::write(&path, "not ours").unwrap();
-        assert!(!second.remove_if_ours().unwrap());
+        assert!(!second.file.remove_at_once().unwrap());
         assert!(path.exists());
     }
 
@@ -705,7 +719,7 @@ mod tests {
         drop(listener);
         fs::remove_file(&path).unwrap();
         let _other = StdUnixListener::bind(&path).unwrap();
-        assert!(!file.remove_if_ours().unwrap());
+        assert!(!file.remove_at_once().unwrap());
         assert!(path.exists());
     }
 
@@ -718,7 +732,7 @@ mod tests {
         let (_directory, path, address) = place();
         let options =
             SocketOptions { mode: 0o660, group: Some(Group::from_gid(0)), ..SocketOptions::default() };
-        let error = bind(&address, options).unwrap_err().to_string();
+        let error = bind_at_once(&address, options).unwrap_err().to_string();
         assert!(error.contains("--socket-group"), "{error}");
         assert!(!path.exists());
     }
@@ -728,19 +742,42 @@ mod tests {
         let (directory, ..) = place();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = bind(&UnixAddress::Path(file.join("kms.sock")), SocketOptions::default()).unwrap_err();
+        let error =
+            bind_at_once(&UnixAddress::Path(file.join("kms.sock")), SocketOptions::default()).unwrap_err();
         assert!(error.to_string().contains("file for the socket"), "{error}");
     }
 
     #[test]
     fn a_lock_that_somebody_keeps_is_reported() {
         let (directory, path, address) = place();
-        let lock = Lock::on(directory.path()).unwrap();
-        let error = bind(&address, SocketOptions::default()).unwrap_err();
+        let lock = Lock::at_once(directory.path()).unwrap();
+        let error = bind_at_once(&address, SocketOptions::default()).unwrap_err();
         assert!(matches!(error, BindError::Locked { .. }), "{error:?}");
         assert!(!path.exists());
         drop(lock);
         bound(&address);
+    }
+
+    /// A thread that sleeps would hold up the calls beside it, here the task that ends the lock.
+    #[tokio::test(start_paused = true)]
+    async fn the_lock_is_waited_for_while_other_tasks_run() {
+        let (directory, path, address) = place();
+        let lock_for = |time| {
+            let lock = Lock::at_once(directory.path()).unwrap();
+            async move {
+                sleep(time).await;
+                drop(lock);
+            }
+        };
+        let short = Duration::from_millis(500);
+        let (socket, ()) = tokio::join!(bind(&address, SocketOptions::default()), lock_for(short));
+        let socket = socket.unwrap();
+        let (removed, ()) = tokio::join!(socket.remove_if_ours(), lock_for(short));
+        assert!(removed.unwrap() && !path.exists());
+
+        let long = Duration::from_secs(60);
+        let (socket, ()) = tokio::join!(bind(&address, SocketOptions::default()), lock_for(long));
+        assert!(matches!(socket.unwrap_err(), BindError::Locked { .. }));
     }
 
     #[tokio::test]
@@ -749,8 +786,8 @@ mod tests {
         let address = UnixAddress::Abstract(name.clone());
         let socket = bound(&address);
         drop(UnixStream::connect(format!("\0{name}")).await.unwrap());
-        let error = bind(&address, SocketOptions::default()).unwrap_err();
+        let error = bind_at_once(&address, SocketOptions::default()).unwrap_err();
         assert!(matches!(error, BindError::InUse { owner: Some(_), .. }), "{error:?}");
-        assert!(!socket.remove_if_ours().unwrap());
+        assert!(!socket.file.remove_at_once().unwrap());
     }
 }

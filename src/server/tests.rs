@@ -621,7 +621,7 @@ async fn from_bind_to_removal() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kms.sock");
     let address = super::address::UnixAddress::Path(path.clone());
-    let bound = super::socket::bind(&address, super::socket::SocketOptions::default()).unwrap();
+    let bound = super::socket::bind(&address, super::socket::SocketOptions::default()).await.unwrap();
     let (listener, file) = bound.into_listener().unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
     let shutdown = CancellationToken::new();
@@ -643,6 +643,6 @@ async fn from_bind_to_removal() {
     shutdown.cancel();
     assert_eq!(soon("the server stops", server).await.unwrap(), CutOff::default());
     soon("the caller notices", caller).await.unwrap();
-    assert!(file.remove_if_ours().unwrap());
+    assert!(file.remove_if_ours().await.unwrap());
     assert!(!path.exists());
 }

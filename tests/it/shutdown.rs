@@ -13,7 +13,7 @@ use tonic::{Code, Request};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 
 use crate::support::{
-    Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,
+    self, Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,
     raw::{self, GOAWAY, PREFACE, RawClient},
     rendered,
 };
@@ -104,6 +104,37 @@ async fn half_a_request_ends_with_its_callers_deadline() {
     while half.frame().await.expect("an answer to the ping").kind != raw::PING {}
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_ended(PATIENCE).await.success());
+}
+
+/// Half a request holds the drain up for as long as its caller's deadline.
+#[tokio::test]
+async fn it_is_alive_but_not_ready_while_calls_are_finished_and_leaves_the_path_alone() {
+    let stage = support::Stage::start().await;
+    let (mut daemon, _) = stage.ready(LONG_GRACE).await;
+    let socket = daemon.socket().to_owned();
+    let mut half = RawClient::greeted(&socket).await;
+    let mut headers = raw::call_headers("Encrypt", "localhost");
+    let deadline = headers.payload.len() - "2999870u".len();
+    headers.payload.splice(deadline.., *b"0020000m");
+    half.send(&headers.bytes()).await;
+    half.send(&raw::ping().bytes()).await;
+    while half.frame().await.expect("an answer to the ping").kind != raw::PING {}
+    daemon.signal(Signal::TERM);
+    daemon.wait_printed("no longer accepting").await;
+    let stopping = async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        assert!(status == 503 && text.starts_with("stopping: "), "{status} {text}");
+        assert_eq!(daemon.admin("/livez").await.0, 200);
+    };
+    stopping().await;
+    // No process listens at the path any more: it notices, and does not take the path again.
+    fs::remove_file(&socket).unwrap();
+    daemon.wait_printed("no new connection comes to this process: no process listens at ").await;
+    stopping().await;
+    assert!(!socket.exists());
+    drop(half);
+    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(!socket.exists());
 }
 
 #[tokio::test]

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use transit_kms::kms::proto::StatusRequest;
 
 use crate::support::{
-    Daemon, DaemonOptions, Load, Stage, calls, eventually, kms_client, port, program::run, scratch, unix_url,
+    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, port, program::run, scratch,
+    unix_url,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -189,7 +190,7 @@ async fn with_vault_away_the_predecessor_serves_until_it_is_gone() {
         first.signal(signal);
         first.wait_ended(PATIENCE).await;
         let said = eventually("the second answers, with the reason", PATIENCE, async || {
-            let mut kms = match crate::support::connect(&place.socket).await {
+            let mut kms = match connect(&place.socket).await {
                 Ok(_) => kms_client(&place.socket).await,
                 Err(error) => return Err(error.to_string()),
             };
@@ -240,6 +241,98 @@ async fn without_a_live_predecessor_it_listens_at_once() {
         daemon.signal(Signal::KILL);
         daemon.wait_ended(PATIENCE).await;
     }
+}
+
+/// As when a rollout is undone while both pods run: the new one goes, and the old one stays.
+#[tokio::test]
+async fn when_the_successor_goes_the_superseded_takes_the_path_again() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let first = place.daemon(&stage.config, []).await;
+    first.wait_ready().await;
+    let old = kms_client(&place.socket).await;
+    calls::round_trip(&old, "old").await;
+    for signal in [Signal::TERM, Signal::KILL] {
+        let before = place.inode();
+        let mut second = place.daemon(&stage.config, []).await;
+        place.wait_taken(before).await;
+        wait_superseded_by(&first, second.pid()).await;
+        second.signal(signal);
+        second.wait_ended(PATIENCE).await;
+
+        eventually("the first has the path", PATIENCE, async || {
+            let (status, text) = first.admin("/readyz").await;
+            // At no time does it name a process that has ended as the one that takes connections.
+            let names_it = text.contains(&format!("pid {} ", second.pid()));
+            if status == 200 && !names_it && !text.contains("superseded") { Ok(()) } else { Err(text) }
+        })
+        .await;
+        assert_eq!(first.metric("transit_kms_superseded", &[]).await, 0.0);
+        let by_first = answered(&first).await;
+        calls::round_trip(&kms_client(&place.socket).await, "new").await;
+        calls::round_trip(&old, "old again").await;
+        assert_eq!(answered(&first).await, by_first + 6.0);
+        assert!(place.others().is_empty(), "{:?}", place.others());
+    }
+
+    // And it can be superseded again, by another one.
+    let before = place.inode();
+    let third = place.daemon(&stage.config, []).await;
+    place.wait_taken(before).await;
+    wait_superseded_by(&first, third.pid()).await;
+}
+
+async fn wait_superseded_by(daemon: &Daemon, pid: u32) {
+    eventually("it says by which process it is superseded", PATIENCE, async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        let named = text.contains("; superseded: ") && text.contains(&format!("with pid {pid} "));
+        if status == 200 && named { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+/// Two that were superseded, one after the other: one of them takes the path, and the other names it.
+#[tokio::test]
+async fn of_two_superseded_one_takes_the_path_and_the_other_leaves_it_there() {
+    let (stage, place) = (Stage::start().await, Place::new());
+    let mut daemons = Vec::new();
+    for _ in 0..3 {
+        let daemon = place.daemon(&stage.config, []).await;
+        daemon.wait_ready().await;
+        daemons.push(daemon);
+    }
+    let mut last = daemons.pop().unwrap();
+    for daemon in &daemons {
+        wait_superseded_by(daemon, last.pid()).await;
+    }
+    last.signal(Signal::KILL);
+    last.wait_ended(PATIENCE).await;
+    let settled = eventually("one has it and the other says so", PATIENCE, async || {
+        let texts = [daemons[0].admin("/readyz").await, daemons[1].admin("/readyz").await];
+        let by = |taker: usize, other: usize| {
+            let named =
+                format!("superseded: new connections go to the process with pid {} ", daemons[taker].pid());
+            !texts[taker].1.contains("superseded") && texts[other].1.contains(&named)
+        };
+        let settled = texts.iter().all(|(status, _)| *status == 200) && (by(0, 1) || by(1, 0));
+        if settled { Ok(place.inode()) } else { Err(format!("{texts:?}")) }
+    })
+    .await;
+    calls::round_trip(&kms_client(&place.socket).await, "new").await;
+    let took = |daemon: &Daemon| daemon.log().matches("took it again").count();
+    assert_eq!(took(&daemons[0]) + took(&daemons[1]), 1);
+    assert_eq!(place.inode(), settled);
+}
+
+/// `rm`, or a cleaner of temporary files.
+#[tokio::test]
+async fn a_socket_that_is_removed_is_made_again() {
+    let place = Place::new();
+    let mut daemon = place.daemon(&place.dir.path().join("absent.yaml"), []).await;
+    fs::remove_file(&place.socket).unwrap();
+    eventually("the socket is there again", PATIENCE, async || connect(&place.socket).await).await;
+    kms_client(&place.socket).await.status(StatusRequest {}).await.unwrap_err();
+    assert!(daemon.terminate().await.success());
+    assert!(!place.socket.exists());
 }
 
 #[tokio::test]
