@@ -106,7 +106,7 @@ async fn latencies(bao: &Bao, daemon: &Daemon) {
     let request = sealed(&mut kms).await;
     let token = bao.token().await;
     let ca = reqwest::Certificate::from_pem(&fs::read(bao.ca_file()).unwrap()).unwrap();
-    let http = reqwest::Client::builder().tls_certs_only([ca]).http1_only().build().unwrap();
+    let http = support::http::client().tls_certs_only([ca]).http1_only().build().unwrap();
     let url = format!("{}/v1/{MOUNT}/decrypt/{KEY}", bao.address());
     let body = json!({ "ciphertext": str::from_utf8(&request.ciphertext).unwrap() }).to_string();
 

@@ -587,6 +587,10 @@ mod tests {
 
     /// In a process of its own: in this one other tests bind at the same time.
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the program is this one, and needs what cargo sets for it"
+    )]
     fn the_umask_is_restored() {
         const ALONE: &str = "TRANSIT_KMS_TEST_ALONE";
         if std::env::var_os(ALONE).is_none() {

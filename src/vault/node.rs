@@ -138,6 +138,7 @@ impl Node {
         mood: Arc<Mood>,
     ) -> Result<Self, TransitError> {
         let url = address.url();
+        #[expect(clippy::disallowed_methods, reason = "no proxy is heeded")]
         let mut builder = Client::builder()
             .user_agent(concat!("transit-kms/", env!("CARGO_PKG_VERSION")))
             // A redirect leads to another host, and the token would go with it.

@@ -20,7 +20,7 @@ use transit_kms::{
     },
 };
 
-use crate::support::{Bao, KEY, MOUNT};
+use crate::support::{Bao, KEY, MOUNT, http::client};
 
 /// A plugin on a socket of its own; it ends with this value.
 pub(crate) struct StandIn {
@@ -80,7 +80,7 @@ struct Bare {
 impl Bare {
     fn of(bao: &Bao) -> Self {
         let ca = Certificate::from_pem(&std::fs::read(bao.ca_file()).unwrap()).unwrap();
-        let client = Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap();
+        let client = client().tls_certs_only([ca]).build().unwrap();
         Self { address: bao.address(), client, token: bao.root_token().to_owned() }
     }
 

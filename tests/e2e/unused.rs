@@ -1,13 +1,13 @@
 //! `transit-kms probe unused`: whoever is about to take the plugin away is told whether it is in use.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 use transit_kms::kms::key_id::key_id_hash;
 
 use crate::{
     cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},
-    support::{Stage, scratch, unix_url},
+    support::{Stage, command, scratch, unix_url},
 };
 
 const MAY_READ_METRICS: &str = r#"
@@ -84,7 +84,7 @@ async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provid
 
 /// Its exit code and what it has learnt.
 fn unused(server: &ApiServer, account: &Path, socket: &Path) -> (i32, Value) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_transit-kms"));
+    let mut command = command(env!("CARGO_BIN_EXE_transit-kms"));
     command.args(["probe", "unused", "-o", "json", "--timeout", "30s", "--api-server", &server.address()]);
     command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket));
     let output = command.output().unwrap();

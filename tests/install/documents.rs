@@ -5,13 +5,12 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use serde_json::Value;
 use transit_kms::config::{ParseOptions, parse};
 
-use crate::support::{Bao, program::run, scratch};
+use crate::support::{Bao, command, program::run, scratch};
 
 /// Flags of others that stand alone in backticks. What stands behind a program's name is its own.
 const FOREIGN: [&str; 13] = [
@@ -158,7 +157,7 @@ fn commands_parse() {
     let mut wrong = Vec::new();
     for document in Document::all() {
         for block in document.blocks.iter().filter(|block| block.info == "sh") {
-            let parsed = Command::new("bash").args(["-n", "-c", &block.text]).output().unwrap();
+            let parsed = command("bash").args(["-n", "-c", &block.text]).output().unwrap();
             // That a here-document ends with the text is only warned of.
             if !parsed.status.success() || !parsed.stderr.is_empty() {
                 let said = String::from_utf8_lossy(&parsed.stderr).into_owned();
@@ -191,12 +190,12 @@ async fn vault_is_set_up_as_written() {
     // What the documents call vault may be bao.
     symlink(Bao::program(), dir.path().join("vault")).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new("bash");
-    command.args(["-c", &script.join("\n")]).current_dir(dir.path());
-    command.env_clear().env("PATH", path).env("HOME", dir.path());
-    command.env("VAULT_ADDR", bao.address()).env("VAULT_CACERT", bao.ca_file());
-    command.env("VAULT_TOKEN", bao.root_token());
-    let output = tokio::process::Command::from(command).output().await.unwrap();
+    let mut shell = command("bash");
+    shell.args(["-c", &script.join("\n")]).current_dir(dir.path());
+    shell.env("PATH", path).env("HOME", dir.path());
+    shell.env("VAULT_ADDR", bao.address()).env("VAULT_CACERT", bao.ca_file());
+    shell.env("VAULT_TOKEN", bao.root_token());
+    let output = tokio::process::Command::from(shell).output().await.unwrap();
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     for expected in ["[transit-kms-east]", "vault:v1:", "latest_version"] {
         assert!(said.contains(expected), "{expected} is not in\n{said}");

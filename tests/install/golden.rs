@@ -1,8 +1,8 @@
 //! The golden vectors are what their scripts compute, so that nobody edits them by hand to fit the code.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
-use crate::support::scratch;
+use crate::support::{command, scratch};
 
 #[test]
 fn golden_vectors_are_what_their_scripts_compute() {
@@ -14,7 +14,7 @@ fn golden_vectors_are_what_their_scripts_compute() {
             continue;
         }
         let dir = scratch("golden");
-        let status = Command::new("python3").arg(&script).current_dir(dir.path()).status().unwrap();
+        let status = command("python3").arg(&script).current_dir(dir.path()).status().unwrap();
         assert!(status.success(), "{}: {status}", script.display());
         for made in fs::read_dir(dir.path()).unwrap() {
             let made = made.unwrap();

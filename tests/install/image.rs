@@ -11,7 +11,6 @@ use std::{
     fs,
     os::unix::fs::chown,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -24,14 +23,16 @@ use self::{
     podman::{ADMIN, Container, Podman},
 };
 use crate::support::{
-    Agent, AgentOptions, Bao, Load, Rendered, calls, connect, eventually, figures::figure, full, kms_client,
-    rendered,
+    Agent, AgentOptions, Bao, Load, Rendered, calls, command, connect, eventually, figures::figure, full,
+    kms_client, rendered,
 };
 
 /// Its own user; see the Dockerfile.
 const UID: u32 = 65532;
 /// On the host's network, as the pods of a control plane are.
 const HOST: &str = "--network=host";
+/// The user's own list of repositories to trust is not seen here, and the folder may be of another user.
+const TRUSTED: &str = concat!("safe.directory=", env!("CARGO_MANIFEST_DIR"));
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// All that a container is given.
 const MEMORY: u64 = 32 << 20;
@@ -98,7 +99,7 @@ fn its_labels_user_and_command_are_as_promised() {
         "org.opencontainers.image.title": env!("CARGO_PKG_NAME"),
         "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
     });
-    let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(ROOT).output();
+    let head = command("git").args(["-c", TRUSTED, "rev-parse", "HEAD"]).current_dir(ROOT).output();
     if let Some(head) = head.ok().filter(|head| head.status.success()) {
         let head = String::from_utf8(head.stdout).unwrap().trim().to_owned();
         let said = config["Labels"]["org.opencontainers.image.revision"].clone();
@@ -141,7 +142,7 @@ fn nothing_but_what_is_copied_can_change_it() {
 #[test]
 fn hadolint_has_nothing_to_say() {
     let hadolint = Path::new(ROOT).join("target/tools/venv/bin/hadolint");
-    let ran = Command::new(&hadolint).arg("Dockerfile").current_dir(ROOT).output();
+    let ran = command(&hadolint).arg("Dockerfile").current_dir(ROOT).output();
     let ran = ran.unwrap_or_else(|e| panic!("{}: {e}: run scripts/install-tools", hadolint.display()));
     assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
 }
@@ -157,6 +158,20 @@ fn it_has_no_shell() {
     let ran = podman.run_once(&[], &[]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("Usage: transit-kms <COMMAND>"), "{ran:?}");
+}
+
+/// What several podmans of a machine share is where one disturbs another, above all the locks in `/dev/shm`: where these
+/// do not exist, two podmans that start at once both create them, and one fails.
+#[test]
+fn podman_shares_nothing_with_another_one() {
+    // Its own folder stays writable, wherever it is.
+    const SEALED: &str = "own=${TMPDIR%/*} && mount --make-rprivate / && mount --bind \"$own\" \"$own\" && \
+        for folder in /dev/shm /etc /root /var; do \
+        mount --rbind $folder $folder && mount -o remount,bind,ro $folder || exit; done && \
+        mount -t tmpfs none /run && exec \"$@\"";
+    let podman = Podman::wrapped(&["unshare", "--mount", "sh", "-c", SEALED, "sh"], &Built::here().archive);
+    let ran = podman.run_once(&[], &["--version"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
 /// No root, no capability, no file to write to but the sockets.
@@ -285,7 +300,7 @@ fn for_arm64_it_is_cross_compiled() {
     assert_eq!(image.config["architecture"], "arm64");
     let program = image.file("transit-kms");
     is_static(&program, "AArch64");
-    match Command::new("qemu-aarch64-static").arg(&program).arg("--version").output() {
+    match command("qemu-aarch64-static").arg(&program).arg("--version").output() {
         Ok(ran) => {
             let said = String::from_utf8_lossy(&ran.stdout);
             assert_eq!(said.trim(), concat!("transit-kms ", env!("CARGO_PKG_VERSION")), "{ran:?}");
@@ -383,7 +398,7 @@ fn machine_here() -> &'static str {
 
 fn is_static(program: &Path, machine: &str) {
     let readelf = |what: &str| {
-        let ran = Command::new("readelf").args(["--wide", what]).arg(program).output();
+        let ran = command("readelf").args(["--wide", what]).arg(program).output();
         let ran = ran.unwrap_or_else(|e| panic!("readelf: {e}: it is in Debian's package binutils"));
         assert!(ran.status.success(), "{ran:?}");
         String::from_utf8(ran.stdout).unwrap()

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use serde_json::Value;
@@ -15,7 +14,7 @@ use crate::{
         rules::{keeps_the_rules, valid_for_every_minor},
         tools::{run, tool},
     },
-    support::scratch,
+    support::{command, scratch},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -24,7 +23,7 @@ const PODS: [&str; 3] = ["daemonset", "hosted-control-plane", "static-pod"];
 
 #[test]
 fn manifests_are_what_their_sources_say() {
-    let ran = run(Command::new("scripts/manifests").arg("--check"));
+    let ran = run(command("scripts/manifests").arg("--check"));
     assert!(ran.good, "run scripts/manifests:\n{}{}", ran.stdout, ran.stderr);
 }
 
@@ -33,20 +32,20 @@ fn manifests_are_what_their_sources_say() {
 fn a_manifest_that_was_changed_by_hand_is_shown() {
     let copy = scratch("manifests-");
     for folder in ["charts", "manifests", "scripts"] {
-        run(Command::new("cp").arg("-r").arg(format!("{ROOT}/{folder}")).arg(copy.path())).stdout();
+        run(command("cp").arg("-r").arg(format!("{ROOT}/{folder}")).arg(copy.path())).stdout();
     }
     let changed = copy.path().join("manifests/static-pod.yaml");
     let text = fs::read_to_string(&changed).unwrap();
     fs::write(&changed, text.replace("drop: [ALL]", "drop: []")).unwrap();
     let helm = format!("{ROOT}/target/tools/bin/helm3");
-    let ran = run(Command::new(copy.path().join("scripts/manifests")).arg("--check").env("HELM", helm));
+    let ran = run(command(copy.path().join("scripts/manifests")).arg("--check").env("HELM", helm));
     assert!(!ran.good && ran.stdout.contains("+        capabilities: {drop: [ALL]}"), "{ran:?}");
 }
 
 #[test]
 fn both_helms_render_the_same_manifests() {
     let helm = format!("{ROOT}/target/tools/bin/helm4");
-    let ran = run(Command::new("scripts/manifests").arg("--check").env("HELM", helm));
+    let ran = run(command("scripts/manifests").arg("--check").env("HELM", helm));
     assert!(ran.good, "{}{}", ran.stdout, ran.stderr);
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -17,8 +16,8 @@ use transit_kms::kms::{key_id::key_id_hash, proto::EncryptResponse};
 use crate::{
     cluster::{Api, ApiServer, Cluster, EncryptionConfig},
     support::{
-        Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN, eventually,
-        http::{HttpServer, answer},
+        Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN, command, eventually,
+        http::{HttpServer, answer, client},
         port,
         process::Process,
         rendered, scratch,
@@ -228,7 +227,7 @@ fn text(of: &Value, key: &str) -> String {
 }
 
 fn promtool(arguments: &[&str]) {
-    let output = Command::new("promtool")
+    let output = command("promtool")
         .args(arguments)
         .current_dir(rooted(""))
         .output()
@@ -330,12 +329,12 @@ impl Prometheus {
         let file = dir.path().join("prometheus.yml");
         fs::write(&file, config.to_string()).unwrap();
         let port = port::unused();
-        let mut command = Command::new("prometheus");
+        let mut command = command("prometheus");
         command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
+        let http = client().tls_certs_only([]).build().unwrap();
         let process = Process::spawn("prometheus", &mut command);
         let address = format!("http://127.0.0.1:{port}");
         let prometheus = Self { address, http, _dir: dir, _process: process, _targets: targets };

@@ -21,7 +21,7 @@ use transit_kms::kms::proto::{
 
 use crate::support::{
     Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,
-    eventually, policy, rendered,
+    eventually, http::client, policy, rendered,
 };
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn a_server_can_ask_for_client_certificates() {
     let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
     let bao = Bao::start_with(options).await;
     let ca = reqwest::Certificate::from_pem(&std::fs::read(bao.ca_file()).unwrap()).unwrap();
-    let client = || reqwest::Client::builder().tls_certs_only([ca.clone()]).no_proxy();
+    let client = || client().tls_certs_only([ca.clone()]);
     let address = format!("{}/v1/sys/health", bao.address());
     let stranger = client().build().unwrap();
     assert!(stranger.get(&address).send().await.is_err());
@@ -99,11 +99,8 @@ async fn a_server_can_ask_for_client_certificates() {
 #[tokio::test]
 async fn a_frozen_server_answers_nobody_and_a_closed_address_refuses() {
     let mut bao = Bao::start().await;
-    let hasty = reqwest::Client::builder()
-        .tls_danger_accept_invalid_certs(true)
-        .timeout(Duration::from_millis(200))
-        .build()
-        .unwrap();
+    let hasty =
+        client().tls_danger_accept_invalid_certs(true).timeout(Duration::from_millis(200)).build().unwrap();
     let ask = async |address: String| hasty.get(format!("{address}/v1/sys/health")).send().await;
     assert!(ask(bao.address()).await.is_ok());
     bao.freeze().await;

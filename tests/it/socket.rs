@@ -12,17 +12,13 @@ use std::{
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
-use tokio::{
-    io::AsyncReadExt,
-    process::{Child, Command},
-    time::timeout,
-};
+use tokio::{io::AsyncReadExt, process::Child, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
 use crate::support::{
-    Bao, Daemon, DaemonOptions, Kms, Rendered, calls, connect, eventually, kms_client, program,
+    Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, program,
     raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RawClient, SETTINGS},
     rendered, unix_url,
 };
@@ -407,7 +403,7 @@ sys.stdin.read()
 ";
         let greeting: String =
             [PREFACE, SETTINGS].concat().iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut command = Command::new("python3");
+        let mut command = tokio::process::Command::from(command("python3"));
         command.args(["-c", PROGRAM]).arg(socket).args([&size.to_string(), &greeting]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("python3");

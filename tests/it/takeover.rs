@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use transit_kms::kms::proto::StatusRequest;
 
 use crate::support::{
-    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, port, program::run, scratch,
-    unix_url,
+    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, http::client, kms_client, port,
+    program::run, scratch, unix_url,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -366,7 +366,8 @@ async fn the_admin_port_is_answered_throughout() {
     let has_path = async |daemon: &Daemon| {
         eventually("it has the path", PATIENCE, async || daemon.log().contains("listening")).await;
     };
-    let live = async || reqwest::get(format!("http://{port}/livez")).await.unwrap().status().as_u16();
+    let http = client().build().unwrap();
+    let live = async || http.get(format!("http://{port}/livez")).send().await.unwrap().status().as_u16();
     let mut first = start();
     has_path(&first).await;
     assert_eq!(live().await, 200);

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::{
     cluster::{Kubectl, Ran},
-    support::{Bao, process::unmeddled, scratch},
+    support::{Bao, command, scratch},
 };
 
 /// The name of the release, and so of the DaemonSet.
@@ -69,10 +69,9 @@ impl Helm {
 
     /// Runs it with these arguments.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
-        let mut command = std::process::Command::new(&self.program);
+        let mut command = command(&self.program);
         command.args(arguments).args(["--namespace", NAMESPACE]).arg("--kubeconfig").arg(&self.kubeconfig);
         command.env("HOME", self.home.path());
-        unmeddled(&mut command);
         Ran::of(command).await
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::eventually;
+use crate::support::{command, eventually};
 
 /// The directory of the socket, on every machine.
 pub(crate) const SOCKETS: &str = "/run/transit-kms";
@@ -63,7 +63,7 @@ impl Machine {
     pub(crate) fn command(&self, program: &Path) -> Command {
         let group = self.pids().join("runtime");
         fs::create_dir_all(&group).unwrap();
-        let mut command = Command::new("sh");
+        let mut command = command("sh");
         command.args(["-c", "echo $$ >\"$0\"; exec \"$@\""]).arg(group.join("cgroup.procs")).arg(program);
         command
     }
@@ -131,7 +131,7 @@ fn remove_below(group: &Path) {
 /// # Panics
 /// If the command fails.
 fn run(program: &str, arguments: &[&str]) {
-    let ran = Command::new(program).args(arguments).output().unwrap();
+    let ran = command(program).args(arguments).output().unwrap();
     assert!(ran.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::tool,
     machine::Machine,
-    support::{eventually, process::Process, rendered},
+    support::{command, eventually, process::Process, rendered},
 };
 
 /// The name of the node.
@@ -93,8 +92,7 @@ impl Node {
 
     /// Runs `ctr` among kubelet's containers.
     fn ctr(&self, arguments: &[&str]) -> String {
-        let ran =
-            Command::new("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
+        let ran = command("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
         assert!(ran.status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
         String::from_utf8(ran.stdout).unwrap()
     }
@@ -132,7 +130,7 @@ runtime_type = "io.containerd.runc.v2"
         let mut command = self.machine.command(Path::new("containerd"));
         self.containerd = Some(Process::spawn("containerd", command.arg("--config").arg(&config)));
         eventually("containerd is up", UP_WITHIN, async || {
-            let asked = Command::new("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
+            let asked = command("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
             if asked.status.success() { Ok(()) } else { Err(String::from_utf8(asked.stderr).unwrap()) }
         })
         .await;

@@ -1,6 +1,6 @@
 //! The control plane of the node: its API server is a static pod, as kubeadm has it.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -9,7 +9,7 @@ use crate::{
     cluster::{Api, Cluster, EncryptionConfig, Kubectl, READY_WITHIN, tool},
     machine::SOCKETS,
     node::{self, Node},
-    support::{eventually, process::Process, scratch},
+    support::{command, eventually, process::Process, scratch},
 };
 
 /// As the Service `kubernetes` has it.
@@ -130,7 +130,7 @@ impl Plane {
         self.controllers.clear();
         let kubeconfig = self.kubectl.config();
         for name in ["kube-controller-manager", "kube-scheduler"] {
-            let mut command = Command::new(tool(name));
+            let mut command = command(tool(name));
             let flag = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
             command
                 .arg(flag("kubeconfig", kubeconfig.clone()))

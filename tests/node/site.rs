@@ -15,7 +15,7 @@ use crate::{
     node::{NAME, Node},
     plane::Plane,
     pods::{Pod, pods},
-    support::{Bao, connect, credentials, daemon::samples, eventually},
+    support::{Bao, connect, credentials, daemon::samples, eventually, http::client},
 };
 
 /// A pod that is started, with what it waits for.
@@ -130,7 +130,8 @@ impl Site {
 
     /// The sum of the samples of a metric of the daemon that run with the chart's default port.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
-        let text = reqwest::get("http://127.0.0.1:9797/metrics").await.unwrap().text().await.unwrap();
+        let http = client().build().unwrap();
+        let text = http.get("http://127.0.0.1:9797/metrics").send().await.unwrap().text().await.unwrap();
         samples(&text, name, &[]).iter().sum()
     }
 

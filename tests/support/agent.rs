@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::ExitStatus,
     time::Duration,
 };
 
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    command::command,
     credentials::{self, Jwt, ROLE},
     process::Process,
     rendered::Rendered,
@@ -100,7 +101,7 @@ impl Agent {
     }
 
     fn spawn(file: &Path, config: &Path, jwt: Option<Jwt>, dir: TempDir) -> Self {
-        let mut command = Command::new(Program::path());
+        let mut command = command(Program::path());
         command.arg("agent").arg("-config").arg(file);
         let process = Process::spawn("the agent", command.env("HOME", dir.path()));
         Self { process, config: config.to_owned(), jwt, _dir: dir }

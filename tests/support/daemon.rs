@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     os::{fd::OwnedFd, linux::net::SocketAddrExt, unix::net::UnixListener},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use transit_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
 
 use super::{
+    command::command,
     process::Process,
     program::{self, PROGRAM},
     wait::eventually,
@@ -39,8 +40,7 @@ pub(crate) struct DaemonOptions {
     /// Arguments after those that the harness gives (`serve`, where it listens, the config, the
     /// log level); a flag that is named here replaces one of those.
     pub(crate) arguments: Vec<String>,
-    /// Variables of its environment, besides those of the test without ours, Vault's and
-    /// OpenBao's.
+    /// Variables of its environment, besides those that every program gets.
     pub(crate) environment: BTreeMap<String, String>,
     /// A listener that it inherits, as systemd would pass it.
     pub(crate) listener: Option<UnixListener>,
@@ -122,7 +122,7 @@ impl Daemon {
             program::of_user(uid, dir.path())
         } else {
             words.push(PROGRAM.into());
-            let mut command = Command::new(words.remove(0));
+            let mut command = command(words.remove(0));
             command.args(words);
             command
         };

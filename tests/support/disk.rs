@@ -4,8 +4,9 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
 };
+
+use super::command::command;
 
 /// It is unmounted with this value.
 pub(crate) struct SmallDisk(PathBuf);
@@ -14,7 +15,7 @@ impl SmallDisk {
     /// A disk of this size, such as `64k`, at a folder that is there. None if we may not mount, which
     /// only root may; in CI that is a failure.
     pub(crate) fn mounted(at: &Path, size: &str) -> Option<Self> {
-        let mount = Command::new("mount")
+        let mount = command("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "transit-kms-test"])
             .arg(at)
             .output()
@@ -49,7 +50,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: a process that is still ending may have a file open there.
-        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let unmounted = command("umount").arg("--lazy").arg(&self.0).status();
         assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
     }
 }

@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use reqwest::{Client, ClientBuilder};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -18,6 +19,12 @@ use tokio::{
 };
 
 use super::{port, server::Bao};
+
+/// The start of every client of the tests: it heeds no proxy of the user's.
+#[expect(clippy::disallowed_methods, reason = "the one place")]
+pub(crate) fn client() -> ClientBuilder {
+    Client::builder().no_proxy()
+}
 
 /// What a server answers.
 pub(crate) type Answer = Response<Full<Bytes>>;

@@ -23,14 +23,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `command` with nothing of Vault, OpenBao or ours in its environment but what it sets.
+    /// Starts `command`.
     pub(crate) fn spawn(name: &'static str, command: &mut Command) -> Self {
         Self::spawn_with(name, command, Stdio::null())
     }
 
     /// As [`Process::spawn`], with this as its standard input.
     pub(crate) fn spawn_with(name: &'static str, command: &mut Command, stdin: Stdio) -> Self {
-        unmeddled(command);
         let mut child = command
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -111,17 +110,6 @@ impl Drop for Process {
             for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
                 eprintln!("{line}");
             }
-        }
-    }
-}
-
-/// Takes away what Vault, OpenBao or we would heed of the test's own environment.
-pub(crate) fn unmeddled(command: &mut Command) {
-    for (variable, _) in std::env::vars_os() {
-        let text = variable.to_string_lossy();
-        let meddles = ["BAO_", "TRANSIT_KMS_", "VAULT_"].iter().any(|prefix| text.starts_with(prefix));
-        if meddles && !command.get_envs().any(|(set, _)| set == variable) {
-            command.env_remove(&variable);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, time::timeout};
 
-use super::process::unmeddled;
+use super::command::command;
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_transit-kms");
@@ -46,7 +46,7 @@ pub(crate) async fn run(arguments: &[&str]) -> Ran {
 
 /// As [`run`], with these variables and this on standard input.
 pub(crate) async fn run_with(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Ran {
-    let mut command = Command::new(PROGRAM);
+    let mut command = command(PROGRAM);
     command.args(arguments).envs(environment.iter().copied());
     finish(command, input).await
 }
@@ -65,13 +65,12 @@ pub(super) fn of_user(uid: u32, dir: &Path) -> Command {
         fs::copy(PROGRAM, &copy).unwrap();
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let mut command = Command::new(copy);
+    let mut command = command(copy);
     command.uid(uid).gid(uid);
     command
 }
 
-async fn finish(mut command: Command, input: &str) -> Ran {
-    unmeddled(&mut command);
+async fn finish(command: Command, input: &str) -> Ran {
     let mut child = tokio::process::Command::from(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -17,8 +16,8 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::{
-    authority::Authority, disk::SmallDisk, port, process::Process, scratch::scratch, seed::Seed,
-    wait::eventually,
+    authority::Authority, command::command, disk::SmallDisk, http::client, port, process::Process,
+    scratch::scratch, seed::Seed, wait::eventually,
 };
 
 /// The Transit key that every server has.
@@ -126,12 +125,11 @@ impl Bao {
             Some(member) => Arc::clone(&member.authority),
             None => Arc::new(Authority::new(dir.path())),
         };
-        let mut http = Client::builder()
+        let mut http = client()
             .tls_certs_only([Certificate::from_pem(authority.pem().as_bytes()).unwrap()])
             .redirect(redirect::Policy::none())
             // A connection that is kept does not outlive a restart; a new one costs 4 ms.
             .pool_max_idle_per_host(0)
-            .no_proxy()
             .timeout(PATIENCE);
         if options.require_client_certificate {
             let (chain, key) = authority.client("root");
@@ -439,7 +437,7 @@ impl Bao {
 
     /// Runs it until it answers; if it ends before, what it said.
     async fn listen(&mut self) -> Result<(), String> {
-        let mut command = Command::new(Program::path());
+        let mut command = command(Program::path());
         command.arg("server").arg("-config").arg(self.dir.path().join("server.json"));
         command.env("HOME", self.dir.path()).current_dir(self.dir.path());
         let mut process = Process::spawn("the server", &mut command);
@@ -529,7 +527,7 @@ impl Program {
     }
 
     fn tried(path: PathBuf) -> Option<Self> {
-        let version = Command::new(&path).arg("version").output().ok()?;
+        let version = command(&path).arg("version").output().ok()?;
         let is_vault = String::from_utf8_lossy(&version.stdout).starts_with("Vault");
         version.status.success().then_some(Self { path, is_vault })
     }

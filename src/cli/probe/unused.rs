@@ -255,6 +255,7 @@ impl Cluster {
     }
 
     async fn get(&self, server: &ApiServer, path: &str) -> Result<Response, Verdict> {
+        #[expect(clippy::disallowed_methods, reason = "no proxy is heeded")]
         let mut client = Client::builder()
             .https_only(true)
             .no_proxy()

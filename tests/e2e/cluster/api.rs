@@ -7,7 +7,7 @@ use reqwest::{Certificate, Client, Identity, Method};
 use serde_json::{Value, json};
 
 use super::pki::Pki;
-use crate::support::daemon::samples;
+use crate::support::{daemon::samples, http::client};
 
 /// The resources that are encrypted, as the paths of the API and of etcd name them.
 pub(crate) const SECRETS: &str = "secrets";
@@ -42,11 +42,10 @@ impl Api {
     pub(super) fn new(pki: &Pki, address: &str) -> Self {
         let (chain, key) = pki.admin();
         let identity = [std::fs::read(key).unwrap(), std::fs::read(chain).unwrap()].concat();
-        let http = Client::builder()
+        let http = client()
             .tls_certs_only([Certificate::from_pem(pki.ca_pem().as_bytes()).unwrap()])
             .identity(Identity::from_pem(&identity).unwrap())
             .retry(reqwest::retry::never())
-            .no_proxy()
             .timeout(PATIENCE);
         Self { address: address.to_owned(), http: http.build().unwrap() }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::ExitStatus,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{api::Api, encryption::EncryptionConfig, etcd::Etcd, kubectl::Kubectl, pki::Pki, tools::tool};
-use crate::support::{eventually, port, process::Process, scratch};
+use crate::support::{command, eventually, port, process::Process, scratch};
 
 /// Three seconds on two cores that have nothing else to do.
 pub(crate) const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -160,5 +160,5 @@ pub(super) fn flags(etcd: &Etcd, pki: &Pki, dir: &Path, port: u16) -> Vec<String
 }
 
 fn spawn(arguments: &[String]) -> Process {
-    Process::spawn("kube-apiserver", Command::new(tool("kube-apiserver")).args(arguments))
+    Process::spawn("kube-apiserver", command(tool("kube-apiserver")).args(arguments))
 }

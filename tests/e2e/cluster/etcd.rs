@@ -5,7 +5,6 @@ use std::{
     fs::{self, DirBuilder},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
@@ -18,7 +17,7 @@ use super::{
     stored::{EncryptedObject, Stored},
     tools::tool,
 };
-use crate::support::{eventually, port, process::Process, scratch};
+use crate::support::{command, eventually, http::client, port, process::Process, scratch};
 
 /// It takes a third of a second.
 const UP_WITHIN: Duration = Duration::from_secs(20);
@@ -37,7 +36,7 @@ impl Etcd {
         let dir = scratch("etcd-");
         let (port, peer) = (port::unused(), port::unused());
         let process = spawn(dir.path(), port, peer);
-        let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
+        let http = client().tls_certs_only([]).build().unwrap();
         let etcd = Self { dir, http, peer, port, process };
         etcd.wait_up().await;
         etcd
@@ -172,7 +171,7 @@ fn data(dir: &Path) -> PathBuf {
 
 fn spawn(dir: &Path, port: u16, peer: u16) -> Process {
     let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-    let mut command = Command::new(tool("etcd"));
+    let mut command = command(tool("etcd"));
     command
         .arg("--data-dir")
         .arg(data(dir))

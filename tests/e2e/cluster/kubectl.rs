@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{pki::Pki, tools::tool};
-use crate::support::{rendered, scratch};
+use crate::support::{command, rendered, scratch};
 
 /// kubectl as an administrator of one API server.
 pub(crate) struct Kubectl {
@@ -48,10 +48,10 @@ impl Kubectl {
 
     /// Runs it with these arguments.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
-        let mut command = Command::new(tool("kubectl"));
+        let mut command = command(tool("kubectl"));
         command.arg("--kubeconfig").arg(self.config()).args(arguments);
         // Else it keeps a cache there.
-        command.env("HOME", self.dir.path()).env_remove("KUBECONFIG");
+        command.env("HOME", self.dir.path());
         Ran::of(command).await
     }
 

@@ -3,9 +3,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
 };
+
+use crate::support::command;
 
 /// Where `scripts/e2e-tools` puts the newest minor.
 const COMPILED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/kubernetes-1.37");
@@ -31,7 +32,7 @@ pub(super) fn versions() -> &'static str {
     static VERSIONS: OnceLock<String> = OnceLock::new();
     VERSIONS.get_or_init(|| {
         let first_line = |name| {
-            let output = Command::new(tool(name)).arg("--version").output().unwrap();
+            let output = command(tool(name)).arg("--version").output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
             text.lines().next().unwrap_or_default().to_owned()
         };

@@ -1,6 +1,6 @@
 //! What a real API server makes of the chart. There is no kubelet here: see tests/node.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Provider, READY_WITHIN},
-    support::{program::PROGRAM, scratch},
+    support::{command, program::PROGRAM, scratch},
 };
 
 /// A control plane that encrypts nothing and runs nothing.
@@ -201,7 +201,7 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
     fs::copy(plane.server.ca_file(), plane.dir.path().join("ca.crt")).unwrap();
     let job = &objects(jobs[0])[0]["spec"]["template"]["spec"];
     let asked = || {
-        run(Command::new(PROGRAM)
+        run(command(PROGRAM)
             .args(
                 job["containers"][0]["args"]
                     .as_array()

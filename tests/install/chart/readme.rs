@@ -8,6 +8,7 @@ use super::{
     objects::objects_in,
     tools::{run, tool},
 };
+use crate::support::command;
 
 #[test]
 fn the_readme_is_what_helm_docs_makes_of_the_values() {
@@ -62,7 +63,7 @@ fn the_package_holds_what_an_installation_needs() {
     let to = dir.path().to_str().unwrap();
     Helm::V3.run(&["package", CHART, "--destination", to]).stdout();
     let archive = format!("{to}/transit-kms-0.1.0.tgz");
-    let names = run(std::process::Command::new("tar").args(["-tzf", &archive])).stdout();
+    let names = run(command("tar").args(["-tzf", &archive])).stdout();
     for name in ["values.schema.json", "README.md", "files/rules.yaml", "templates/_agent.tpl"] {
         assert!(names.contains(&format!("transit-kms/{name}\n")), "{name}: {names}");
     }

@@ -7,6 +7,7 @@ use super::{
     objects::{container, containers, list, objects, one, pod, text},
     tools::{run, tool},
 };
+use crate::support::command;
 use crate::support::program::PROGRAM;
 
 /// The sets that ask for what is otherwise never done.
@@ -143,8 +144,7 @@ fn another_config_of_the_agent_rolls_the_pods() {
 /// Every flag is one that the program has.
 #[test]
 fn the_program_knows_every_flag() {
-    let help =
-        |arguments: &[&str]| run(std::process::Command::new(PROGRAM).args(arguments).arg("--help")).stdout();
+    let help = |arguments: &[&str]| run(command(PROGRAM).args(arguments).arg("--help")).stdout();
     let (serve, probe, unused) = (help(&["serve"]), help(&["probe"]), help(&["probe", "unused"]));
     for set in sets() {
         for object in objects(&Helm::V3.render(&set)) {

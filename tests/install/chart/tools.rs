@@ -5,6 +5,8 @@ use std::{
     process::Command,
 };
 
+use crate::support::command;
+
 /// What a run left behind.
 #[derive(Debug)]
 pub(crate) struct Ran {
@@ -30,7 +32,7 @@ pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, ar
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program: PathBuf = root.join("target/tools").join(name);
     assert!(program.is_file(), "no {}: run scripts/install-tools", program.display());
-    run(Command::new(program).args(arguments))
+    run(command(program).args(arguments))
 }
 
 /// Runs a command in the repository's folder.

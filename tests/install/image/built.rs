@@ -3,11 +3,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
 };
 
 use serde_json::Value;
+
+use crate::support::{
+    command::{command, downloading_script},
+    own_folder,
+};
 
 /// The project.
 pub(super) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -45,9 +49,7 @@ impl Built {
     }
 
     fn with(name: &str, arguments: &[&str]) -> Self {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("image-{name}"));
-        // What an earlier run has left.
-        drop(fs::remove_dir_all(&place));
+        let place = own_folder(&format!("image-{name}"));
         let files = place.join("files");
         fs::create_dir_all(&files).unwrap();
         let archive = place.join("transit-kms.tar");
@@ -89,7 +91,7 @@ impl Entry {
 
 /// Runs `scripts/image --local-base` with these arguments besides: what it has to say.
 pub(super) fn scripts_image(arguments: &[&str]) -> String {
-    let mut command = Command::new(Path::new(ROOT).join("scripts/image"));
+    let mut command = downloading_script("image");
     let ran = command.arg("--local-base").args(arguments).output().unwrap();
     let (said, complained) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{command:?}: {}\n{complained}\n{said}", ran.status);
@@ -97,7 +99,7 @@ pub(super) fn scripts_image(arguments: &[&str]) -> String {
 }
 
 fn tar(arguments: &[&str], archive: &Path, within: &Path) -> String {
-    let ran = Command::new("tar").args(arguments).arg(archive).current_dir(within).output().unwrap();
+    let ran = command("tar").args(arguments).arg(archive).current_dir(within).output().unwrap();
     assert!(ran.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
     String::from_utf8(ran.stdout).unwrap()
 }

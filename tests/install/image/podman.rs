@@ -11,7 +11,7 @@ use std::{
 use procfs::process::Process as Proc;
 use tempfile::TempDir;
 
-use crate::support::{eventually, process::Process, program::Ran};
+use crate::support::{cgroup, command, eventually, process::Process, program::Ran};
 
 /// How long a container may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,10 +36,25 @@ const HARDENED: [&str; 14] = [
     "nproc=1024:1024",
 ];
 
-/// A podman that knows one image and keeps all that it has in a folder that goes with it.
+/// The settings that have no flag.
+const CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/containers.conf");
+/// The flags that say where podman keeps what, and the folder of each.
+const PLACES: [(&str, &str); 5] = [
+    ("--network-config-dir", "networks"),
+    ("--root", "root"),
+    ("--runroot", "run"),
+    ("--tmpdir", "tmp"),
+    ("--volumepath", "volumes"),
+];
+/// Its own temporary files, and those of runc.
+const SCRATCH: &str = "scratch";
+
+/// A podman that knows one image. All that it has is its own: its files are in a folder and its processes are in a
+/// control group that go with this value, so it shares nothing with another podman of this machine.
 pub(super) struct Podman {
     dir: TempDir,
     image: String,
+    wrapper: Vec<String>,
 }
 
 /// A daemon in a container. It is removed with this value.
@@ -60,8 +75,15 @@ pub(super) struct Memory {
 impl Podman {
     /// With the image of this archive.
     pub(super) fn with(archive: &Path) -> Self {
+        Self::wrapped(&[], archive)
+    }
+
+    /// As [`Podman::with`], each command behind these words.
+    pub(super) fn wrapped(wrapper: &[&str], archive: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("pod-").tempdir().unwrap();
-        let mut podman = Self { dir, image: String::new() };
+        fs::create_dir(dir.path().join(SCRATCH)).unwrap();
+        let wrapper = wrapper.iter().map(|&word| word.into()).collect();
+        let mut podman = Self { dir, image: String::new(), wrapper };
         let loaded = podman.told(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
         podman.image = loaded.trim().rsplit(' ').next().unwrap().into();
         podman
@@ -69,7 +91,7 @@ impl Podman {
 
     /// Runs the image to its end, without a network.
     pub(super) fn run_once(&self, options: &[&str], arguments: &[&str]) -> Ran {
-        let mut command = self.command(&["run", "--rm", "--network", "none"]);
+        let mut command = self.run(&["--network", "none"]);
         command.args(HARDENED).args(options).arg(&self.image).args(arguments);
         ran(command.output().unwrap())
     }
@@ -78,7 +100,7 @@ impl Podman {
     pub(super) fn start(&self, options: &[String], arguments: &[&str]) -> Container<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("daemon-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut command = self.command(&["run", "--rm", "--name", &name]);
+        let mut command = self.run(&["--name", &name]);
         command.args(HARDENED).args(options).arg(&self.image).args(arguments);
         Container { name, podman: self, process: Process::spawn("the container", &mut command) }
     }
@@ -91,14 +113,34 @@ impl Podman {
         ran.stdout
     }
 
+    fn run(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(&["run", "--rm", "--cgroup-parent"]);
+        command.arg(format!("/{}", self.group())).args(arguments);
+        command
+    }
+
+    /// The control group of its containers, named after its folder.
+    fn group(&self) -> &str {
+        self.dir.path().file_name().unwrap().to_str().unwrap()
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("podman");
-        for (flag, folder) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+        let mut words = self.wrapper.iter().map(String::as_str).chain(["podman"]);
+        let mut command = command(words.next().unwrap());
+        command.args(words).env("CONTAINERS_CONF", CONF).env("HOME", self.dir.path());
+        command.env("TMPDIR", self.dir.path().join(SCRATCH));
+        for (flag, folder) in PLACES {
             command.arg(flag).arg(self.dir.path().join(folder));
         }
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc"]);
         command.args(arguments);
         command
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        cgroup::remove_everywhere(self.group());
     }
 }
 

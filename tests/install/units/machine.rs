@@ -6,15 +6,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{eventually, process::Process, scratch};
+use crate::support::{cgroup, command, eventually, process::Process, scratch};
 
 /// It takes two seconds on cores that have nothing else to do.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -47,7 +45,7 @@ impl Machine {
             "systemd as the first process of namespaces wants root: run as root"
         );
         let (dir, cgroup) = (scratch("machine-"), Cgroup::new());
-        let mut command = Command::new("sh");
+        let mut command = command("sh");
         command
             .args(["-c", UNSHARE])
             .arg(&cgroup.0)
@@ -83,11 +81,10 @@ impl Machine {
     }
 
     /// Runs a command in it.
-    pub(super) async fn run(&self, command: &[&str]) -> Ran {
-        let mut nsenter = tokio::process::Command::new("nsenter");
-        nsenter.args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"]).args(command);
-        let output =
-            nsenter.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin").output().await.unwrap();
+    pub(super) async fn run(&self, words: &[&str]) -> Ran {
+        let mut nsenter = tokio::process::Command::from(command("nsenter"));
+        nsenter.args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"]).args(words);
+        let output = nsenter.env("PATH", "/usr/local/bin:/usr/bin:/usr/sbin").output().await.unwrap();
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Ran { good: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
@@ -117,7 +114,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let journal = Command::new("nsenter")
+            let journal = command("nsenter")
                 .args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"])
                 .args(["journalctl", "--no-pager", "--lines=200", "--output=short-monotonic"])
                 .output();
@@ -140,31 +137,20 @@ struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let process = procfs::process::Process::myself().unwrap();
         let mounts = process.mountinfo().unwrap();
         let mount = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").expect("a mounted cgroup2");
         let own = process.cgroups().unwrap().into_iter().find(|one| one.hierarchy == 0).expect("a cgroup");
-        let name =
-            format!("transit-kms-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = mount.mount_point.join(own.pathname.trim_start_matches('/')).join(name);
-        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self(path)
+        let parent = mount.mount_point.join(own.pathname.trim_start_matches('/'));
+        // A process id would not do for its name: one that was killed leaves its group, and another one of that id
+        // may come, or be there already in another PID namespace.
+        let new = tempfile::Builder::new().prefix("transit-kms-test-").tempdir_in(&parent);
+        Self(new.unwrap_or_else(|error| panic!("{}: {error}", parent.display())).keep())
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        remove(&self.0);
+        cgroup::remove(&self.0);
     }
-}
-
-/// Removes a cgroup with those below it, which have no processes left.
-fn remove(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
-        }
-    }
-    drop(fs::remove_dir(cgroup));
 }

@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
-    process::Command,
     time::Duration,
 };
 
@@ -17,7 +16,8 @@ use tempfile::TempDir;
 
 use super::{machine::Machine, manifest};
 use crate::support::{
-    Bao, Load, Program, calls, credentials, eventually, figures, kms_client, port, program::PROGRAM, scratch,
+    Bao, Load, Program, calls, command, credentials, eventually, figures, kms_client, port, program::PROGRAM,
+    scratch,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -246,7 +246,7 @@ const EXPOSED_AT_MOST: f64 = 1.5;
 fn little_is_exposed() {
     for unit in [SERVICE, AGENT] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/systemd").join(unit);
-        let mut command = Command::new("systemd-analyze");
+        let mut command = command("systemd-analyze");
         command.args(["security", "--offline=yes", "--no-pager"]).arg(file).env("LANG", "C.UTF-8");
         let output = command.output().expect("systemd-analyze: scripts/install-tools gets it");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
