@@ -481,6 +481,9 @@ mod tests {
         let board = inspector(Duration::ZERO, Duration::ZERO).board;
         let callers_patience = Duration::from_secs(3);
         timeout(callers_patience, knows_anything(&board)).await.unwrap();
+        // What is being waited for may be there in a moment.
+        board.set_progress("waiting for Vault".into());
+        assert!(timeout(Duration::from_secs(1), knows_anything(&board)).await.is_err());
         board.set_trouble(Some("no config".into()));
         timeout(Duration::from_millis(1), knows_anything(&board)).await.unwrap();
     }

@@ -61,6 +61,8 @@ struct Known {
 
 struct Posted {
     known: Option<Known>,
+    /// `trouble` names a cause, rather than what is being waited for.
+    news: bool,
     /// Why the newest config is not in use, if it is not.
     trouble: Option<Arc<str>>,
 }
@@ -120,7 +122,7 @@ impl Board {
     #[must_use]
     pub fn new(settings: HealthSettings, metrics: Arc<Metrics>) -> Self {
         let trouble = Some(STARTING.into());
-        let posted = watch::Sender::new(Posted { known: None, trouble });
+        let posted = watch::Sender::new(Posted { known: None, news: false, trouble });
         Self {
             coalescing: true,
             keks: KekStore::new(Arc::clone(&metrics)),
@@ -238,7 +240,16 @@ impl Board {
 
     /// Says why the newest config is not in use, or that it is.
     pub fn set_trouble(&self, trouble: Option<String>) {
-        self.posted.send_modify(|posted| posted.trouble = trouble.map(Into::into));
+        self.posted.send_modify(|posted| {
+            posted.news = true;
+            posted.trouble = trouble.map(Into::into);
+        });
+    }
+
+    /// Says what the newest config waits for. That is no news yet: calls that come at the start wait on,
+    /// because the session is usually a moment away.
+    pub fn set_progress(&self, progress: String) {
+        self.posted.send_modify(|posted| posted.trouble = Some(progress.into()));
     }
 
     /// Publishes a proven session; what was there before serves the calls that hold it.
@@ -382,7 +393,7 @@ impl Board {
 
     /// Resolves once anything is known: a session, or why there is none.
     pub async fn first_news(&self) {
-        self.published_when(|now| now.snapshot.is_some() || now.trouble.as_deref() != Some(STARTING)).await;
+        self.published_when(|now| now.snapshot.is_some() || self.posted.borrow().news).await;
     }
 
     /// Resolves with a session newer than `generation`, or with that one once its token is found

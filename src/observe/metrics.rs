@@ -370,18 +370,19 @@ impl Metrics {
         }
     }
 
-    /// Another token is in use; zero `ttl` means that it never ends.
-    pub fn new_token(&self, ttl: Duration) {
+    /// Another token is in use; see [`Metrics::token`].
+    pub fn new_token(&self, left: Option<Duration>) {
         self.token_lease.set(0.0);
-        self.token(ttl);
+        self.token(left);
     }
 
-    /// What is known of the token's life; zero `ttl` means that it never ends.
-    pub fn token(&self, ttl: Duration) {
-        let ttl = ttl.as_secs_f64();
-        self.token_lease.set(self.token_lease.get().max(ttl));
-        self.token_ttl.set(ttl);
-        self.token_expiry.set(if ttl == 0.0 { 0.0 } else { unix_seconds((self.clock)()) + ttl });
+    /// What is known of the token's life: the time that it has left, or `None` if it never ends or
+    /// nothing is known.
+    pub fn token(&self, left: Option<Duration>) {
+        let ttl = left.map(|left| left.as_secs_f64());
+        self.token_lease.set(self.token_lease.get().max(ttl.unwrap_or_default()));
+        self.token_ttl.set(ttl.unwrap_or_default());
+        self.token_expiry.set(ttl.map_or(0.0, |ttl| unix_seconds((self.clock)()) + ttl));
     }
 
     /// A renewal ended: `renewed`, `capped` or `failed`.
@@ -510,7 +511,7 @@ mod tests {
         // Before 1970, at a time that is likely, and at the end of what a file system knows.
         for (now, expiry) in [(-86_400, "3600"), (1_800_000_000, "1800003600"), (1 << 40, "1099511631376")] {
             NOW.store(now, Ordering::Relaxed);
-            metrics.token(Duration::from_secs(3600));
+            metrics.token(Some(Duration::from_secs(3600)));
             metrics.reload("taken");
             let text = metrics.render().unwrap();
             let line = format!("transit_kms_token_expiry_timestamp_seconds {expiry}\n");
@@ -553,11 +554,11 @@ mod tests {
         metrics.reload("pending");
         metrics.config_in_use();
         holds("config_state{state=\"pending\"} 0");
-        metrics.new_token(Duration::from_secs(60));
-        metrics.token(Duration::from_secs(90));
-        metrics.token(Duration::from_secs(20));
+        metrics.new_token(Some(Duration::from_secs(60)));
+        metrics.token(Some(Duration::from_secs(90)));
+        metrics.token(Some(Duration::from_secs(20)));
         holds("token_lease_seconds 90");
-        metrics.new_token(Duration::from_secs(20));
+        metrics.new_token(Some(Duration::from_secs(20)));
         holds("token_lease_seconds 20");
     }
 

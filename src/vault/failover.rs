@@ -16,6 +16,7 @@ use super::{
     acceptance::{Acceptance, Weight},
     errors::{Consequence, Operation, Refusal, classify, is_answer, is_ready},
     pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
+    progress::Progress,
 };
 use crate::{
     kms::{Fault, TransitError},
@@ -46,6 +47,8 @@ pub(super) struct Question<'a> {
     pub(super) deadline: Instant,
     pub(super) operation: Operation,
     pub(super) outgoing: &'a Outgoing,
+    /// Is told why a node did not answer, while others are still asked.
+    pub(super) progress: Option<&'a Progress>,
     /// What comes of it may change the health of nodes, and who is asked first.
     pub(super) speaks_for_nodes: bool,
     /// The token was issued so recently that not every node may know it.
@@ -356,9 +359,11 @@ impl<'a, T> Race<'a, T> {
         for (node, trial) in ill {
             // Counted for each: the second may be the last that is well, because the first was ejected.
             let others = self.pool.members().iter().any(|(id, well)| *well && *id != node.id);
+            let message = format!("Vault at {} has been silent for {} s", node.name, SILENCE.as_secs());
+            let error = TransitError::new(Fault::Unreachable, message);
+            tell(self.question.progress, &error);
             if others || trial {
-                let message = format!("Vault at {} has been silent for {} s", node.name, SILENCE.as_secs());
-                self.failed(&node, &TransitError::new(Fault::Unreachable, message), None);
+                self.failed(&node, &error, None);
             }
         }
     }
@@ -504,6 +509,7 @@ impl<'a, T> Race<'a, T> {
     }
 
     fn next(&mut self, reason: &'static str, error: TransitError) -> Verdict<T> {
+        tell(self.question.progress, &error);
         // A node that lags, or does not know the token, says more than one that does not answer.
         if !is_no_answer(error.fault) || self.last.as_ref().is_none_or(|last| is_no_answer(last.fault)) {
             self.last = Some(error);
@@ -557,6 +563,12 @@ fn unconfirmed(node: &Node, error: &TransitError) -> TransitError {
 /// Whether it says only that a node could not be asked, or did not answer as Vault does.
 fn is_no_answer(fault: Fault) -> bool {
     matches!(fault, Fault::Nonsense | Fault::Unreachable)
+}
+
+fn tell(progress: Option<&Progress>, error: &TransitError) {
+    if let Some(progress) = progress {
+        progress.failed(error);
+    }
 }
 
 /// Whether the node with the id `node` is the active one of its cluster.

@@ -1,20 +1,24 @@
 //! The keeper: turns configs into sessions, and looks after the token of the one in use.
 //!
-//! One task, one loop. A new config is a *candidate*: it is tried against Vault while
-//! the session in use goes on working, and replaces it only when proven. While Vault is
-//! away, or says no, it stays pending and is tried again, ever more slowly, until a newer
-//! config supersedes it.
+//! A new config is a *candidate*: it is verified against Vault while the session in use goes on
+//! working, and replaces it only when proven. While Vault is away, or says no, it stays pending and is
+//! tried again, ever more slowly, until a newer config supersedes it.
+//!
+//! One task holds the state, so a session is taken in one step. Whatever waits for Vault is a future
+//! beside it: a candidate that gets no answer delays no renewal, and a renewal delays no candidate.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
     pool::Pool,
-    schedule::{Schedule, jittered},
+    progress::Progress,
+    renewal::{Failure, NotRenewed},
+    schedule::{Care, Life, Schedule, jittered},
     session::Session,
-    token::{self, TokenInfo},
+    token::{self, Renewal, TokenInfo},
 };
 use crate::{
     config::{Credentials, Fingerprint, Observation, Reading, Watcher},
@@ -27,10 +31,10 @@ use crate::{
     observe::metrics::Metrics,
 };
 
-/// The longest that one call about the token may take; a new config waits meanwhile.
-const LONGEST_CARE: Duration = Duration::from_secs(3);
 /// The longest that one try of a candidate may take.
 const LONGEST_TRY: Duration = Duration::from_secs(10);
+/// Of that, the longest for the lookup of its token, which is of use and not needed.
+const LONGEST_LOOKUP: Duration = Duration::from_secs(3);
 /// A token just issued may not have reached every node: the first tries follow fast.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// An outage ends at any moment, and somebody waits for it.
@@ -45,16 +49,40 @@ pub struct Keeper {
     watcher: Watcher,
 }
 
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What the keeper holds.
+#[derive(Default)]
+struct State {
+    candidate: Stage,
+    /// The call about the token of the session in use that has not been answered yet.
+    care: Option<Task<Cared>>,
+    in_use: Option<InUse>,
+}
+
 /// The session in use, as far as its token is concerned.
 struct InUse {
     fingerprint: Fingerprint,
     generation: u64,
+    /// The last lookup failed, and it has been said.
+    lookup_fails: bool,
     pool: Arc<Pool>,
     pool_fingerprint: Fingerprint,
-    /// The last renewal failed, and it has been said.
-    renewal_fails: bool,
+    /// How the last renewal failed, as it has been said.
+    renewal_fails: Option<Failure>,
     schedule: Schedule,
     session: Arc<Session>,
+    /// It has been said that the token has reached its maximum TTL.
+    told_capped: bool,
+}
+
+/// Where the newest config is on its way, if it is not in use.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    None,
+    Verifying(Verification),
+    Waiting(Box<Candidate>),
 }
 
 /// A config that is not in use yet.
@@ -67,12 +95,26 @@ struct Candidate {
     told: Option<&'static str>,
 }
 
+/// One try of a candidate.
+struct Verification {
+    /// The token in use died meanwhile: if this fails, the next try comes at once.
+    hurry: bool,
+    outcome: Task<(Box<Candidate>, Result<Proven, TransitError>)>,
+}
+
 /// A candidate that stood the test.
 struct Proven {
-    info: Option<TokenInfo>,
+    /// What a lookup of its token told, or how that failed.
+    info: Result<TokenInfo, Fault>,
     pool: Arc<Pool>,
     proof: Proof,
     session: Arc<Session>,
+}
+
+/// What came of a call about the token.
+enum Cared {
+    LookedUp(Result<TokenInfo, TransitError>),
+    Renewed(Result<Renewal, NotRenewed>),
 }
 
 impl Keeper {
@@ -84,35 +126,37 @@ impl Keeper {
 
     /// Keeps for ever.
     pub async fn run(mut self) {
-        let mut candidate: Option<Candidate> = None;
-        let mut in_use: Option<InUse> = None;
+        let mut state = State::default();
         let mut last_death = None;
         let mut watching = true;
         loop {
-            let next_try = candidate.as_ref().map(|candidate| candidate.next_try);
-            let next_care = in_use.as_ref().and_then(|in_use| in_use.schedule.next());
+            state.care_if_due();
+            let next_try = state.candidate.next_try();
+            let next_care = state.next_care();
+            let State { candidate, care, .. } = &mut state;
             tokio::select! {
                 observation = self.watcher.changed(), if watching => match observation {
-                    Some(observation) => candidate = self.observe(&observation, in_use.as_ref()),
+                    // A verification under way ends here: a newer config supersedes it.
+                    Some(observation) => {
+                        state.candidate = self.observe(&observation, state.in_use.as_ref());
+                    }
                     // The token is cared for all the same; `app` sees that the watch has ended.
                     None => watching = false,
                 },
-                () = at(next_try) => {
-                    if let Some(waiting) = candidate.take() {
-                        candidate = self.try_candidate(waiting, &mut in_use).await;
+                () = at(next_try) => state.candidate = self.verify(state.candidate.take(), state.in_use.as_ref()),
+                (candidate, outcome) = candidate.verified() => self.verified(candidate, outcome, &mut state),
+                cared = answered(care) => {
+                    state.care = None;
+                    if let Some(in_use) = &mut state.in_use {
+                        self.cared(in_use, cared);
                     }
                 }
-                () = at(next_care) => {
-                    if let Some(in_use) = in_use.as_mut() {
-                        self.care_for_token(in_use).await;
-                    }
-                }
+                // The next turn begins it.
+                () = at(next_care) => {}
                 () = self.board.token_died(&mut last_death) => {
                     // The agent may just have written the next one: look, and hurry.
                     info!("the token is dead: reading the config anew");
-                    if let Some(candidate) = candidate.as_mut() {
-                        candidate.hurry();
-                    }
+                    state.candidate.hurry();
                     let rereader = self.watcher.rereader();
                     tokio::spawn(async move { rereader.reread().await });
                 }
@@ -126,63 +170,72 @@ impl Keeper {
     }
 
     /// What is on disk now: a candidate, nothing new, or nothing usable.
-    fn observe(&self, observation: &Observation, in_use: Option<&InUse>) -> Option<Candidate> {
+    fn observe(&self, observation: &Observation, in_use: Option<&InUse>) -> Stage {
         match observation {
             Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
                 debug!("the config on disk is the one in use");
                 self.board.set_trouble(None);
                 self.metrics.config_in_use();
-                None
+                Stage::None
             }
             Ok(reading) => {
                 for warning in &reading.config.warnings {
                     warn!(%warning, "config");
                 }
-                Some(Candidate::new(reading.clone()))
+                Stage::Waiting(Box::new(Candidate::new(reading.clone())))
             }
             Err(error) => {
                 // The watcher has logged it; what works stays.
                 self.metrics.reload("unparsable");
                 self.board.set_trouble(Some(error.to_string()));
-                None
+                Stage::None
             }
         }
     }
 
-    /// Tries a candidate; what it returns is to be tried next: the same one later, or a newer one.
-    async fn try_candidate(
-        &mut self,
-        mut candidate: Candidate,
-        in_use: &mut Option<InUse>,
-    ) -> Option<Candidate> {
+    /// Begins to verify a candidate.
+    fn verify(&self, stage: Stage, in_use: Option<&InUse>) -> Stage {
+        let Stage::Waiting(mut candidate) = stage else { return stage };
         let deadline = Instant::now() + LONGEST_TRY;
-        let before = self.board.snapshot();
-        let proving = prove(
-            &self.metrics,
-            &mut candidate,
-            in_use.as_ref(),
-            before.as_deref(),
-            self.is_well(),
-            self.board.read().key_lost.is_some(),
-            deadline,
-        );
-        let outcome = tokio::select! {
-            biased;
-            // Nothing has been published yet, so a newer config may simply take over.
-            Some(observation) = self.watcher.changed() => return self.observe(&observation, in_use.as_ref()),
-            outcome = timeout_at(deadline, proving) => outcome.unwrap_or_else(|_| {
+        let config = &candidate.reading.config;
+        let progress = Progress::new(Arc::clone(&self.board), &config.addresses, candidate.told.is_none());
+        let pool = in_use
+            .filter(|in_use| in_use.pool_fingerprint == candidate.reading.connection_fingerprint)
+            .map(|in_use| Arc::clone(&in_use.pool));
+        let (before, is_well) = (self.board.snapshot(), self.is_well());
+        let key_is_lost = self.board.read().key_lost.is_some();
+        let metrics = Arc::clone(&self.metrics);
+        let outcome = async move {
+            let session = InUseNow { before: before.as_deref(), is_well, key_is_lost, pool };
+            let proving = prove(&metrics, &mut candidate, session, deadline, &progress);
+            let outcome = timeout_at(deadline, proving).await.unwrap_or_else(|_| {
                 let message = format!("Vault did not answer within {} s", LONGEST_TRY.as_secs());
-                Err(TransitError::new(Fault::Unreachable, message))
-            }),
+                Err(TransitError::new(Fault::DeadlineExceeded, message))
+            });
+            (candidate, outcome.map_err(|error| progress.explained(error)))
         };
+        Stage::Verifying(Verification { hurry: false, outcome: Box::pin(outcome) })
+    }
+
+    /// Takes a candidate that was proven, or puts it off.
+    fn verified(
+        &self,
+        mut candidate: Box<Candidate>,
+        outcome: Result<Proven, TransitError>,
+        state: &mut State,
+    ) {
+        let hurry = matches!(&state.candidate, Stage::Verifying(verification) if verification.hurry);
         match outcome.and_then(|proven| self.take(&candidate, proven)) {
             Ok(taken) => {
-                *in_use = Some(taken);
-                None
+                // An answer about the token of the session before says nothing about this one's.
+                *state = State { candidate: Stage::None, care: None, in_use: Some(taken) };
             }
             Err(error) => {
                 self.put_off(&mut candidate, &error, self.is_well());
-                Some(candidate)
+                state.candidate = Stage::Waiting(candidate);
+                if hurry {
+                    state.candidate.hurry();
+                }
             }
         }
     }
@@ -197,27 +250,29 @@ impl Keeper {
         session.put_in_use();
         self.metrics.reload("taken");
         self.metrics.vault_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
-        let mut in_use = InUse {
+        let schedule = match &info {
+            Ok(info) => Schedule::of(info.life, info.renewable),
+            Err(fault) => Schedule::of_unknown(*fault),
+        };
+        let ttl_seconds = schedule.life().left().map(|left| left.as_secs());
+        info!(generation = snapshot.generation, token_ttl_seconds = ttl_seconds, "session in use");
+        // If nothing is known of this token, what was known of the one before it must go: its end
+        // would raise an alarm.
+        self.metrics.new_token(schedule.life().left());
+        if let Ok(info) = info {
+            info.warn();
+        }
+        Ok(InUse {
             fingerprint: candidate.reading.fingerprint,
             generation: snapshot.generation,
+            lookup_fails: false,
             pool,
             pool_fingerprint: candidate.reading.connection_fingerprint,
-            renewal_fails: false,
-            schedule: Schedule::new(info.is_some()),
+            renewal_fails: None,
+            schedule,
             session,
-        };
-        let ttl = info.as_ref().map(|info| info.ttl).unwrap_or_default();
-        info!(generation = snapshot.generation, token_ttl_seconds = ttl.as_secs(), "session in use");
-        // Nothing is known of a token that may not look itself up; what was known of the one
-        // before it must go, or its end would raise an alarm.
-        self.metrics.new_token(ttl);
-        if let Some(info) = info {
-            info.warn();
-            if info.renewable {
-                in_use.schedule.renew_before_end(info.ttl);
-            }
-        }
-        Ok(in_use)
+            told_capped: false,
+        })
     }
 
     /// Says why a candidate is not in use, and when it is tried again.
@@ -246,73 +301,109 @@ impl Keeper {
         candidate.pause = (candidate.pause * 2).min(longest);
     }
 
-    /// Looks the token up, or renews it, whichever is due.
-    async fn care_for_token(&self, in_use: &mut InUse) {
-        let deadline = Instant::now() + LONGEST_CARE;
-        if in_use.schedule.take_renewal() {
-            match token::renew(&in_use.session, deadline).await {
-                Ok(renewal) => {
-                    self.metrics.token(renewal.ttl);
-                    in_use.renewal_fails = false;
-                    self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
-                    if renewal.capped {
-                        warn!(
-                            ttl_seconds = renewal.ttl.as_secs(),
-                            "the token has reached its maximum TTL: the agent must render a new one before it ends"
-                        );
-                    } else {
-                        info!(ttl_seconds = renewal.ttl.as_secs(), "token renewed");
-                    }
-                    in_use.schedule.renew_before_end(renewal.ttl);
-                }
-                Err(error) => {
-                    self.metrics.token_renewal("failed");
-                    if std::mem::replace(&mut in_use.renewal_fails, true) {
-                        debug!(%error, "the token still cannot be renewed");
-                    } else {
-                        warn!(%error, "the token could not be renewed; trying again");
-                    }
-                    if error.fault == Fault::Denied {
-                        // That the policy lacks renew-self does not keep the token from working:
-                        // the next lookup tells how long there is to live.
-                        return;
-                    }
-                    self.board.call_failed(in_use.generation, &error);
-                    if error.fault != Fault::TokenDead {
-                        in_use.schedule.renew_again_in(LONGEST_PAUSE_AWAY);
-                    }
+    /// Takes notice of what came of a call about the token. None of it changes the health of the session:
+    /// that is for probes and calls to find out.
+    fn cared(&self, in_use: &mut InUse, cared: Cared) {
+        match cared {
+            Cared::LookedUp(Ok(info)) => {
+                in_use.schedule.looked_up(info.life, info.renewable);
+                in_use.lookup_fails = false;
+                self.measure(in_use);
+                debug!(ttl_seconds = seconds_left(in_use.schedule.life()), "token looked up");
+            }
+            Cared::LookedUp(Err(error)) => {
+                in_use.schedule.lookup_failed(error.fault);
+                self.suspect(in_use, error.fault);
+                if std::mem::replace(&mut in_use.lookup_fails, true) {
+                    debug!(%error, "the token still cannot be looked up");
+                } else {
+                    warn!(%error, "the token could not be looked up");
                 }
             }
-        }
-        if in_use.schedule.lookup_due() {
-            in_use.schedule.looked_up();
-            match token::lookup(&in_use.session, deadline).await {
-                Ok(info) => {
-                    self.metrics.token(info.ttl);
-                    debug!(ttl_seconds = info.ttl.as_secs(), "token looked up");
-                    if info.renewable && !in_use.schedule.will_renew() {
-                        in_use.schedule.renew_before_end(info.ttl);
-                    }
+            Cared::Renewed(Ok(renewal)) => {
+                in_use.schedule.renewed(renewal.life, renewal.renewable);
+                in_use.renewal_fails = None;
+                self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
+                self.measure(in_use);
+                let ttl_seconds = seconds_left(in_use.schedule.life());
+                if renewal.capped && !std::mem::replace(&mut in_use.told_capped, true) {
+                    warn!(
+                        ttl_seconds,
+                        "the token has reached its maximum TTL: the agent must render a new one before it ends"
+                    );
+                } else {
+                    info!(ttl_seconds, "token renewed");
                 }
-                Err(error) if error.fault == Fault::Denied => in_use.schedule.may_not_look_up(),
-                Err(error) => {
-                    warn!(%error, "the token could not be looked up");
-                    self.board.call_failed(in_use.generation, &error);
-                }
+            }
+            Cared::Renewed(Err(NotRenewed { error, failure })) => {
+                self.metrics.token_renewal("failed");
+                self.suspect(in_use, error.fault);
+                self.say_not_renewed(in_use, &error, failure);
             }
         }
     }
+
+    /// Plans the next renewal, and says what failed, when that is, and when the token ends.
+    fn say_not_renewed(&self, in_use: &mut InUse, error: &TransitError, failure: Failure) {
+        let next = in_use.schedule.renewal_failed(failure);
+        let next_try_seconds = next.map(|next| rounded(next.saturating_duration_since(Instant::now())));
+        let token_ends_in_seconds = seconds_left(in_use.schedule.life());
+        if in_use.renewal_fails.replace(failure) == Some(failure) {
+            debug!(%error, next_try_seconds, token_ends_in_seconds, "the token still cannot be renewed");
+        } else if failure == Failure::LogInAgain {
+            warn!(
+                %error, next_try_seconds, token_ends_in_seconds,
+                "the token cannot be renewed any more: the agent must log in again and render a new one"
+            );
+        } else {
+            warn!(
+                %error, next_try_seconds, token_ends_in_seconds,
+                "the token could not be renewed; trying again"
+            );
+        }
+    }
+
+    /// A call about the token says nothing about calls; that the token may be dead is worth a look.
+    fn suspect(&self, in_use: &InUse, fault: Fault) {
+        if fault == Fault::TokenDead {
+            debug!(generation = in_use.generation, "the token may be dead");
+            self.board.probe_soon();
+        }
+    }
+
+    fn measure(&self, in_use: &InUse) {
+        match in_use.schedule.life() {
+            Life::Unknown => {}
+            life => self.metrics.token(life.left()),
+        }
+    }
+}
+
+fn seconds_left(life: Life) -> Option<u64> {
+    life.left().map(rounded)
+}
+
+/// In whole seconds.
+fn rounded(duration: Duration) -> u64 {
+    (duration + Duration::from_millis(500)).as_secs()
+}
+
+/// What a candidate is verified against.
+struct InUseNow<'a> {
+    before: Option<&'a Snapshot>,
+    is_well: bool,
+    key_is_lost: bool,
+    /// Its connections, if they lead to the candidate's addresses.
+    pool: Option<Arc<Pool>>,
 }
 
 /// Everything that a candidate must show before it replaces what works.
 async fn prove(
     metrics: &Arc<Metrics>,
     candidate: &mut Candidate,
-    in_use: Option<&InUse>,
-    before: Option<&Snapshot>,
-    in_use_is_well: bool,
-    key_is_lost: bool,
+    in_use: InUseNow<'_>,
     deadline: Instant,
+    progress: &Arc<Progress>,
 ) -> Result<Proven, TransitError> {
     let reading = &candidate.reading;
     let token = match &reading.config.credentials {
@@ -327,34 +418,92 @@ async fn prove(
             ));
         }
     };
-    let pool = match in_use {
-        Some(in_use) if in_use.pool_fingerprint == reading.connection_fingerprint => Arc::clone(&in_use.pool),
-        _ => Arc::new(Pool::new(reading).await?),
+    let pool = match in_use.pool {
+        Some(pool) => pool,
+        None => Arc::new(Pool::new(reading).await?),
     };
-    let session = Session::new(reading, token, Arc::clone(&pool), Arc::clone(metrics))?;
-    let info = match token::lookup(&session, deadline).await {
+    let session = Session::new(reading, token, Arc::clone(&pool), Arc::clone(metrics))?.telling(progress);
+    let info = match token::lookup(&session, deadline.min(Instant::now() + LONGEST_LOOKUP)).await {
         Ok(info) => {
             info.check()?;
-            Some(info)
+            Ok(info)
         }
-        Err(error) if error.fault == Fault::Denied => {
-            warn!(%error, "the token may not look itself up, so its end cannot be foreseen");
-            None
-        }
-        Err(error) => return Err(error),
+        Err(error) if error.fault == Fault::TokenDead => return Err(error),
+        Err(error) => Err(error),
     };
-    let against = before.map(|before| Before {
+    let against = in_use.before.map(|before| Before {
         keyring: &before.keyring,
-        insist: in_use_is_well,
-        lost: key_is_lost,
+        insist: in_use.is_well,
+        lost: in_use.key_is_lost,
         own: false,
         witness: &before.witness,
     });
     // While the session in use is well, an older key version is not its Vault's.
-    let accept_older = !in_use_is_well && candidate.older.believed();
+    let accept_older = !in_use.is_well && candidate.older.believed();
     let outcome = probe(&session, against, accept_older, deadline).await;
     candidate.older.note(&outcome);
-    Ok(Proven { info, pool, proof: outcome?, session: Arc::new(session) })
+    let proof = outcome?;
+    // Only now: if the config is not taken, what keeps it from that is what matters.
+    let info = info.map_err(|error| {
+        if error.fault == Fault::Denied {
+            warn!(%error, "the token may not look itself up; a renewal is tried, which tells its end");
+        } else {
+            warn!(%error, "the token could not be looked up");
+        }
+        error.fault
+    });
+    Ok(Proven { info, pool, proof, session: Arc::new(session) })
+}
+
+impl State {
+    /// When the token next wants something, if no call about it is under way.
+    fn next_care(&self) -> Option<Instant> {
+        self.in_use.as_ref().filter(|_| self.care.is_none()).map(|in_use| in_use.schedule.next())
+    }
+
+    /// Looks the token up, or renews it, if that is due.
+    fn care_if_due(&mut self) {
+        let Some(in_use) = self.in_use.as_ref().filter(|_| self.care.is_none()) else { return };
+        let (session, deadline) = (Arc::clone(&in_use.session), in_use.schedule.deadline());
+        self.care = match in_use.schedule.due() {
+            None => None,
+            Some(Care::Lookup) => {
+                Some(Box::pin(async move { Cared::LookedUp(token::lookup(&session, deadline).await) }))
+            }
+            Some(Care::Renewal) => {
+                Some(Box::pin(async move { Cared::Renewed(token::renew(&session, deadline).await) }))
+            }
+        };
+    }
+}
+
+impl Stage {
+    fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    fn next_try(&self) -> Option<Instant> {
+        match self {
+            Self::Waiting(candidate) => Some(candidate.next_try),
+            Self::None | Self::Verifying(_) => None,
+        }
+    }
+
+    /// Resolves when the verification under way has ended; cancel safe.
+    async fn verified(&mut self) -> (Box<Candidate>, Result<Proven, TransitError>) {
+        match self {
+            Self::Verifying(verification) => verification.outcome.as_mut().await,
+            Self::None | Self::Waiting(_) => std::future::pending().await,
+        }
+    }
+
+    fn hurry(&mut self) {
+        match self {
+            Self::None => {}
+            Self::Verifying(verification) => verification.hurry = true,
+            Self::Waiting(candidate) => candidate.hurry(),
+        }
+    }
 }
 
 impl Candidate {
@@ -371,6 +520,14 @@ impl Candidate {
     fn hurry(&mut self) {
         self.next_try = Instant::now();
         self.pause = FIRST_PAUSE;
+    }
+}
+
+/// Resolves when the call has been answered; cancel safe.
+async fn answered(care: &mut Option<Task<Cared>>) -> Cared {
+    match care {
+        Some(care) => care.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

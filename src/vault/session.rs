@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use super::{
     failover::{self, Question},
     node::X_VAULT_REQUEST,
     pool::{Incoming, Outgoing, Pool},
+    progress::Progress,
 };
 use crate::{
     config::{Encryption, KeyNames, Namespace, Reading, Token},
@@ -49,6 +50,8 @@ pub(super) struct Session {
     /// Of the token, for what concerns the token; a key has a namespace of its own.
     namespace: Namespace,
     pub(super) pool: Arc<Pool>,
+    /// Set while this is a candidate; it ends with the verification.
+    progress: Weak<Progress>,
 }
 
 impl Session {
@@ -79,6 +82,7 @@ impl Session {
             metrics,
             namespace: config.namespace.clone(),
             pool,
+            progress: Weak::new(),
         })
     }
 
@@ -92,6 +96,11 @@ impl Session {
     /// so a candidate changes none there; it may be wrong in ways that say nothing about the nodes.
     fn speaks_for_nodes(&self, operation: Operation) -> bool {
         !operation.is_token_care() && (self.in_use.load(Ordering::Relaxed) || !self.pool.is_in_use())
+    }
+
+    /// The same, and what it waits for is told to `progress` while that lives.
+    pub(super) fn telling(self, progress: &Arc<Progress>) -> Self {
+        Self { progress: Arc::downgrade(progress), ..self }
     }
 
     /// Asks Vault about the token, in the token's namespace; as [`Self::ask_in`].
@@ -127,11 +136,16 @@ impl Session {
             headers.insert(X_KMS_UID, uid);
         }
         let outgoing = Outgoing { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
+        let progress = self.progress.upgrade();
+        if let Some(progress) = &progress {
+            progress.asking(operation);
+        }
         let question = Question {
             acceptance: &self.acceptance,
             deadline: call.deadline,
             operation,
             outgoing: &outgoing,
+            progress: progress.as_deref(),
             speaks_for_nodes: self.speaks_for_nodes(operation),
             token_is_fresh: self.begun.elapsed() < FRESH,
         };

@@ -279,23 +279,3 @@ async fn an_error_says_where_but_not_with_what() {
     assert!(error.message.contains("refused"), "{error}");
     assert!(!error.message.contains("fake"), "the token: {error}");
 }
-
-#[tokio::test]
-async fn a_renewal_at_the_maximum_is_recognised() {
-    let auth = r#""auth":{"client_token":"t","accessor":"a","policies":[],"token_policies":[],"metadata":null,
-        "lease_duration":60,"renewable":true,"entity_id":"","token_type":"service","orphan":true}"#;
-    let envelope = |warnings: &str| {
-        format!(
-            r#"{{"request_id":"r","lease_id":"","renewable":false,"lease_duration":0,"data":null,
-            "wrap_info":null,"warnings":{warnings},{auth}}}"#
-        )
-    };
-    let capped = envelope(
-        r#"["TTL of \"1h\" exceeded the effective max_ttl of \"2m\"; TTL value is capped accordingly"]"#,
-    );
-    let fake = Fake::with(vec![json(200, &envelope("null")), json(200, &capped)]).await;
-    let session = session(&[&fake.address]).await;
-    let plain = token::renew(&session, call().deadline).await.unwrap();
-    assert_eq!((plain.ttl, plain.capped), (Duration::from_secs(60), false));
-    assert!(token::renew(&session, call().deadline).await.unwrap().capped);
-}

@@ -135,7 +135,11 @@ async fn an_agent_logs_in_again_at_once_when_told_and_its_old_token_still_works(
 async fn an_agent_renders_again_after_its_token_was_revoked() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
-    let options = AgentOptions { login: Login::AppRole, role: json!({"token_period": "2s"}) };
+    let options = AgentOptions {
+        login: Login::AppRole,
+        role: json!({"token_period": "2s"}),
+        ..AgentOptions::default()
+    };
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), options).await;
     let old = agent.token();
     bao.revoke(&old).await;

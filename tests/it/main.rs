@@ -29,6 +29,8 @@ mod path;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod renewal;
+#[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod shutdown;
@@ -36,6 +38,8 @@ mod shutdown;
 mod soak;
 #[cfg(test)]
 mod socket;
+#[cfg(test)]
+mod start;
 #[cfg(test)]
 #[path = "../support/mod.rs"]
 mod support;

@@ -39,6 +39,9 @@ pub(crate) enum Login {
 /// How an agent is to be.
 pub(crate) struct AgentOptions {
     pub(crate) login: Login,
+    /// It also passes requests on to the server, on this port of the loopback and without TLS, and
+    /// replaces their tokens by its own (`use_auto_auth_token = "force"`).
+    pub(crate) proxy: Option<u16>,
     /// What its tokens are like, in the words of a role, such as `json!({"token_ttl": "15s"})`.
     /// What is not said: an hour, with [`POLICY`] and without the `default` policy.
     pub(crate) role: Value,
@@ -46,7 +49,7 @@ pub(crate) struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { login: Login::Jwt, role: json!({}) }
+        Self { login: Login::Jwt, proxy: None, role: json!({}) }
     }
 }
 
@@ -75,11 +78,16 @@ impl Agent {
         let (method, jwt) = prepare_login(bao, &dir, &options).await;
         let template = dir.path().join("config.ctmpl");
         fs::write(&template, content.with_token(OWN_TOKEN).yaml()).unwrap();
-        let settings = json!({
+        let mut settings = json!({
             "auto_auth": {"enable_reauth_on_new_credentials": true, "method": [method]},
             "template": [{"destination": config, "perms": "0600", "source": template}],
             "vault": {"address": bao.address(), "ca_cert": bao.ca_file()},
         });
+        if let Some(port) = options.proxy {
+            settings["api_proxy"] = json!({"use_auto_auth_token": "force"});
+            settings["listener"] =
+                json!([{"tcp": {"address": format!("127.0.0.1:{port}"), "tls_disable": true}}]);
+        }
         let file = dir.path().join("agent.json");
         fs::write(&file, settings.to_string()).unwrap();
         let mut agent = Self::spawn(&file, config, jwt, dir);
