@@ -48,6 +48,8 @@ pub struct BrokenRule(&'static str);
 pub struct Config {
     /// Where Vault is, in the order in which to try; never empty, none twice.
     pub addresses: Vec<Address>,
+    /// How long making a connection may take, TLS included.
+    pub connect_timeout: Duration,
     /// The Vault namespace of the token; the root namespace if none is given.
     pub namespace: Namespace,
     /// The first encrypts, all decrypt.
@@ -480,6 +482,21 @@ impl Default for LocalKekLimits {
 const SHORTEST_AGE: Duration = Duration::from_secs(60);
 /// Longer than this nothing that Vault has not confirmed is used.
 const LONGEST_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How long making a connection may take unless the file says it. A handshake costs two or three round trips, and
+/// a lost packet another second.
+pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
+const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A time such as `500ms`.
+pub(super) fn connect_timeout(text: &str) -> Result<Duration, BrokenRule> {
+    match humantime::parse_duration(text) {
+        Ok(time) if (SHORTEST_CONNECT_TIMEOUT..=LONGEST_CONNECT_TIMEOUT).contains(&time) => Ok(time),
+        Ok(_) => Err(BrokenRule("must be between 100ms and 30s")),
+        Err(_) => Err(BrokenRule("must be a time such as 500ms or 3s")),
+    }
+}
 
 /// A time such as `90m`.
 pub(super) fn age(text: &str) -> Result<Duration, BrokenRule> {

@@ -5,8 +5,9 @@ use std::{collections::HashSet, path::Path};
 use super::{
     ConfigError, ConfigErrorKind,
     model::{
-        Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, KeyRef, LOGIN_METHODS,
-        LocalKekLimits, MountPath, Namespace, TlsFiles, Token, absolute_path, age, server_name,
+        Address, BrokenRule, Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, KeyName, KeyNames,
+        KeyRef, LOGIN_METHODS, LocalKekLimits, MountPath, Namespace, TlsFiles, Token, absolute_path, age,
+        connect_timeout, server_name,
     },
     tree::{self, Key, Node, Step},
 };
@@ -22,6 +23,7 @@ const SETTINGS: &[&str] = &[
     "authpath",
     "clientcert",
     "clientkey",
+    "connect_timeout",
     "keynames",
     "namespace",
     "roleid",
@@ -170,6 +172,9 @@ fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions
     let mount = section.parsed("transitpath", MountPath::new)?.unwrap_or_default();
     Ok(Config {
         addresses,
+        connect_timeout: section
+            .parsed("connect_timeout", connect_timeout)?
+            .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         keys: keys(section, &mount, &namespace)?,
         namespace,
         tls: tls(section)?,

@@ -135,10 +135,11 @@ pub(super) fn look(path: &Path, options: ParseOptions) -> Look {
         ];
         let fingerprint = Fingerprint::of([Some(text.as_slice())].into_iter().chain(material));
         let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+        let connect_timeout = config.connect_timeout.as_millis().to_be_bytes();
         let connection_fingerprint = Fingerprint::of(
             material
                 .into_iter()
-                .chain([config.tls.server_name.as_ref().map(String::as_bytes)])
+                .chain([config.tls.server_name.as_ref().map(String::as_bytes), Some(&connect_timeout[..])])
                 .chain(addresses.iter().map(|address| Some(address.as_bytes()))),
         );
         Reading { config, tls, fingerprint, connection_fingerprint }

@@ -33,9 +33,7 @@ use crate::{
     observe::root_cause,
 };
 
-/// A node that does not answer a SYN or a hello by then is taken for dead.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A look that takes longer has seen enough.
+/// How long a node may take to answer a health check, once it is connected.
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// Far more than any answer to us needs; a key read with thousands of versions has 100 KiB.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
@@ -57,6 +55,8 @@ pub(super) struct Node {
     host: Option<HeaderValue>,
     /// The address that its name has, if it has a name.
     pub(super) ip: Option<IpAddr>,
+    /// The longest that a health check may take, with a new connection.
+    longest_look: Duration,
     condition: Mutex<Condition>,
     /// Its condition has changed, or somebody waits.
     changed: Notify,
@@ -87,6 +87,8 @@ impl Mood {
 
 /// How connections to the nodes of a pool are made.
 pub(super) struct Dialling {
+    /// TLS included. A call does not wait so long for one node if there are others.
+    pub(super) connect_timeout: Duration,
     pub(super) pace: Pace,
     /// The name that certificates must carry, if not the address's.
     pub(super) server_name: Option<String>,
@@ -149,7 +151,7 @@ impl Node {
             .https_only(url.scheme() == "https")
             .tls_version_min(tls::Version::TLS_1_2)
             .http1_only()
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(dialling.connect_timeout)
             .pool_idle_timeout(dialling.pace.idle)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(15));
@@ -204,6 +206,7 @@ impl Node {
             base,
             host,
             ip,
+            longest_look: dialling.connect_timeout + LONGEST_LOOK,
             condition,
             changed: Notify::new(),
             mood,
@@ -376,7 +379,7 @@ impl Node {
                 () = sleep_until(due) => {}
                 () = self.changed.notified() => continue,
             }
-            let error = match self.exchange(&look, Instant::now() + LONGEST_LOOK).await {
+            let error = match self.exchange(&look, Instant::now() + self.longest_look).await {
                 Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
                     let back = {
                         let mut condition = self.condition();

@@ -85,8 +85,12 @@ impl Pool {
         pace: Pace,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self, TransitError> {
-        let dialling =
-            Dialling { pace, server_name: reading.config.tls.server_name.clone(), tls: reading.tls.clone() };
+        let dialling = Dialling {
+            connect_timeout: reading.config.connect_timeout,
+            pace,
+            server_name: reading.config.tls.server_name.clone(),
+            tls: reading.tls.clone(),
+        };
         let roll = Arc::new(Roll {
             dialling,
             members: RwLock::default(),
