@@ -1,9 +1,6 @@
 //! From other providers to this one, without encrypting anything anew first.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::Path, time::Instant};
 
 use tokio::task::JoinSet;
 
@@ -12,7 +9,7 @@ use crate::{
         Api, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
     },
     stand_in::StandIn,
-    support::{Daemon, DaemonOptions, Stage, eventually, scratch, unix_url},
+    support::{Daemon, DaemonOptions, Stage, eventually, port, scratch, unix_url},
 };
 
 /// The name that Trousseau's documentation gives the provider; it is in every value.
@@ -117,8 +114,7 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
 #[tokio::test]
 async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
     let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("names-"));
-    let abstract_name = PathBuf::from(format!("@transit-kms-test-v1-{}", std::process::id()));
-    for socket in [abstract_name, dir.path().join("v1@localhost")] {
+    for socket in [port::abstract_name(), dir.path().join("v1@localhost")] {
         let daemon = daemon_with_v1(&stage, &socket).await;
         let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &socket), Provider::identity()]);
         let mut server = cluster.api_server(&config, with_kms_v1());

@@ -18,7 +18,8 @@ use tonic::{Code, Status};
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
 use crate::support::{
-    Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, program,
+    Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, port,
+    program,
     raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RawClient, SETTINGS},
     rendered, unix_url,
 };
@@ -52,8 +53,7 @@ async fn a_socket_left_by_a_crash_is_replaced() {
 #[tokio::test]
 async fn a_live_listener_keeps_its_socket_and_is_named() {
     let dir = folder();
-    let abstract_name = PathBuf::from(format!("@transit-kms-test-{}", std::process::id()));
-    for socket in [dir.path().join("kms.sock"), abstract_name] {
+    for socket in [dir.path().join("kms.sock"), port::abstract_name()] {
         let first = Daemon::start_with(&no_config(&dir), at(&socket)).await;
         let mut second = Daemon::spawn(&no_config(&dir), at(&socket));
         assert_eq!(second.wait_ended(PATIENCE).await.code(), TAKEN);
@@ -202,13 +202,13 @@ async fn root_and_the_daemons_own_uid_are_served_by_default() {
 #[tokio::test]
 async fn an_abstract_socket_serves() {
     let dir = folder();
-    let name = format!("@transit-kms-test-abstract-{}", std::process::id());
-    let mut daemon = Daemon::start_with(&no_config(&dir), at(Path::new(&name))).await;
-    assert_served(Path::new(&name)).await;
-    let ran = program::run(&["probe", "status", "--socket", &format!("unix:///{name}")]).await;
+    let name = port::abstract_name();
+    let mut daemon = Daemon::start_with(&no_config(&dir), at(&name)).await;
+    assert_served(&name).await;
+    let ran = program::run(&["probe", "status", "--socket", &format!("unix:///{}", name.display())]).await;
     assert_is_answered(&ran);
     assert!(daemon.terminate().await.success());
-    assert!(connect(Path::new(&name)).await.is_err());
+    assert!(connect(&name).await.is_err());
 }
 
 #[tokio::test]

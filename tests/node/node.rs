@@ -127,8 +127,8 @@ runtime_type = "io.containerd.runc.v2"
             cni = json!(cni),
         );
         fs::write(&config, text).unwrap();
-        let mut command = self.machine.command(Path::new("containerd"));
-        self.containerd = Some(Process::spawn("containerd", command.arg("--config").arg(&config)));
+        let mut containerd = self.machine.command(Path::new("containerd"));
+        self.containerd = Some(Process::spawn("containerd", containerd.arg("--config").arg(&config)));
         eventually("containerd is up", UP_WITHIN, async || {
             let asked = command("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
             if asked.status.success() { Ok(()) } else { Err(String::from_utf8(asked.stderr).unwrap()) }
