@@ -11,7 +11,7 @@ use std::{
 
 use rustls::pki_types::ServerName;
 use secrecy::{ExposeSecret, SecretString};
-use url::Url;
+use url::{Host, Url};
 
 /// The longest token in bytes. Batch tokens are a few hundred.
 pub const MAX_TOKEN_BYTES: usize = 4096;
@@ -81,6 +81,11 @@ impl Address {
         if text.is_empty() {
             return Err(BrokenRule("must not be empty"));
         }
+        if text.contains(',') || text.matches("://").count() > 1 {
+            return Err(BrokenRule(
+                "must be one address: write several as a list, addresses: [https://…, https://…]",
+            ));
+        }
         // `Url` drops tabs and line breaks and turns `\` into `/`: it would read another
         // address than the operator does.
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains('\\') {
@@ -111,6 +116,11 @@ impl Address {
         }
         if !path.is_empty() && path.split('/').any(str::is_empty) {
             return Err(BrokenRule("must not have two slashes in a row in its path"));
+        }
+        if matches!(path.rsplit('/').next(), Some("v1" | "ui")) {
+            return Err(BrokenRule(
+                "must end before /v1 and /ui: write the address alone, such as https://vault:8200",
+            ));
         }
         let unreadable = BrokenRule("is not a URL: check the host and the port");
         let mut url = Url::parse(text).map_err(|_| unreadable)?;
@@ -424,11 +434,14 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, BrokenRule> {
     if path.is_absolute() { Ok(path) } else { Err(BrokenRule("must be an absolute path")) }
 }
 
-/// A name that a certificate can hold.
+/// A name that a certificate can hold. It stands in URLs as their host, so it must not be one of the
+/// many texts that URLs take for an IP address, such as `127.1`.
 pub(super) fn server_name(text: &str) -> Result<String, BrokenRule> {
-    match ServerName::try_from(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(BrokenRule("must be a DNS name or an IP address")),
+    match (ServerName::try_from(text), Host::parse(text)) {
+        (Ok(ServerName::DnsName(_)), Ok(Host::Domain(_))) => Ok(text.to_owned()),
+        _ => Err(BrokenRule(
+            "must be a DNS name, not an IP address: for an address whose certificate names its IP, leave it out",
+        )),
     }
 }
 
@@ -593,6 +606,11 @@ mod tests {
             "https://va ult",
             "https://vault:99999",
             "https://va\nult",
+            "https://vault:8200/v1",
+            "https://vault/prefix/v1//",
+            "https://vault/ui/",
+            "https://a,https://b",
+            "https://a https://b",
         ] {
             assert!(Address::new(text, false).is_err(), "{text}");
         }
@@ -690,8 +708,9 @@ mod tests {
             assert!(absolute_path(text).is_err(), "{text}");
         }
         assert!(server_name("vault.example").is_ok());
-        assert!(server_name("10.0.0.1").is_ok());
-        assert!(server_name("https://vault").is_err());
-        assert!(server_name("").is_err());
+        for text in ["", "https://vault", "10.0.0.1", "127.1", "0x7f.1", "::1", "[::1]", "a b", "vault:8200"]
+        {
+            assert!(server_name(text).is_err(), "{text}");
+        }
     }
 }

@@ -53,6 +53,8 @@ const ENCRYPTION_SETTINGS: &[&str] =
     &["max_age", "max_age_in_outage", "mode", "renew_after", "renew_after_uses"];
 const FLAT: &[&str] = &["encryption", "provider"];
 const WRAPPED: &[&str] = &["encryption", "provider", "vault"];
+/// YAML's merge key: what stands in its mappings counts as if it stood beside it.
+const MERGE: &str = "<<";
 
 /// What flags say about the file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -63,8 +65,9 @@ pub struct ParseOptions {
 
 /// Reads a config. `path` is only for the errors.
 ///
-/// Lenient with what templates do: a BOM, CRLF, blank lines before `---`,
-/// spaces around values. Strict with what they say.
+/// Lenient with what templates do, and with what viper reads for Trousseau: a BOM, CRLF, blank
+/// lines before `---`, `---` at the end, spaces around values, optional settings without a value,
+/// numbers as names, merge keys. Strict with what they say.
 ///
 /// # Errors
 /// The line and the rule, never a value; the kind is always `Invalid`.
@@ -94,13 +97,14 @@ pub fn parse(text: &[u8], path: &Path, options: ParseOptions) -> Result<Config, 
         Node::Null => {
             return Err(ConfigError::invalid(path, None, "is empty; perhaps it is half written"));
         }
-        Node::Bool | Node::Number(_) | Node::Seq(_) | Node::Str(_) => {
+        Node::Plain { .. } | Node::Seq(_) | Node::Str(_) => {
             let rule = "must hold settings such as `address: https://...`; perhaps it is half written";
             return Err(ConfigError::invalid(path, None, rule));
         }
     };
     let root = Section::new(String::new(), Vec::new(), entries);
-    root.and_then(|root| config(&root, options)).map_err(|broken| {
+    let merged = merged_mappings(&tree);
+    root.and_then(|root| config(&root.without_stores(&merged), options)).map_err(|broken| {
         let line = tree::locate(text, &broken.steps).map(|(line, _)| line);
         ConfigError::invalid(path, line, broken.rule)
     })
@@ -121,7 +125,7 @@ fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
     }
     let encryption = encryption(root)?;
     let below_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
-    match root.find("vault") {
+    match root.entry("vault") {
         Some(wrapped) => {
             root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
             let section = wrapped.section()?;
@@ -141,9 +145,7 @@ fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
         return Ok(Encryption::default());
     };
     section.refuse_unknown(&[ENCRYPTION_SETTINGS], |_| None)?;
-    let Some(mode) = section.find("mode") else {
-        return Err(section.missing("mode", "transit or local-kek"));
-    };
+    let mode = section.required("mode", "transit or local-kek")?;
     let unset = LocalKekLimits::default();
     let limits = LocalKekLimits {
         max_age: section.parsed("max_age", age)?.unwrap_or(unset.max_age),
@@ -198,7 +200,10 @@ fn addresses(
             (several, values)
         }
         (None, Some(single)) => (single.clone(), vec![single]),
-        (None, None) => return Err(section.missing("address", "where Vault is, such as https://vault:8200")),
+        (None, None) => {
+            let key = if section.entry("addresses").is_some() { "addresses" } else { "address" };
+            return Err(section.absent(key, "where Vault is, such as https://vault:8200"));
+        }
     };
     let mut addresses = Vec::new();
     for value in values {
@@ -214,10 +219,18 @@ fn addresses(
 
 /// `mount` and `namespace` are where a key is whose entry does not say so.
 fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyNames, Broken> {
-    let Some(place) = section.find("keynames") else {
-        return Err(section.missing("keynames", "the names of Transit keys, the first of which encrypts"));
-    };
+    let place = section.required("keynames", "the names of Transit keys, the first of which encrypts")?;
     let mut keys = Vec::new();
+    if let Node::Str(names) = place.node
+        && names.contains(',')
+    {
+        // One string with commas is a list to viper, and no key has a comma in its name.
+        for name in names.split(',') {
+            let name = KeyName::new(name).map_err(|rule| place.broken(rule))?;
+            keys.push(KeyRef::new(name, mount.clone(), namespace.clone()));
+        }
+        return KeyNames::new(keys).map_err(|rule| place.broken(rule));
+    }
     for value in place.one_or_more()? {
         keys.push(key(&value, mount, namespace)?);
     }
@@ -233,9 +246,7 @@ fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<Ke
     section.refuse_unknown(&[KEY_SETTINGS], |key| {
         (key == "transitpath").then_some("is called mount in an entry of keynames")
     })?;
-    let Some(name) = section.parsed("name", KeyName::new)? else {
-        return Err(section.missing("name", "the name of a Transit key"));
-    };
+    let name = section.required("name", "the name of a Transit key")?.parsed(KeyName::new)?;
     let own_mount = section.parsed("mount", MountPath::new)?;
     let own_namespace = section.parsed("namespace", Namespace::new)?;
     if own_mount.is_none() && own_namespace.is_none() {
@@ -283,7 +294,7 @@ fn one_spelling<'a>(ours: Option<Value<'a>>, theirs: Option<Value<'a>>) -> Resul
 /// The token wins; of the logins the first named here does. What loses is warned about.
 fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Credentials, Broken> {
     // Only a prefix of a login's path; its type is checked all the same.
-    section.filled("authpath")?;
+    section.find("authpath").map(|value| value.string()).transpose()?;
     let token = section.parsed("token", Token::new)?;
     let mut logins = Vec::new();
     if let Some(auth) = section.find("auth") {
@@ -291,7 +302,8 @@ fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Cred
     }
     for (keys, method) in [(["roleid", "secretid"], "approle"), (["clientcert", "clientkey"], "cert")] {
         for key in keys {
-            if let Some(value) = section.filled(key)? {
+            if let Some(value) = section.find(key) {
+                value.string()?;
                 logins.push((value.name, method));
             }
         }
@@ -300,7 +312,7 @@ fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Cred
         (Some(token), _) => (Credentials::Token(token), None),
         (None, Some((_, method))) => (Credentials::Unsupported { method }, Some(*method)),
         (None, None) => {
-            return Err(section.missing("token", "no token and no auth: one of them must be there"));
+            return Err(section.absent("token", "no token and no auth: one of them must be there"));
         }
     };
     for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != winner) {
@@ -312,14 +324,12 @@ fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Cred
 
 /// The method of an `auth:` block. What else is in it is not served yet, so only its shape is checked.
 fn method(auth: &Section<'_>) -> Result<&'static str, Broken> {
-    for value in (0..auth.entries.len()).filter_map(|index| auth.value(index)) {
+    for value in auth.values() {
         if matches!(value.node, Node::Map(_) | Node::Seq(_)) {
             return Err(value.broken("must be one value, not a list or a mapping"));
         }
     }
-    let Some(method) = auth.find("method") else {
-        return Err(auth.missing("method", "the login method, such as approle"));
-    };
+    let method = auth.required("method", "the login method, such as approle")?;
     let text = method.string()?;
     let known = LOGIN_METHODS.iter().find(|known| text.eq_ignore_ascii_case(known));
     known.copied().ok_or_else(|| {
@@ -337,42 +347,97 @@ struct Broken {
 struct Section<'a> {
     name: String,
     steps: Vec<Step>,
-    entries: &'a [(Key, Node)],
+    /// What stands in it, and then what is merged into it.
+    entries: Vec<Entry<'a>>,
+}
+
+struct Entry<'a> {
+    key: &'a str,
+    node: &'a Node,
+    steps: Vec<Step>,
 }
 
 impl<'a> Section<'a> {
-    /// No key may stand there twice.
-    fn new(name: String, steps: Vec<Step>, entries: &'a [(Key, Node)]) -> Result<Self, Broken> {
-        let section = Self { name, steps, entries };
+    /// No key may stand there twice. What is merged in counts only where nothing stands, and of
+    /// several that are merged the first counts, as YAML has it.
+    fn new(name: String, steps: Vec<Step>, map: &'a [(Key, Node)]) -> Result<Self, Broken> {
+        let mut section = Self { name, steps, entries: Vec::with_capacity(map.len()) };
         let mut seen = HashSet::new();
-        let twice = section.entries.iter().position(|(key, _)| !seen.insert(key.as_str()));
-        match twice.and_then(|index| section.value(index)) {
-            Some(twice) => Err(twice.broken("stands there twice (upper and lower case are the same)")),
-            None => Ok(section),
+        let mut merged = Vec::new();
+        for (index, (key, node)) in map.iter().enumerate() {
+            let entry = Entry { key, node, steps: with_step(&section.steps, Step::Entry(index)) };
+            if !seen.insert(entry.key) {
+                let rule = "stands there twice (upper and lower case are the same)";
+                return Err(section.value(&entry).broken(rule));
+            }
+            if entry.key == MERGE {
+                merged = section.value(&entry).one_or_more()?;
+            } else {
+                section.entries.push(entry);
+            }
+        }
+        for value in merged {
+            let Node::Map(map) = value.node else {
+                return Err(value.broken("must be a mapping, or a list of mappings"));
+            };
+            for entry in Section::new(section.name.clone(), value.steps, map)?.entries {
+                if seen.insert(entry.key) {
+                    section.entries.push(entry);
+                }
+            }
+        }
+        Ok(section)
+    }
+
+    /// Without what is there only to be merged elsewhere: keys that begin with `x-`, and unknown ones
+    /// whose mapping is one of `merged`.
+    fn without_stores(mut self, merged: &[&Node]) -> Self {
+        let known = [SETTINGS, FLAT, WRAPPED].concat();
+        self.entries.retain(|entry| {
+            let is_store = entry.key.starts_with("x-") || merged.contains(&entry.node);
+            known.contains(&entry.key) || !is_store
+        });
+        self
+    }
+
+    fn value(&self, entry: &Entry<'a>) -> Value<'a> {
+        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, KEY_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
+        let known = entry.key == MERGE || lists.iter().any(|list| list.contains(&entry.key));
+        Value {
+            name: self.within(if known { entry.key } else { "(a key)" }),
+            steps: entry.steps.clone(),
+            node: entry.node,
         }
     }
 
-    fn value(&self, index: usize) -> Option<Value<'a>> {
-        let (key, node) = self.entries.get(index)?;
-        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, KEY_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
-        let known = lists.iter().any(|list| list.contains(&key.as_str()));
-        Some(Value {
-            name: self.within(if known { key } else { "(a key)" }),
-            steps: self.steps.iter().copied().chain([Step::Entry(index)]).collect(),
-            node,
-        })
+    fn values(&self) -> impl Iterator<Item = Value<'a>> {
+        self.entries.iter().map(|entry| self.value(entry))
     }
 
+    /// What stands there, even if it is nothing.
+    fn entry(&self, key: &str) -> Option<Value<'a>> {
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| self.value(entry))
+    }
+
+    /// A setting. One without a value, as templates leave it, is not there: this rule is for every
+    /// setting, because all of them are found here or by [`Self::required`].
     fn find(&self, key: &str) -> Option<Value<'a>> {
-        let index = self.entries.iter().position(|(known, _)| known.as_str() == key)?;
-        self.value(index)
+        self.entry(key).filter(|value| !value.is_blank())
     }
 
-    /// A string that may be left empty, as templates do; then it is not there.
-    fn filled(&self, key: &str) -> Result<Option<Value<'a>>, Broken> {
-        match self.find(key) {
-            Some(value) if value.string()?.is_empty() => Ok(None),
-            found => Ok(found),
+    /// A setting that must be there.
+    fn required(&self, key: &str, what: &str) -> Result<Value<'a>, Broken> {
+        self.find(key).ok_or_else(|| self.absent(key, what))
+    }
+
+    /// Why [`Self::find`] found nothing.
+    fn absent(&self, key: &str, what: &str) -> Broken {
+        match self.entry(key) {
+            Some(value) => value.absent(),
+            None => {
+                let rule = format!("{}: is missing: {what}", self.within(key));
+                Broken { steps: self.steps.clone(), rule }
+            }
         }
     }
 
@@ -382,10 +447,6 @@ impl<'a> Section<'a> {
         rule: impl Fn(&str) -> Result<T, BrokenRule>,
     ) -> Result<Option<T>, Broken> {
         self.find(key).map(|value| value.parsed(rule)).transpose()
-    }
-
-    fn missing(&self, key: &str, what: &str) -> Broken {
-        Broken { steps: self.steps.clone(), rule: format!("{}: is missing: {what}", self.within(key)) }
     }
 
     /// `elsewhere` says where a key that is known, but not here, belongs.
@@ -398,10 +459,10 @@ impl<'a> Section<'a> {
         elsewhere: impl Fn(&str) -> Option<&'static str>,
     ) -> Result<(), Broken> {
         let known = known.concat();
-        let mut keys = self.entries.iter().map(|(key, _)| key.as_str()).enumerate();
-        let Some((index, key)) = keys.find(|(_, key)| !known.contains(key)) else {
+        let Some(entry) = self.entries.iter().find(|entry| !known.contains(&entry.key)) else {
             return Ok(());
         };
+        let key = entry.key;
         let rule = if let Some(place) = elsewhere(key) {
             format!("{}: unknown key here; it {place}", self.within(key))
         } else if let Some(nearest) = nearest(key, &known) {
@@ -411,8 +472,7 @@ impl<'a> Section<'a> {
             let known = known.join(", ");
             format!("{place}unknown key (not named, as it may be a secret); known here: {known}")
         };
-        let steps = self.steps.iter().copied().chain([Step::Entry(index)]).collect();
-        Err(Broken { steps, rule })
+        Err(Broken { steps: entry.steps.clone(), rule })
     }
 
     fn within(&self, key: &str) -> String {
@@ -433,8 +493,19 @@ impl<'a> Value<'a> {
         Broken { steps: self.steps.clone(), rule: format!("{}: {rule}", self.name) }
     }
 
+    fn is_blank(&self) -> bool {
+        match self.node {
+            Node::Null => true,
+            Node::Str(text) => text.trim().is_empty(),
+            Node::Map(_) | Node::Plain { .. } | Node::Seq(_) => false,
+        }
+    }
+
     fn absent(&self) -> Broken {
-        self.broken("has no value; perhaps the file is half written")
+        self.broken(match self.node {
+            Node::Null => "has no value; perhaps the file is half written",
+            _ => "must not be empty",
+        })
     }
 
     /// Without spaces around it.
@@ -445,8 +516,8 @@ impl<'a> Value<'a> {
                 "<no value>" => Err(self.broken("is <no value>: the agent's template found nothing there")),
                 text => Ok(text),
             },
+            Node::Plain { text, .. } => Ok(text.trim()),
             Node::Null => Err(self.absent()),
-            Node::Bool | Node::Number(_) => Err(self.broken("must be a string (put it in quotes)")),
             Node::Map(_) | Node::Seq(_) => Err(self.broken("must be a string, not a list or a mapping")),
         }
     }
@@ -458,7 +529,7 @@ impl<'a> Value<'a> {
     /// A number of things, at least one.
     fn count(&self) -> Result<u64, Broken> {
         match self.node {
-            Node::Number(Some(number)) if *number > 0 => Ok(*number),
+            Node::Plain { count: Some(number), .. } if *number > 0 => Ok(*number),
             Node::Null => Err(self.absent()),
             _ => Err(self.broken("must be a whole number above 0, without quotes")),
         }
@@ -472,11 +543,11 @@ impl<'a> Value<'a> {
                 .enumerate()
                 .map(|(index, node)| Value {
                     name: format!("{}[{index}]", self.name),
-                    steps: self.steps.iter().copied().chain([Step::Item(index)]).collect(),
+                    steps: with_step(&self.steps, Step::Item(index)),
                     node,
                 })
                 .collect()),
-            Node::Bool | Node::Map(_) | Node::Null | Node::Number(_) | Node::Str(_) => Ok(vec![self.clone()]),
+            Node::Map(_) | Node::Null | Node::Plain { .. } | Node::Str(_) => Ok(vec![self.clone()]),
         }
     }
 
@@ -484,11 +555,40 @@ impl<'a> Value<'a> {
         match self.node {
             Node::Map(entries) => Section::new(self.name.clone(), self.steps.clone(), entries),
             Node::Null => Err(self.absent()),
-            Node::Bool | Node::Number(_) | Node::Seq(_) | Node::Str(_) => {
+            Node::Plain { .. } | Node::Seq(_) | Node::Str(_) => {
                 Err(self.broken("must be a mapping of keys to values"))
             }
         }
     }
+}
+
+fn with_step(steps: &[Step], step: Step) -> Vec<Step> {
+    steps.iter().copied().chain([step]).collect()
+}
+
+/// All mappings that are merged into others.
+fn merged_mappings(tree: &Node) -> Vec<&Node> {
+    let mut merged = Vec::new();
+    let mut ahead = vec![tree];
+    while let Some(node) = ahead.pop() {
+        match node {
+            Node::Map(entries) => {
+                for (key, value) in entries {
+                    if key.as_str() == MERGE {
+                        match value {
+                            Node::Seq(several) => merged.extend(several),
+                            one => merged.push(one),
+                        }
+                    }
+                    ahead.push(value);
+                }
+            }
+            Node::Seq(nodes) => ahead.extend(nodes),
+            Node::Null | Node::Plain { .. } | Node::Str(_) => {}
+        }
+    }
+    merged.retain(|node| matches!(node, Node::Map(_)));
+    merged
 }
 
 /// The known key that `key` is a slip of: a third of its letters may differ, but never more than three.
@@ -565,7 +665,8 @@ vault:
             ("{ mode: local }", "encryption.mode: must be transit or local-kek"),
             ("{ mode: local-kek, max_age: 30s }", "encryption.max_age: must be between 1m and 30d"),
             ("{ mode: local-kek, renew_after: 31d }", "encryption.renew_after: must be between 1m and 30d"),
-            ("{ mode: local-kek, max_age: 1 }", "encryption.max_age: must be a string"),
+            ("{ mode: local-kek, max_age: 1 }", "encryption.max_age: must be a time such as 90m or 12h"),
+            ("{ mode: }", "encryption.mode: has no value"),
             ("{ mode: local-kek, max_age: soon }", "encryption.max_age: must be a time such as 90m or 12h"),
             ("{ mode: local-kek, max_age: 25h }", "max_age_in_outage must not be shorter than max_age"),
             ("{ mode: local-kek, renew_after_uses: 0 }", "renew_after_uses: must be a whole number above 0"),
@@ -652,6 +753,88 @@ vault:
         assert_eq!(config.keys.primary().mount().as_str(), "transit");
         assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.crt")));
         assert_eq!(good(&with("provider: OpenBao\nTOKEN: t")).keys.primary().name().as_str(), "k");
+    }
+
+    /// Each is read by viper, as Trousseau uses it.
+    #[test]
+    fn what_viper_reads_is_read() {
+        let config = good(&with("token: t\n--- \n# the end\n"));
+        assert_eq!(token(&config), "t");
+        assert_eq!(good(&with("token: t # comment\n...\n---\n---")), config);
+        // Every optional setting may be left without a value, in each way in which YAML can say so.
+        let optional = [
+            "addresses",
+            "auth",
+            "authpath",
+            "clientcert",
+            "clientkey",
+            "encryption",
+            "namespace",
+            "provider",
+            "roleid",
+            "secretid",
+            "tls",
+            "tlsservername",
+            "transitpath",
+            "vaultcacert",
+            "VaultCACert",
+        ];
+        for empty in ["", "''", "' '", "null", "~", "# comment"] {
+            for key in optional {
+                assert_eq!(good(&with(&format!("token: t\n{key}: {empty}"))), config, "{key}: {empty}");
+            }
+            for key in TLS_SETTINGS {
+                assert_eq!(
+                    good(&with(&format!("token: t\ntls:\n  {key}: {empty}"))),
+                    config,
+                    "{key}: {empty}"
+                );
+            }
+            for key in ["max_age", "max_age_in_outage", "renew_after", "renew_after_uses"] {
+                let lines = format!("token: t\nencryption:\n  mode: transit\n  {key}: {empty}");
+                assert_eq!(good(&with(&lines)), config, "{key}: {empty}");
+            }
+            let addresses = format!("addresses: [https://v]\naddress: {empty}\nkeynames: k\ntoken: t\n");
+            assert_eq!(good(&addresses), config);
+            for key in ["mount", "namespace"] {
+                let object =
+                    format!("address: https://v\ntoken: t\nkeynames:\n- name: k\n  {key}: {empty}\n");
+                assert_eq!(good(&object), config, "{key}: {empty}");
+            }
+            let login = good(&with(&format!("token: {empty}\nroleid: r"))).credentials;
+            assert_eq!(login, Credentials::Unsupported { method: "approle" }, "{empty}");
+        }
+        // Numbers and truths are the text that was written.
+        let config = good(
+            "address: https://v\ntoken: 0123\nnamespace: 2024\nkeynames: [1, 0x10, 1_000, 1e3, true, 007]\n",
+        );
+        let names: Vec<_> = config.keys.iter().map(|key| key.name().as_str()).collect();
+        assert_eq!(names, ["1", "0x10", "1_000", "1e3", "true", "007"]);
+        assert_eq!((token(&config), config.namespace.as_str()), ("0123", "2024"));
+        assert_eq!(good("address: https://v\ntoken: t\nkeynames: 5\n").keys.primary().name().as_str(), "5");
+        let config = good("address: https://v\ntoken: t\nkeynames: a, b\n");
+        assert_eq!(config.keys.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn merge_keys_merge_as_in_yaml() {
+        let config = good(
+            "defaults: &defaults\n  namespace: from-defaults\n  transitpath: from-defaults\n  \
+             tls: &tls { ca_file: /ca.pem, server_name: v }\n\
+             more: &more { <<: *defaults, namespace: from-more, address: https://v }\n\
+             x-nothing: [1, 2]\n\
+             vault:\n  <<: [*more, *defaults]\n  transitpath: own\n  keynames: [k]\n  token: t\n  \
+             tls: { <<: *tls, server_name: w }\n",
+        );
+        assert_eq!(config.addresses.len(), 1);
+        assert_eq!(config.namespace.as_str(), "from-more");
+        assert_eq!(config.keys.primary().mount().as_str(), "own");
+        assert_eq!(config.tls.ca_file.as_deref(), Some(Path::new("/ca.pem")));
+        assert_eq!(config.tls.server_name.as_deref(), Some("w"));
+        // In the flat shape, too; and what stands there without a value is not what is merged.
+        let flat =
+            "x-v: &v { address: https://v, namespace: a, token: t }\n<<: *v\nkeynames: k\nnamespace:\n";
+        assert!(good(flat).namespace.is_root());
     }
 
     #[test]
@@ -765,7 +948,6 @@ vault:
             ("vault:\n  address: http://v\n  keynames: k\n  token: t\n", ":2: vault.address: is http://"),
             (&with("token: ''"), ":3: token: must not be empty"),
             (&with("token:"), ":3: token: has no value"),
-            (&with("token: 5"), ":3: token: must be a string (put it in quotes)"),
             (&with("token: [t]"), ":3: token: must be a string, not a list"),
             (&with("token: a b"), ":3: token: must be visible ASCII"),
             (&with("token: <no value>"), ":3: token: is <no value>"),
@@ -803,7 +985,7 @@ vault:
                 ":2: token: unknown key here; it belongs below vault:",
             ),
             ("provider: awskms\n", ":1: provider: must be vault"),
-            ("provider: 1\n", ":1: provider: must be a string"),
+            ("provider: 1\n", ":1: provider: must be vault"),
             ("provider: vault\nvault:\n", ":2: vault: has no value; perhaps the file is half written"),
             (&with("token: t\nTOKEN: t"), ":4: token: stands there twice"),
             (&with("token: t\ntls: {ca_file: /a, CA_FILE: /b}"), ":4: tls.ca_file: stands there twice"),
@@ -811,7 +993,31 @@ vault:
                 "address: https://v\ntoken: t\nkeynames:\n- a\n- b\n- a/b\n",
                 ":6: keynames[2]: must be a key name",
             ),
-            ("address: https://v\ntoken: t\nkeynames:\n- a\n- 7\n", ":5: keynames[1]: must be a string"),
+            ("address: https://v\ntoken: t\nkeynames:\n- a\n- 1.\n", ":5: keynames[1]: must be a key name"),
+            ("address: https://v\ntoken: t\nkeynames:\n- a\n-\n", ":5: keynames[1]: has no value"),
+            ("address: https://v\ntoken: t\nkeynames: ''\n", ":3: keynames: must not be empty"),
+            ("address: https://v\ntoken: t\nkeynames: a,\n", ":3: keynames: must not be empty"),
+            ("address:\ntoken: t\nkeynames: k\n", ":1: address: has no value"),
+            ("addresses: ''\ntoken: t\nkeynames: k\n", ":1: addresses: must not be empty"),
+            (
+                "addresses: 'https://a, https://b'\ntoken: t\nkeynames: k\n",
+                ":1: addresses: must be one address: write several as a list, addresses: [https://…",
+            ),
+            (
+                "address: https://v/v1/\ntoken: t\nkeynames: k\n",
+                ":1: address: must end before /v1 and /ui: write the address alone, such as https://vault:8200",
+            ),
+            (&with("token: t\ntls: { server_name: 10.0.0.1 }"), ":4: tls.server_name: must be a DNS name"),
+            (&with("token: t\ntlsservername: '::1'"), ":4: tlsservername: must be a DNS name"),
+            (&with("token: t\n<<: x"), ":4: <<: must be a mapping, or a list of mappings"),
+            (&with("token: t\n<<: [{namespace: a}, x]"), ":4: <<[1]: must be a mapping"),
+            (&with("token: t\n<<: {tokn: a}"), ":4: tokn: unknown key; did you mean token?"),
+            (
+                "x-v: &v\n  namespace: a b\nvault:\n  <<: *v\n  address: https://v\n  keynames: k\n  token: t\n",
+                ":2: vault.namespace: must be a plain path",
+            ),
+            ("a: &a { token: t }\naddress: https://v\nkeynames: k\ntoken: t\n", ":1: unknown key"),
+            ("a: b\n---\n# c\n---\nc: d\n", ": must hold one YAML document"),
             (
                 "address: https://v\ntoken: t\nkeynames: [a, b, a]\n",
                 ":3: keynames: must not name a key twice",
@@ -820,7 +1026,7 @@ vault:
             ("address: https://v\ntoken: t\nkeynames: {a: b}\n", ":3: keynames: unknown key (not named"),
             ("addresses: []\ntoken: t\nkeynames: k\n", ":1: addresses: must name at least one address"),
             (&with("auth: {}"), ":3: auth.method: is missing"),
-            (&with("auth: { method: 1 }"), ":3: auth.method: must be a string"),
+            (&with("auth: { method: 1 }"), ":3: auth.method: must be a login method"),
             (
                 &with("auth: { method: magic }"),
                 ":3: auth.method: must be a login method that is known: alicloud, ",

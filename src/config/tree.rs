@@ -20,12 +20,18 @@ use zeroize::Zeroizing;
 /// Aliases can make a small text a huge tree; a real config has some twenty nodes.
 const MAX_NODES: usize = 4096;
 
-/// A value of any type. Truths, and numbers that cannot count anything, are not kept: no setting is one.
+/// A value of any type.
+#[derive(Eq, PartialEq)]
 pub(super) enum Node {
-    Bool,
     Map(Vec<(Key, Node)>),
     Null,
-    Number(Option<u64>),
+    /// A number or a truth. Its text is kept as it was written: what a program makes of `0x10` or
+    /// `1_000` depends on the program, and where a name is wanted, the text is the name.
+    Plain {
+        /// What it counts, if it can count anything.
+        count: Option<u64>,
+        text: Zeroizing<String>,
+    },
     Seq(Vec<Node>),
     Str(Zeroizing<String>),
 }
@@ -57,23 +63,29 @@ pub(super) struct Unreadable {
 
 /// Reads the only document of `text`.
 pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
-    let building = Building { left: Cell::new(MAX_NODES), refused: RefCell::new(None) };
+    let building =
+        Building { left: Cell::new(MAX_NODES), plain: Cell::new(false), refused: RefCell::new(None) };
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
         return Ok(Node::Null);
     };
-    let node = Build(&building).deserialize(document).map_err(|error| building.explain(&error))?;
-    match documents.next() {
-        None => Ok(node),
-        Some(document) => match IgnoredAny::deserialize(document) {
-            Ok(_) => Err(Unreadable {
+    let mut node = Build(&building).deserialize(document).map_err(|error| building.explain(&error))?;
+    for document in documents {
+        // A `---` at the end begins a document in which nothing stands.
+        if Build(&building).deserialize(document).map_err(|error| building.explain(&error))? != Node::Null {
+            return Err(Unreadable {
                 location: None,
                 rule: "must hold one YAML document, not several: remove the second ---".to_owned(),
                 syntax: false,
-            }),
-            Err(error) => Err(building.explain(&error)),
-        },
+            });
+        }
     }
+    if building.plain.get()
+        && let Some(document) = serde_yaml::Deserializer::from_str(text).next()
+    {
+        Fill(&mut node).deserialize(document).map_err(|error| building.explain(&error))?;
+    }
+    Ok(node)
 }
 
 /// The line of a key (`Entry`) or an item (`Item`) of the tree that [`read`] made of `text`.
@@ -88,6 +100,8 @@ pub(super) fn locate(text: &str, steps: &[Step]) -> Option<Location> {
 /// What all visitors of one reading share.
 struct Building {
     left: Cell<usize>,
+    /// There are values whose text is still to be filled in.
+    plain: Cell<bool>,
     /// Our own rule, when we and not the parser said no.
     refused: RefCell<Option<String>>,
 }
@@ -101,6 +115,11 @@ impl Building {
             }
             None => Err(self.refuse("has more values than any config needs".to_owned())),
         }
+    }
+
+    fn plain(&self, count: Option<u64>) -> Node {
+        self.plain.set(true);
+        Node::Plain { count, text: Zeroizing::default() }
     }
 
     /// The error only carries the location out; the words are kept here.
@@ -166,27 +185,27 @@ impl<'de> Visitor<'de> for Build<'_> {
     }
 
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Bool)
+        Ok(self.0.plain(None))
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Number(None))
+        Ok(self.0.plain(None))
     }
 
     fn visit_i128<E: de::Error>(self, _: i128) -> Result<Node, E> {
-        Ok(Node::Number(None))
+        Ok(self.0.plain(None))
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Node, E> {
-        Ok(Node::Number(Some(number)))
+        Ok(self.0.plain(Some(number)))
     }
 
     fn visit_u128<E: de::Error>(self, _: u128) -> Result<Node, E> {
-        Ok(Node::Number(None))
+        Ok(self.0.plain(None))
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Number(None))
+        Ok(self.0.plain(None))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Node, E> {
@@ -223,6 +242,59 @@ impl<'de> Visitor<'de> for Build<'_> {
         Err(self
             .0
             .refuse("has a YAML tag (!...), which means nothing here: put the value in quotes".to_owned()))
+    }
+}
+
+/// Walks the text once more, beside the tree that was made of it, and fills in what plain values
+/// look like: asked for a string, the parser tells the text of a value of any type.
+struct Fill<'a>(&'a mut Node);
+
+impl<'de> DeserializeSeed<'de> for Fill<'_> {
+    type Value = ();
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        match self.0 {
+            Node::Map(_) => deserializer.deserialize_map(self),
+            Node::Plain { .. } => deserializer.deserialize_str(self),
+            Node::Seq(_) => deserializer.deserialize_seq(self),
+            Node::Null | Node::Str(_) => IgnoredAny::deserialize(deserializer).map(drop),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Fill<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the same as before")
+    }
+
+    fn visit_str<E: de::Error>(self, written: &str) -> Result<(), E> {
+        if let Node::Plain { text, .. } = self.0 {
+            *text = Zeroizing::new(written.to_owned());
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        if let Node::Map(entries) = self.0 {
+            for (_, node) in entries {
+                map.next_key::<IgnoredAny>()?;
+                map.next_value_seed(Fill(node))?;
+            }
+        }
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        if let Node::Seq(nodes) = self.0 {
+            for node in nodes {
+                items.next_element_seed(Fill(node))?;
+            }
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
     }
 }
 
@@ -363,6 +435,25 @@ mod tests {
         assert_eq!(line(text, &[Step::Entry(1), Step::Entry(1), Step::Item(1)]), Some(8));
         assert_eq!(line(text, &[Step::Entry(1), Step::Entry(2), Step::Item(0), Step::Entry(1)]), Some(11));
         assert_eq!(line(text, &[]), None);
+    }
+
+    #[test]
+    fn plain_values_keep_the_text_that_was_written() {
+        let text = "a: 1\nb: [0x10, 1_000, 1e3, +7, 007, true, True, .5, 18446744073709551616, -1, *x]\n";
+        let text = format!("z: &x 0o17\n{text}c: {{ d: {{ e: 1.50 }} }}\nf: 12 # comment\n");
+        let Ok(Node::Map(entries)) = read(&text) else { panic!("it is a mapping") };
+        let mut told = Vec::new();
+        fn tell(node: &Node, told: &mut Vec<String>) {
+            match node {
+                Node::Map(entries) => entries.iter().for_each(|(_, node)| tell(node, told)),
+                Node::Seq(nodes) => nodes.iter().for_each(|node| tell(node, told)),
+                Node::Plain { text, .. } | Node::Str(text) => told.push(text.to_string()),
+                Node::Null => told.push("null".into()),
+            }
+        }
+        entries.iter().for_each(|(_, node)| tell(node, &mut told));
+        let written = "0o17 1 0x10 1_000 1e3 +7 007 true True .5 18446744073709551616 -1 0o17 1.50 12";
+        assert_eq!(told.join(" "), written);
     }
 
     #[test]

@@ -185,9 +185,6 @@ impl Node {
             named
                 .set_host(Some(server_name))
                 .map_err(|_| unusable("vault.tls.server_name is not a host name"))?;
-            if !matches!(named.host(), Some(url::Host::Domain(_))) {
-                return Err(unusable("vault.tls.server_name must be a name, not an IP address"));
-            }
             to = to.or_else(|| literal(address));
             base = named.as_str().trim_end_matches('/').to_owned();
             host = HeaderValue::from_str(url.authority()).ok();
