@@ -1,14 +1,46 @@
 //! What an error chain has to say.
 
-use std::error::Error;
+use std::{error::Error, io, iter};
 
-/// The last error of the chain: what the operating system or the peer said. Those around it
-/// say who passed it on, and some of them repeat whole URLs.
+/// The longest line that a peer can put into a log.
+const LONGEST: usize = 300;
+
+/// The errors of the chain, the outermost first. [`io::Error`] hides the error that it holds from
+/// [`Error::source`], so this looks into it.
+pub fn chain<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> + use<'a> {
+    iter::successors(Some(error), |&error: &&'a (dyn Error + 'static)| {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => error.source(),
+        }
+    })
+}
+
+/// The last error of the chain, on one line: what the operating system or the peer said. The errors
+/// around it say who passed it on, and some of them repeat whole URLs.
 #[must_use]
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
+    chain(error).last().map(|cause| one_line(&cause.to_string())).unwrap_or_default()
+}
+
+/// A peer's words on one line: bounded, and without control characters.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_found_inside_io_errors_and_stays_on_one_line() {
+        let inner = io::Error::other(io::Error::other("a\n\tb\u{1b}[31m"));
+        assert_eq!(root_cause(&inner), "a b [31m");
+        assert_eq!(chain(&inner).count(), 3);
+        assert_eq!(one_line(&"x".repeat(5000)).len(), LONGEST);
     }
-    cause.to_string()
 }

@@ -6,4 +6,4 @@ pub mod metrics;
 pub mod process;
 pub mod telemetry;
 
-pub use cause::root_cause;
+pub use cause::{chain, one_line, root_cause};

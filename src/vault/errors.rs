@@ -122,7 +122,7 @@ pub(super) fn is_ready(status: u16, body: &[u8]) -> bool {
 pub(super) fn classify(operation: Operation, path: &str, status: u16, body: &[u8]) -> Refusal {
     match errors_of(body) {
         Some(errors) => classify_words(operation, path, status, &errors),
-        None => classify_foreign(operation, status),
+        None => classify_foreign(operation, status, body),
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) fn meaning_of_item(operation: Operation, path: &str, error: String) -
 /// An answer that is not Vault's: a page of a proxy, a captive portal, another program.
 ///
 /// Only two of them say something about the request: a limit of size, and a limit of rate.
-fn classify_foreign(operation: Operation, status: u16) -> Refusal {
+fn classify_foreign(operation: Operation, status: u16, body: &[u8]) -> Refusal {
     let refusal = |consequence, fault, message: String| Refusal {
         consequence,
         error: TransitError::new(fault, message),
@@ -143,7 +143,10 @@ fn classify_foreign(operation: Operation, status: u16) -> Refusal {
         301..=308 => refusal(
             Consequence::Eject,
             Fault::Unreachable,
-            format!("Vault answered with a redirect ({status}), which is not followed"),
+            format!(
+                "Vault answered with a redirect ({status}), which is not followed: name the nodes themselves in \
+                 vault.addresses, not a proxy or a standby that sends clients on"
+            ),
         ),
         // Vault answers this with an empty object, when the state that a header asks for is not there yet.
         412 => refusal(
@@ -153,14 +156,44 @@ fn classify_foreign(operation: Operation, status: u16) -> Refusal {
         ),
         413 => too_much(),
         429 => throttled(""),
+        400 if is_from_a_tls_port(body) => refusal(
+            Consequence::Eject,
+            Fault::Nonsense,
+            "the port speaks TLS: write https:// in the address, not http://".into(),
+        ),
         _ => refusal(
             Consequence::Eject,
             Fault::Nonsense,
             format!(
-                "something that is not Vault answered {status} to {}: is a proxy in front of it?",
-                operation.name()
+                "something that is not Vault answered {status} to {}: {}",
+                operation.name(),
+                foreign(status)
             ),
         ),
+    }
+}
+
+/// What a plain HTTP request to a TLS port is answered: by Go, so by Vault, and by nginx.
+fn is_from_a_tls_port(body: &[u8]) -> bool {
+    let body = String::from_utf8_lossy(body);
+    ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port"]
+        .iter()
+        .any(|words| body.contains(words))
+}
+
+/// What to look at when another program answers in Vault's place.
+fn foreign(status: u16) -> &'static str {
+    match status {
+        401 | 407 => {
+            "is a proxy in between? It wants a login of its own: let it pass transit-kms, or name Vault's nodes \
+             themselves"
+        }
+        403 => {
+            "is a proxy or a web filter in between? Let it pass transit-kms, or name Vault's nodes themselves"
+        }
+        404 => "is a proxy in between, or is the path in the address wrong?",
+        502..=504 => "is a proxy in between? It does not reach Vault: look at its backends",
+        _ => "is a proxy in between, or another program on that port?",
     }
 }
 

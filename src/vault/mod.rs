@@ -19,6 +19,7 @@ mod renewal;
 mod resolver;
 mod schedule;
 mod session;
+mod tls;
 mod token;
 mod transit;
 

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use reqwest::{
-    Certificate, Client, Identity,
+    Client,
     dns::{Name, Resolve, Resolving},
     redirect, tls,
 };
@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     condition::{Condition, Pace},
     errors::is_ready,
+    tls::Transport,
 };
 use crate::{
     config::{Address, TlsMaterial},
@@ -61,6 +62,7 @@ pub(super) struct Node {
     /// Its condition has changed, or somebody waits.
     changed: Notify,
     mood: Arc<Mood>,
+    transport: Transport,
 }
 
 /// What the nodes of a pool share.
@@ -141,14 +143,13 @@ impl Node {
     ) -> Result<Self, TransitError> {
         let url = address.url();
         #[expect(clippy::disallowed_methods, reason = "no proxy is heeded")]
-        let mut builder = Client::builder()
+        let builder = Client::builder()
             .user_agent(concat!("transit-kms/", env!("CARGO_PKG_VERSION")))
             // A redirect leads to another host, and the token would go with it.
             .redirect(redirect::Policy::none())
             .referer(false)
             // Where tokens are sent is decided by the config file alone.
             .no_proxy()
-            .https_only(url.scheme() == "https")
             .tls_version_min(tls::Version::TLS_1_2)
             .http1_only()
             .connect_timeout(dialling.connect_timeout)
@@ -156,26 +157,8 @@ impl Node {
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(15));
 
-        if url.scheme() == "http" {
-            // Else the system's certificates are loaded, which a bare image does not have.
-            builder = builder.tls_certs_only([]);
-        } else if let Some(pem) = &dialling.tls.ca {
-            let certificates = Certificate::from_pem_bundle(pem)
-                .ok()
-                .filter(|certificates| !certificates.is_empty())
-                .ok_or_else(|| unusable("vault.tls.ca_file holds no certificate in PEM form"))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        if let (Some(certificate), Some(key)) = (&dialling.tls.client_cert, &dialling.tls.client_key) {
-            let mut pem = Zeroizing::new(Vec::with_capacity(certificate.len() + key.len() + 1));
-            pem.extend_from_slice(certificate);
-            pem.push(b'\n');
-            pem.extend_from_slice(key);
-            let identity = Identity::from_pem(&pem).map_err(|_| {
-                unusable("vault.tls.client_cert_file and client_key_file do not hold a certificate and a key in PEM form")
-            })?;
-            builder = builder.identity(identity);
-        }
+        let transport = Transport::new(url, &dialling.tls);
+        let mut builder = transport.equip(builder, &dialling.tls)?;
 
         let mut base = url.as_str().trim_end_matches('/').to_owned();
         let mut host = None;
@@ -192,9 +175,7 @@ impl Node {
         if let Some(to) = to {
             builder = builder.dns_resolver(Arc::new(Pinned { to }));
         }
-        let client = builder.build().map_err(|error| {
-            unusable(format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(&error)))
-        })?;
+        let client = builder.build().map_err(|error| transport.unusable(&error))?;
         let condition = Mutex::new(Condition::new(dialling.pace, Instant::now()));
         Ok(Self {
             name: address.to_string(),
@@ -207,6 +188,7 @@ impl Node {
             condition,
             changed: Notify::new(),
             mood,
+            transport,
         })
     }
 
@@ -261,9 +243,8 @@ impl Node {
     }
 
     fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
-        let cause = root_cause(error);
-        let remedy = remedy(&cause);
-        let message = format!("Vault at {} cannot be reached: {cause}{remedy}", self.name);
+        let why = self.transport.explain(error);
+        let message = format!("Vault at {} cannot be reached: {why}", self.name);
         let error_of_ours = TransitError::new(Fault::Unreachable, message);
         if error.is_connect() {
             NoAnswer::Connect(error_of_ours)
@@ -411,7 +392,7 @@ impl Node {
     /// What its health says, in the words that its other answers have.
     fn unready(&self, status: u16) -> TransitError {
         let why = match status {
-            200 | 429 | 473 => ", but not in Vault's words: is a proxy in front of it?",
+            200 | 429 | 473 => ", but not in Vault's words: is a proxy in between?",
             472 => ": it is a secondary for disaster recovery",
             501 => ": Vault is not initialized",
             503 => ": Vault is sealed",
@@ -461,18 +442,4 @@ impl Resolve for Pinned {
 
 fn unusable(message: impl Into<String>) -> TransitError {
     TransitError::new(Fault::Denied, message)
-}
-
-/// What to do about a cause in the words of rustls, if it is one of those that a config brings
-/// about. They are only words: `io::Error` hides the type from those who look along the chain.
-fn remedy(cause: &str) -> &'static str {
-    if cause.contains("UnknownIssuer") {
-        ": vault.tls.ca_file must hold the authority of Vault's certificate"
-    } else if cause.contains("not valid for name") {
-        ": set vault.tls.server_name to a name in Vault's certificate"
-    } else if cause.contains("CertificateRequired") {
-        ": Vault asks for vault.tls.client_cert_file and client_key_file"
-    } else {
-        ""
-    }
 }

@@ -122,7 +122,12 @@ impl Pool {
             let Some((_, address, host)) = names.iter().find(|(of, ..)| *of == site) else { continue };
             match found {
                 Ok(found) => roll.settle(site, address, &somewhere(&found))?,
-                Err(error) => unresolved = Some(format!("`{host}` cannot be resolved: {error}")),
+                Err(error) => {
+                    unresolved = Some(format!(
+                        "`{host}` cannot be resolved: {error}; correct the address, or look at the DNS of this \
+                         node (/etc/resolv.conf; a pod with hostNetwork has the node's)"
+                    ));
+                }
             }
         }
         if let Some(message) = unresolved.filter(|_| roll.nodes().is_empty()) {

@@ -31,6 +31,8 @@ mod path;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod remedies;
+#[cfg(test)]
 mod renewal;
 #[cfg(test)]
 mod rotation;

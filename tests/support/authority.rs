@@ -64,7 +64,8 @@ impl Authority {
         self.issue(name, params)
     }
 
-    fn issue(&self, name: &str, mut params: CertificateParams) -> (PathBuf, PathBuf) {
+    /// A certificate with these params and this common name: the paths of the chain and of its key.
+    pub(crate) fn issue(&self, name: &str, mut params: CertificateParams) -> (PathBuf, PathBuf) {
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().unwrap();

@@ -62,6 +62,9 @@ pub(crate) struct Member {
 pub(crate) struct BaoOptions {
     /// Write an audit log, for [`Bao::audit_log`].
     pub(crate) audit: bool,
+    /// Further listeners on the loopback, as the server's config has them but for their address; see
+    /// [`Bao::port_of_listener`].
+    pub(crate) listeners: Vec<Value>,
     /// One of a cluster, rather than alone.
     pub(crate) member: Option<Member>,
     /// Refuse clients without a certificate of the server's authority; see
@@ -71,7 +74,7 @@ pub(crate) struct BaoOptions {
 
 impl Default for BaoOptions {
     fn default() -> Self {
-        Self { audit: true, member: None, require_client_certificate: false }
+        Self { audit: true, listeners: Vec::new(), member: None, require_client_certificate: false }
     }
 }
 
@@ -85,6 +88,8 @@ pub(crate) struct Bao {
     http: Client,
     options: BaoOptions,
     port: u16,
+    /// Of [`BaoOptions::listeners`].
+    ports: Vec<u16>,
     root_token: String,
     unseal_key: String,
 }
@@ -144,6 +149,7 @@ impl Bao {
             http: http.build().unwrap(),
             options,
             port: 0,
+            ports: Vec::new(),
             root_token: String::new(),
             unseal_key: String::new(),
         };
@@ -153,6 +159,7 @@ impl Bao {
         }
         loop {
             bao.port = port::unused();
+            bao.ports = bao.options.listeners.iter().map(|_| port::unused()).collect();
             bao.write_config();
             match bao.listen().await {
                 Ok(()) => return bao,
@@ -192,6 +199,11 @@ impl Bao {
     /// The certificate that the server's is signed by.
     pub(crate) fn ca_file(&self) -> PathBuf {
         self.authority.file()
+    }
+
+    /// The port of one of [`BaoOptions::listeners`].
+    pub(crate) fn port_of_listener(&self, index: usize) -> u16 {
+        self.ports[index]
     }
 
     /// A client certificate of the server's authority: the paths of the chain and of its key.
@@ -405,12 +417,12 @@ impl Bao {
             "cluster_addr": format!("https://{cluster}"),
             // Vault wants it said; OpenBao warns that it never locks memory.
             "disable_mlock": true,
-            "listener": {"tcp": {
+            "listener": [{"tcp": {
                 "address": format!("127.0.0.1:{}", self.port),
                 "cluster_address": cluster,
                 "tls_cert_file": path(&chain),
                 "tls_key_file": path(&key),
-            }},
+            }}],
             "storage": {"raft": {
                 "node_id": self.options.member.as_ref().map_or("one", |member| &member.name),
                 "path": path(&self.storage()),
@@ -422,9 +434,16 @@ impl Bao {
                 json!([{"leader_api_addr": leader, "leader_ca_cert_file": path(&self.ca_file())}]);
         }
         if self.options.require_client_certificate {
-            let listener = &mut config["listener"]["tcp"];
+            let listener = &mut config["listener"][0]["tcp"];
             listener["tls_client_ca_file"] = json!(path(&self.ca_file()));
             listener["tls_require_and_verify_client_cert"] = json!(true);
+        }
+        for (options, port) in self.options.listeners.iter().zip(&self.ports) {
+            let mut listener = options.clone();
+            listener["address"] = json!(format!("127.0.0.1:{port}"));
+            // Each needs one of its own, and only that of the first is used.
+            listener["cluster_address"] = json!(format!("127.0.0.1:{}", port::unused()));
+            config["listener"].as_array_mut().unwrap().push(json!({ "tcp": listener }));
         }
         if (self.options.audit || self.audit_disk.is_some()) && !Program::found().is_vault {
             // A cluster has one table of devices for all members, so the path is the same for all: it is

@@ -1,0 +1,317 @@
+//! What an operator reads when Vault cannot be used: a table of a situation and the words that name its
+//! cause and the next step. Each situation is made with the real server, and read from the real daemon.
+//!
+//! The tables of `src/vault/tls.rs` and `src/vault/errors.rs` have the words.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
+use serde_json::{Value, json};
+
+use crate::support::{
+    Bao, BaoOptions, Daemon, DaemonOptions, Rendered, authority::Authority, closed_address, eventually,
+    rendered, scratch,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A situation, and what must be read in it.
+struct Row {
+    case: &'static str,
+    content: Rendered,
+    words: Vec<String>,
+}
+
+fn row<const N: usize>(case: &'static str, content: Rendered, words: [&str; N]) -> Row {
+    Row { case, content, words: words.map(str::to_owned).into() }
+}
+
+/// Each row by a daemon of its own, all at the same time.
+async fn hold(rows: Vec<Row>) {
+    join_all(rows.into_iter().map(read)).await;
+}
+
+async fn read(Row { case, content, words }: Row) {
+    let dir = scratch("remedy-");
+    let config = dir.path().join("config.yaml");
+    rendered::by_rename(&config, &content.yaml());
+    let daemon = Daemon::start_with(&config, DaemonOptions::arguments(["--allow-http"])).await;
+    let why = eventually(&format!("{case}: {words:?}"), PATIENCE, async || {
+        let (_, why) = daemon.admin("/readyz").await;
+        if words.iter().all(|word| why.contains(word)) { Ok(why) } else { Err(why) }
+    })
+    .await;
+    assert!(!why.trim_end().ends_with(':'), "{case}: {why}");
+    daemon.assert_never_printed(&[&content.token]);
+}
+
+/// The authority of a site, and what goes wrong with certificates.
+struct Site {
+    authority: Authority,
+    dir: PathBuf,
+}
+
+impl Site {
+    /// What a listener of the server has for this certificate.
+    fn listener(files: &(PathBuf, PathBuf)) -> Value {
+        json!({ "tls_cert_file": files.0, "tls_key_file": files.1 })
+    }
+
+    /// A certificate of the authority for the loopback, changed.
+    fn server(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        change(&mut params);
+        self.authority.issue(name, params)
+    }
+
+    /// A client's certificate of the authority, changed.
+    fn client(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        self.authority.issue(name, params)
+    }
+
+    /// As `openssl req -x509` makes it: signed by itself, and an authority.
+    fn self_signed_authority(&self) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let made = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let files = (self.dir.join("self-signed.pem"), self.dir.join("self-signed.key"));
+        fs::write(&files.0, made.pem()).unwrap();
+        fs::write(&files.1, made.key().serialize_pem()).unwrap();
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[tokio::test]
+async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
+    let dir = scratch("site-");
+    let authority = Authority::new(dir.path());
+    let site = Site { authority, dir: dir.path().to_owned() };
+    fs::create_dir(dir.path().join("strangers")).unwrap();
+    let stranger = Authority::new(&dir.path().join("strangers"));
+
+    let self_signed = site.self_signed_authority();
+    let long_ago = |params: &mut CertificateParams| {
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 2, 3);
+    };
+    let good = site.server("good", |_| ());
+    let asking = |version: &str| {
+        let mut listener = Site::listener(&good);
+        listener["tls_client_ca_file"] = json!(site.authority.file());
+        listener["tls_require_and_verify_client_cert"] = json!(true);
+        listener["tls_max_version"] = json!(version);
+        listener
+    };
+    let listeners = [
+        ("plain", json!({ "tls_disable": true })),
+        ("good", Site::listener(&good)),
+        ("self-signed", Site::listener(&self_signed)),
+        ("no-san", Site::listener(&site.server("no-san", |params| params.subject_alt_names.clear()))),
+        (
+            "other-name",
+            Site::listener(&site.server("other-name", |params| {
+                params.subject_alt_names =
+                    CertificateParams::new(["vault.example".to_owned()]).unwrap().subject_alt_names;
+            })),
+        ),
+        ("expired", Site::listener(&site.server("expired", long_ago))),
+        (
+            "early",
+            Site::listener(&site.server("early", |params| {
+                params.not_before = date_time_ymd(2090, 1, 1);
+                params.not_after = date_time_ymd(2091, 1, 1);
+            })),
+        ),
+        (
+            "for-clients",
+            Site::listener(&site.server("for-clients", |params| {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            })),
+        ),
+        ("asks", asking("tls13")),
+        ("asks-1.2", asking("tls12")),
+    ];
+    let options = BaoOptions {
+        listeners: listeners.iter().map(|(_, it)| it.clone()).collect(),
+        ..BaoOptions::default()
+    };
+    let bao = Bao::start_with(options).await;
+    let port =
+        |name: &str| bao.port_of_listener(listeners.iter().position(|(known, _)| *known == name).unwrap());
+    let trusting = Rendered { ca_file: site.authority.file(), ..Rendered::with_new_token(&bao).await };
+    let to = |scheme: &str, name: &str| Rendered {
+        addresses: vec![format!("{scheme}://127.0.0.1:{}", port(name))],
+        ..trusting.clone()
+    };
+    let shown = |name: &str, certificate: (PathBuf, PathBuf)| Rendered {
+        client_certificate: Some(certificate),
+        ..to("https", name)
+    };
+    let trusted = |content: Rendered, ca_file: PathBuf| Rendered { ca_file, ..content };
+
+    let client = site.client("client", |_| ());
+    let other = site.client("other", |_| ());
+    let expired = site.client("expired-client", long_ago);
+    let server_only = site.client("server-only", |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let strangers = stranger.client("strange");
+    let ca = text(&site.authority.file());
+    let damaged = "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIU\n-----END CERTIFICATE-----\n";
+    let not_base64 = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    // Accepts connections, by the kernel, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_address = format!("https://{}", silent.local_addr().unwrap());
+
+    hold(vec![
+        row("http to TLS", to("http", "good"), ["the port speaks TLS", "write https://"]),
+        row("https to plain", to("https", "plain"), ["does not speak TLS", "listener with TLS", "http://"]),
+        row(
+            "a self-signed authority as the server's certificate",
+            trusted(to("https", "self-signed"), self_signed.0.clone()),
+            ["CaUsedAsEndEntity", "CA:TRUE", "issue one for the server (CA:FALSE)", "vault.tls.ca_file"],
+        ),
+        row("a common name only", to("https", "no-san"), ["subjectAltName", "(CN) does not count"]),
+        row(
+            "a wrong name",
+            to("https", "other-name"),
+            ["127.0.0.1", "vault.example", "set vault.tls.server_name"],
+        ),
+        row(
+            "an unknown issuer",
+            trusted(to("https", "good"), self_signed.0.clone()),
+            ["UnknownIssuer", "vault.tls.ca_file must hold the authority", "intermediate"],
+        ),
+        row(
+            "another authority of the same name",
+            trusted(to("https", "good"), stranger.file()),
+            ["BadSignature", "vault.tls.ca_file holds an authority of the same name with another key"],
+        ),
+        row(
+            "an expired certificate",
+            to("https", "expired"),
+            ["expired", "2021-02-03T00:00:00Z", "renew it", "clock"],
+        ),
+        row(
+            "a certificate of the future",
+            to("https", "early"),
+            ["not valid yet", "2090-01-01T00:00:00Z", "clock"],
+        ),
+        row("a certificate for clients", to("https", "for-clients"), ["serverAuth"]),
+        row(
+            "no client certificate",
+            to("https", "asks"),
+            ["CertificateRequired", "Vault asks for vault.tls.client_cert_file"],
+        ),
+        row(
+            "no client certificate, TLS 1.2",
+            to("https", "asks-1.2"),
+            ["Vault asks for vault.tls.client_cert_file"],
+        ),
+        row(
+            "an expired client certificate",
+            shown("asks", expired.clone()),
+            ["CertificateExpired", "vault.tls.client_cert_file has expired", "issue a new one"],
+        ),
+        row(
+            "an expired client certificate, TLS 1.2",
+            shown("asks-1.2", expired),
+            ["CertificateExpired", "vault.tls.client_cert_file has expired", "issue a new one"],
+        ),
+        row(
+            "a stranger's client certificate",
+            shown("asks", strangers),
+            ["vault.tls.client_cert_file", "tls_client_ca_file"],
+        ),
+        row(
+            "a client certificate for servers",
+            shown("asks", server_only),
+            ["vault.tls.client_cert_file", "clientAuth"],
+        ),
+        row(
+            "a client certificate and another's key",
+            shown("asks", (client.0.clone(), other.1.clone())),
+            ["vault.tls.client_key_file is not the key of", "render both from the same issuance"],
+        ),
+        row(
+            "a client key with a password",
+            shown("asks", (client.0.clone(), site.write("encrypted.key", encrypted))),
+            ["vault.tls.client_key_file is encrypted", "render it without one"],
+        ),
+        row(
+            "a client key that is none",
+            shown("asks", (client.0.clone(), client.0.clone())),
+            ["vault.tls.client_key_file holds no private key", "BEGIN PRIVATE KEY"],
+        ),
+        row(
+            "a client certificate that is none",
+            shown("asks", (client.1.clone(), client.1.clone())),
+            ["vault.tls.client_cert_file holds no certificate", "BEGIN CERTIFICATE"],
+        ),
+        row(
+            "a damaged client certificate",
+            shown("asks", (site.write("damaged-client.pem", damaged), client.1.clone())),
+            ["vault.tls.client_cert_file is damaged", "issue and render it again"],
+        ),
+        row(
+            "a damaged certificate in a bundle",
+            trusted(to("https", "good"), site.write("bundle.pem", &format!("{ca}{damaged}{ca}"))),
+            ["certificate 2 in vault.tls.ca_file is damaged", "take it out"],
+        ),
+        row(
+            "no base64 in a bundle",
+            trusted(to("https", "good"), site.write("bundle64.pem", &format!("{ca}{ca}{not_base64}"))),
+            ["certificate 3 in vault.tls.ca_file is damaged", "take it out"],
+        ),
+        row(
+            "half a bundle",
+            trusted(
+                to("https", "good"),
+                site.write("half.pem", &format!("{ca}{}", ca.get(..ca.len() / 2).unwrap())),
+            ),
+            ["certificate 2 in vault.tls.ca_file is damaged", "take it out"],
+        ),
+        row(
+            "a key instead of the authority",
+            trusted(to("https", "good"), client.1.clone()),
+            ["vault.tls.ca_file holds no certificate", "it holds a private key"],
+        ),
+        row(
+            "nobody listens",
+            Rendered { addresses: vec![closed_address()], ..trusting.clone() },
+            ["refused", "does Vault run there, and is the port right?"],
+        ),
+        row(
+            "silence",
+            Rendered { addresses: vec![silent_address], ..trusting.clone() },
+            ["timed out", "nothing answers: does a firewall drop the packets"],
+        ),
+        row(
+            "a name that does not exist",
+            Rendered { addresses: vec!["https://nowhere.invalid:8200".into()], ..trusting.clone() },
+            ["`nowhere.invalid` cannot be resolved", "DNS"],
+        ),
+    ])
+    .await;
+}
