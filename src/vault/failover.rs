@@ -289,9 +289,11 @@ impl<'a, T> Race<'a, T> {
         self.in_flight.iter().filter(|it| !it.silent).map(|it| it.began + SILENCE).min()
     }
 
-    /// How long the first node may take before a second one is asked as well.
+    /// How long the first node may take before a second one is asked as well. Only calls of a session in use
+    /// are hedged: their budget is not there for candidates.
     fn patience(&self) -> Duration {
-        if self.question.operation.is_a_callers() { self.pool.hedge.delay() } else { SILENCE }
+        let Question { operation, speaks_for_nodes, .. } = self.question;
+        if operation.is_a_callers() && speaks_for_nodes { self.pool.hedge.delay() } else { SILENCE }
     }
 
     /// The one place where requests are sent, and so the one where extra ones are paid for.
