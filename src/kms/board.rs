@@ -7,6 +7,7 @@
 //! session is dropped: a refusal of a token that has been replaced says nothing.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -24,7 +25,8 @@ use super::{
     coalescer::Coalescer,
     health::{Answer, HealthSettings, Verdict},
     kek_store::KekStore,
-    keyring::Keyring,
+    key_id::Scope,
+    keyring::{KeyEntry, Keyring},
     local_kek::LocalKek,
     probe::{Proof, Witness},
     transit::{Fault, Transit, TransitError},
@@ -106,6 +108,8 @@ pub struct Outdated;
 /// Publishes snapshots and health; shared by everybody.
 pub struct Board {
     coalescing: bool,
+    /// The additional keys of the session of this generation that were told to be denied.
+    denied: Mutex<(u64, HashSet<Scope>)>,
     /// The local KEKs in memory.
     pub keks: KekStore,
     metrics: Arc<Metrics>,
@@ -125,6 +129,7 @@ impl Board {
         let posted = watch::Sender::new(Posted { known: None, news: false, trouble });
         Self {
             coalescing: true,
+            denied: Mutex::default(),
             keks: KekStore::new(Arc::clone(&metrics)),
             metrics,
             posted,
@@ -341,6 +346,37 @@ impl Board {
         }
     }
 
+    /// A Decrypt with the key of `entry` failed on the session of `snapshot`. Only the key that encrypts
+    /// speaks for the session; gives back what the failure is to the call.
+    pub fn decrypt_failed(&self, snapshot: &Snapshot, entry: &KeyEntry, error: TransitError) -> TransitError {
+        let current = &snapshot.keyring.current().key;
+        match error.fault {
+            // In a namespace where the token does not hold, Vault says the same as of a dead one.
+            Fault::TokenDead if entry.key.namespace() != current.namespace() => {
+                self.probe_soon();
+                let message =
+                    format!("the token is not accepted in the namespace of the key: {}", error.message);
+                return TransitError::new(Fault::Denied, message);
+            }
+            Fault::TokenDead => self.call_failed(snapshot.generation, &error),
+            _ if entry.key == *current => self.call_failed(snapshot.generation, &error),
+            Fault::Denied => self.tell_denied(snapshot.generation, entry, &error),
+            _ => {}
+        }
+        error
+    }
+
+    /// Once for each session and key: every Decrypt of another provider's value may try the key.
+    fn tell_denied(&self, generation: u64, entry: &KeyEntry, error: &TransitError) {
+        let Ok(mut denied) = self.denied.lock() else { return };
+        if denied.0 != generation {
+            *denied = (generation, HashSet::new());
+        }
+        if denied.1.insert(entry.scope) {
+            warn!(key = %entry.key, %error, "an additional key may not be used to decrypt; the others are");
+        }
+    }
+
     /// Whether the session of `generation` is in use; if it is not, this says nothing.
     fn failed(&self, generation: u64, error: &TransitError, probed: bool) -> bool {
         let in_use = self.posted.send_if_modified(|posted| {
@@ -496,6 +532,16 @@ impl Board {
         }
         for entry in now.keyring.entries() {
             let known = before.and_then(|before| before.keyring.entry(entry.scope));
+            let so_far = known.and_then(|known| known.unusable.as_ref());
+            if let Some(reason) = entry.unusable.as_ref().filter(|reason| Some(*reason) != so_far) {
+                warn!(key = %entry.key, %reason, "an additional key cannot be used; the others are");
+            }
+            // Its words may differ each time.
+            if let Some(reason) =
+                entry.unread.as_ref().filter(|_| known.is_none_or(|known| known.unread.is_none()))
+            {
+                warn!(key = %entry.key, %reason, "an additional key cannot be read; Decrypts are tried all the same");
+            }
             if entry.min_decryption > 1
                 && known.is_none_or(|known| known.min_decryption < entry.min_decryption)
             {

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Response, Status};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     board::{Board, Published, Snapshot},
@@ -441,22 +441,14 @@ async fn decrypt_sealed(
 ) -> Result<Opened, TransitError> {
     let entry = entry_of_kek(snapshot, board, key_id, wrapped)?;
     let stamp = board.keks.stamp(snapshot.generation);
-    let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.inspect_err(|error| {
-        note_failure(snapshot, board, entry, error);
-        board.keks.failed(wrapped, entry.scope, error, stamp);
+    let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.map_err(|error| {
+        let error = board.decrypt_failed(snapshot, entry, error);
+        board.keks.failed(wrapped, entry.scope, &error, stamp);
+        error
     })?;
     let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
     board.keks.put(Arc::clone(&kek), stamp);
     Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
-}
-
-/// What the failure of a Decrypt with the key of `entry` says about the session.
-fn note_failure(snapshot: &Snapshot, board: &Board, entry: &KeyEntry, error: &TransitError) {
-    if entry.key == snapshot.keyring.current().key || error.fault == Fault::TokenDead {
-        board.call_failed(snapshot.generation, error);
-    } else if error.fault == Fault::Denied {
-        warn!(key = %entry.key, %error, "the policy does not let us decrypt with an additional key");
-    }
 }
 
 async fn decrypt(
@@ -476,8 +468,12 @@ async fn decrypt(
             vec![entry]
         }
     };
-    let mut last = None;
-    for entry in &entries {
+    let mut failures = Failures::default();
+    for entry in entries {
+        if let Some(reason) = &entry.unusable {
+            failures.not_asked.push(reason);
+            continue;
+        }
         match snapshot.decrypts.decrypt(&entry.key, ciphertext, call).await {
             // It must not leave: it would open every seed that it has wrapped.
             Ok(opened) if local_kek::is_payload(&opened.plaintext) => {
@@ -486,26 +482,87 @@ async fn decrypt(
             }
             Ok(opened) => return Ok(opened),
             Err(error) => {
-                note_failure(snapshot, board, entry, &error);
-                // Only "not with this key" is a reason to try the next one.
-                let next = matches!(
-                    error.fault,
-                    Fault::BadCiphertext | Fault::KeyLost | Fault::Lagging | Fault::TooOld
-                );
-                last = Some(error);
-                if !next {
+                let error = board.decrypt_failed(snapshot, entry, error);
+                let ends_all = match error.fault {
+                    // No time is left, or no other key has a better token, or it is made worse.
+                    Fault::DeadlineExceeded | Fault::Throttled | Fault::TokenDead => true,
+                    // An outage, unless some node is well: then this key alone cannot be used.
+                    Fault::Unreachable => {
+                        let nodes = snapshot.transit.nodes();
+                        !nodes.is_empty() && !nodes.iter().any(|(_, is_well)| *is_well)
+                    }
+                    _ => false,
+                };
+                failures.note(entry, error);
+                if ends_all {
+                    failures.cut_short = true;
                     break;
                 }
             }
         }
     }
-    Err(match last {
-        Some(error) if entries.len() > 1 && error.fault == Fault::BadCiphertext => {
-            TransitError::new(error.fault, "none of the keys in vault.keynames decrypts this ciphertext")
+    Err(failures.conclusion())
+}
+
+/// What became of a Decrypt with each key that was tried.
+#[derive(Default)]
+struct Failures<'a> {
+    /// Not every key was tried.
+    cut_short: bool,
+    /// Why some keys were not asked: they cannot decrypt.
+    not_asked: Vec<&'a str>,
+    tried: usize,
+    /// From which an operator learns the most.
+    worst: Option<(&'a KeyEntry, TransitError)>,
+}
+
+impl<'a> Failures<'a> {
+    fn note(&mut self, entry: &'a KeyEntry, error: TransitError) {
+        self.tried += 1;
+        if self.worst.as_ref().is_none_or(|(_, worst)| usefulness(error.fault) > usefulness(worst.fault)) {
+            self.worst = Some((entry, error));
         }
-        Some(error) => error,
-        None => TransitError::new(Fault::Nonsense, "no key is configured"),
-    })
+    }
+
+    fn conclusion(self) -> TransitError {
+        let mut error = match self.worst {
+            None if self.not_asked.is_empty() => TransitError::new(Fault::Nonsense, "no key is configured"),
+            None => return TransitError::new(Fault::KeyLost, self.not_asked.join("; ")),
+            Some((_, error)) if self.cut_short => return error,
+            Some((_, error)) if self.tried + self.not_asked.len() == 1 => return error,
+            Some((_, error)) if error.fault == Fault::BadCiphertext => {
+                TransitError::new(error.fault, "none of the keys in vault.keynames decrypts this ciphertext")
+            }
+            Some((entry, TransitError { fault, message })) => TransitError::new(
+                fault,
+                format!(
+                    "key `{}`: {message}; no other key in vault.keynames decrypts this ciphertext",
+                    entry.key
+                ),
+            ),
+        };
+        for reason in self.not_asked {
+            error.message.push_str(&format!("; {reason}"));
+        }
+        error
+    }
+}
+
+/// How much an operator learns from a key's failure, where several keys were tried and each failed in
+/// its own way. "Not with this key" is what all the wrong ones say, so it tells the least.
+fn usefulness(fault: Fault) -> u8 {
+    match fault {
+        Fault::BadCiphertext => 0,
+        // The ciphertext has a version that this key never had: probably it is another key's.
+        Fault::Lagging => 1,
+        Fault::Nonsense | Fault::TooMuch => 2,
+        Fault::KeyLost => 3,
+        Fault::Denied => 4,
+        Fault::TooOld => 5,
+        // It may be the right key: trying again may help, so no other reason may hide that.
+        Fault::Unreachable => 6,
+        Fault::DeadlineExceeded | Fault::Throttled | Fault::TokenDead => 7,
+    }
 }
 
 /// What the log tells of an answered call.

@@ -453,7 +453,7 @@ impl Flight {
                     match outcome {
                         // It is for another node, or not known what for: failover knows what to do
                         // with a call that has failed, but not with a part of one that has not.
-                        Err(error) if sent > 1 && !is_about_the_ciphertext(error.fault) => alone.push(item),
+                        Err(error) if sent > 1 && !is_settled(error.fault) => alone.push(item),
                         outcome => self.answer(item, outcome, term),
                     }
                 }
@@ -558,8 +558,10 @@ async fn nobody_waits(items: &[Arc<Item>]) {
     }
 }
 
-fn is_about_the_ciphertext(fault: Fault) -> bool {
-    matches!(fault, Fault::BadCiphertext | Fault::TooOld)
+/// Whether what Vault says of one item of a batch would be the same if that was asked for alone: it is
+/// about the ciphertext, or the type of the key. (A policy refuses batches as a whole.)
+fn is_settled(fault: Fault) -> bool {
+    matches!(fault, Fault::BadCiphertext | Fault::Denied | Fault::TooOld)
 }
 
 #[cfg(test)]

@@ -336,9 +336,7 @@ async fn look(board: Arc<Board>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, s
         Ok(kek) => board.keks.put(Arc::new(kek), stamp),
         Err(error) => {
             debug!(%error, "a local KEK could not be unwrapped again");
-            if entry.key == snapshot.keyring.current().key || error.fault == Fault::TokenDead {
-                board.call_failed(snapshot.generation, &error);
-            }
+            let error = board.decrypt_failed(&snapshot, entry, error);
             board.keks.failed(&wrapped, scope, &error, stamp);
         }
     }

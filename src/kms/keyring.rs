@@ -1,6 +1,6 @@
 //! What is known of the configured keys, and which of them a Decrypt is for.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     ciphertext::Ciphertext,
@@ -18,6 +18,10 @@ pub struct KeyEntry {
     pub scope: Scope,
     /// Transit refuses to decrypt older versions than this one.
     pub min_decryption: u32,
+    /// Why it could not be read, if it could not. It may decrypt all the same.
+    pub unread: Option<Arc<str>>,
+    /// Why it cannot decrypt, whatever is asked of it, and what to do.
+    pub unusable: Option<Arc<str>>,
     /// When each version was made, as far as Transit tells; empty if it could not be read.
     versions: BTreeMap<KeyVersion, i64>,
 }
@@ -30,25 +34,43 @@ impl KeyEntry {
             scope: Scope::of(&key),
             key,
             min_decryption: description.min_decryption,
+            unread: None,
+            unusable: None,
             versions: description.versions.clone(),
         }
     }
 
-    /// A key that could not be read; it may still decrypt.
+    /// A key that could not be read, for this reason. What was `known` of it stays: a key_id that was
+    /// refused must not be taken because Vault does not tell today.
     #[must_use]
-    pub fn unread(key: KeyRef) -> Self {
-        Self { scope: Scope::of(&key), key, min_decryption: 0, versions: BTreeMap::new() }
+    pub fn unread(key: KeyRef, known: Option<&Self>, reason: &str) -> Self {
+        let scope = Scope::of(&key);
+        let known = known.filter(|known| known.scope == scope);
+        Self {
+            key,
+            scope,
+            min_decryption: known.map_or(0, |known| known.min_decryption),
+            unread: Some(reason.into()),
+            unusable: known.and_then(|known| known.unusable.clone()),
+            versions: known.map(|known| known.versions.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// The same, unless there is a reason why it cannot decrypt.
+    #[must_use]
+    pub fn unusable_if(self, reason: Option<String>) -> Self {
+        Self { unusable: reason.map(Into::into), ..self }
     }
 
     fn key_id(&self, version: KeyVersion) -> Option<KeyId> {
         self.versions.get(&version).map(|created| KeyId::new(self.scope, version, *created))
     }
 
-    /// Whether both know a version that was made at the same time.
+    /// Whether `now`, as Vault has just described it, knows a version that was made at the same time.
     #[must_use]
-    pub fn shares_a_version_with(&self, other: &Self) -> bool {
-        let same = |(version, created)| other.versions.get(version) == Some(created);
-        self.scope == other.scope && self.versions.iter().any(same)
+    pub fn shares_a_version_with(&self, now: &Self) -> bool {
+        let same = |(version, created)| now.versions.get(version) == Some(created);
+        now.unread.is_none() && self.scope == now.scope && self.versions.iter().any(same)
     }
 
     /// Whether some version that both know was made at different times: the key was
@@ -193,7 +215,7 @@ mod tests {
     fn entry(name: &str, versions: &[(u32, i64)]) -> KeyEntry {
         let key = KeyRef::in_transit(name);
         let versions = versions.iter().map(|(version, created)| (v(*version), *created)).collect();
-        KeyEntry { scope: Scope::of(&key), key, min_decryption: 1, versions }
+        KeyEntry { scope: Scope::of(&key), key, min_decryption: 1, unread: None, unusable: None, versions }
     }
 
     fn v(number: u32) -> KeyVersion {
@@ -262,6 +284,16 @@ mod tests {
             let Ok(Route::InOrder(entries)) = keyring.route(id, &ciphertext(2)) else { panic!("in order") };
             assert_eq!(entries.first().unwrap().key.name().as_str(), "kms");
         }
+    }
+
+    #[test]
+    fn what_was_known_of_a_key_that_cannot_be_read_stays_and_proves_nothing() {
+        let known = entry("kms-old", &[(1, 50)]);
+        let unread = KeyEntry::unread(known.key.clone(), Some(&known), "500");
+        let keyring = Keyring::new(vec![entry("kms", &[(3, 300)]), unread.clone()], v(3)).unwrap();
+        assert!(keyring.route(&named("kms-old", 1, 50), &ciphertext(1)).is_ok());
+        assert!(keyring.route(&named("kms-old", 1, 51), &ciphertext(1)).is_err());
+        assert!(known.shares_a_version_with(&known) && !known.shares_a_version_with(&unread));
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::config::{Encryption, KeyNames, KeyRef};
 #[derive(Clone)]
 pub(super) struct ModelKey {
     pub(super) derived: bool,
+    /// How whatever is done with it fails.
+    pub(super) fails: Option<Fault>,
     pub(super) kind: &'static str,
     /// Tells two makings of a key apart, as its secret would.
     pub(super) making: u64,
@@ -40,6 +42,7 @@ impl ModelKey {
     pub(super) fn new(making: u64, versions: &[i64]) -> Self {
         Self {
             derived: false,
+            fails: None,
             kind: "aes256-gcm96",
             making,
             min_decryption: 1,
@@ -173,6 +176,9 @@ fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), Tr
         .keys
         .get(key.name().as_str())
         .ok_or_else(|| TransitError::new(Fault::KeyLost, format!("key `{key}` does not exist")))?;
+    if let Some(fault) = key.fails {
+        return Err(TransitError::new(fault, fault.name()));
+    }
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
 
@@ -268,6 +274,7 @@ impl Transit for ModelSession {
             let (key, latest) = visible(state, key)?;
             let versions = key.versions.iter().zip(1..=latest);
             Ok(KeyDescription {
+                decrypts: key.kind != "hmac",
                 told_by: NodeId(0),
                 derived: key.derived,
                 latest: KeyVersion::new(latest).unwrap(),

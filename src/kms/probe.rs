@@ -5,8 +5,9 @@
 
 use std::fmt;
 
+use futures_util::future::join_all;
 use rand::Rng;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
@@ -110,7 +111,7 @@ pub async fn probe(
     let primary = transit.keys().primary();
     let description = transit.read_key(primary, call).await?;
     check_usable(primary, &description)?;
-    let mut entries = read_entries(transit, &description, call).await?;
+    let mut entries = read_entries(transit, &description, before, call).await;
     let Some(before) = before else {
         let newest = Keyring::new(entries, description.latest)?;
         let (keyring, witness) = round_trip(transit, newest, call).await?;
@@ -198,7 +199,7 @@ fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError>
         key.kind.as_str(),
         "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305"
     ) {
-        return refuse("is not of an authenticated symmetric type");
+        return refuse(&format!("is of type {}, not of an authenticated symmetric type", key.kind));
     }
     if key.min_decryption > key.latest.number() {
         return Err(TransitError::new(
@@ -209,28 +210,45 @@ fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError>
     Ok(())
 }
 
+/// Why an additional key cannot decrypt, and what to do, if it cannot.
+fn why_unusable(key: &KeyRef, description: &KeyDescription) -> Option<String> {
+    let why = if description.derived {
+        "is derived and would need a context with every call".to_owned()
+    } else if !description.decrypts {
+        format!("is of type {}, which cannot decrypt", description.kind)
+    } else {
+        return None;
+    };
+    Some(format!("key `{key}` {why}: take it out of vault.keynames"))
+}
+
+/// All keys. An additional one never keeps the first from working: whatever is wrong with it is
+/// noted in its entry. Even a refusal of the token may be meant for its place alone.
 async fn read_entries(
     transit: &dyn Transit,
     primary: &KeyDescription,
+    before: Option<Before<'_>>,
     call: Call<'_>,
-) -> Result<Vec<KeyEntry>, TransitError> {
-    let mut entries = Vec::new();
-    for (index, key) in transit.keys().iter().enumerate() {
-        if index == 0 {
-            entries.push(KeyEntry::described(key.clone(), primary));
-            continue;
+) -> Vec<KeyEntry> {
+    let now = Instant::now();
+    // What is silent about them leaves time for the rest of the probe.
+    let call = Call { deadline: now + call.deadline.saturating_duration_since(now) / 2, ..call };
+    let read = async |key: &KeyRef| match timeout_at(call.deadline, transit.read_key(key, call)).await {
+        Ok(Ok(description)) => {
+            KeyEntry::described(key.clone(), &description).unusable_if(why_unusable(key, &description))
         }
-        match transit.read_key(key, call).await {
-            Ok(description) => entries.push(KeyEntry::described(key.clone(), &description)),
-            Err(error) if matches!(error.fault, Fault::Denied | Fault::KeyLost) => {
-                // An old key that is gone must not keep the current one from working.
-                debug!(%key, %error, "an additional key cannot be read; decrypts are tried all the same");
-                entries.push(KeyEntry::unread(key.clone()));
-            }
-            Err(error) => return Err(error),
+        failed => {
+            let reason = match failed {
+                Ok(Err(error)) => error.message,
+                _ => "Vault did not answer in time".into(),
+            };
+            let known = before.and_then(|before| before.keyring.entry(Scope::of(key)));
+            KeyEntry::unread(key.clone(), known, &reason)
         }
-    }
-    Ok(entries)
+    };
+    let additional = join_all(transit.keys().iter().skip(1).map(read)).await;
+    let first = KeyEntry::described(transit.keys().primary().clone(), primary);
+    std::iter::once(first).chain(additional).collect()
 }
 
 /// A key that encrypts, or did, must be the one it was. An additional one that was made anew is

@@ -16,6 +16,7 @@ use super::{
     health::HealthSettings,
     kek_store,
     key_id::KeyId,
+    keyring::KeyEntry,
     local_kek::ANNOTATION,
     model::{Model, ModelKey, ModelSession},
     probe::{Before, ProbeFailure, probe},
@@ -30,7 +31,7 @@ use super::{
     v2::KmsV2,
 };
 use crate::{
-    config::{Encryption, LocalKekLimits},
+    config::{Encryption, KeyName, KeyRef, LocalKekLimits, MountPath, Namespace},
     observe::{heartbeat::Heartbeat, metrics::Metrics},
 };
 
@@ -806,6 +807,90 @@ async fn what_another_provider_wrote_is_read_with_any_of_the_keys() {
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(error.message().contains("none of the keys"), "{error}");
     assert_eq!(bench.healthz().await, "ok", "one bad ciphertext is nobody else's business");
+}
+
+/// A model with the key `old`, and a value that it has wrapped.
+async fn with_an_old_key() -> (Model, EncryptResponse) {
+    let model = Model::new();
+    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    let sealed = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
+    (model, sealed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_cannot_be_used_hides_none_of_those_behind_it() {
+    let (model, theirs) = with_an_old_key().await;
+    let good = ModelKey::new(5, &[60]);
+    let broken = |fault| ModelKey { fails: Some(fault), ..good.clone() };
+    let middle = [
+        ("hmac", ModelKey { kind: "hmac", ..good.clone() }),
+        ("derived", ModelKey { derived: true, ..good.clone() }),
+        ("forbidden", broken(Fault::Denied)),
+        ("gone", broken(Fault::KeyLost)),
+        ("broken", broken(Fault::Unreachable)),
+        ("silent", broken(Fault::DeadlineExceeded)),
+        ("foreign", broken(Fault::Nonsense)),
+        ("lagging", broken(Fault::Lagging)),
+        ("limited", broken(Fault::Throttled)),
+    ];
+    for (name, key) in middle {
+        let ends_all = matches!(name, "silent" | "limited");
+        model.change(|state| state.keys.insert(name.into(), key));
+        // Neither at the start nor later does it stop a session.
+        let mut bench = Bench::ready(model.clone(), &["kms", name, "old"]).await;
+        bench.take_session(&["kms", name, "old"]).await.unwrap();
+        assert_eq!(bench.decrypt(&theirs.ciphertext, "1").await.is_ok(), !ends_all, "{name}");
+        assert_eq!(bench.open(&theirs).await.unwrap(), b"seed"[..], "{name}");
+        bench.encrypt(b"seed").await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_failures_the_one_that_tells_the_most_is_told() {
+    let (model, theirs) = with_an_old_key().await;
+    let garbage = Bytes::from_static(b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA");
+    let with = |name: &str, key: ModelKey| model.change(|state| state.keys.insert(name.into(), key));
+    with("hmac", ModelKey { kind: "hmac", ..ModelKey::new(5, &[60]) });
+    with("old", ModelKey { min_decryption: 2, ..ModelKey::new(9, &[50, 51]) });
+    with("forbidden", ModelKey { fails: Some(Fault::Denied), ..ModelKey::new(5, &[60]) });
+    with("broken", ModelKey { fails: Some(Fault::Unreachable), ..ModelKey::new(5, &[60]) });
+    for (keys, code, words) in [
+        (&["kms", "hmac"][..], Code::InvalidArgument, "none of the keys"),
+        (&["kms", "old"], Code::FailedPrecondition, "key `old`: too old; no other key"),
+        (&["kms", "old", "forbidden", "hmac"], Code::FailedPrecondition, "key `old`: too old; no other key"),
+        (&["kms", "forbidden", "old"], Code::FailedPrecondition, "key `old`: too old; no other key"),
+        (&["kms", "forbidden", "hmac"], Code::PermissionDenied, "key `forbidden`: denied; no other key"),
+        (&["kms", "broken", "old"], Code::Unavailable, "key `broken`: unreachable; no other key"),
+    ] {
+        let bench = Bench::ready(model.clone(), keys).await;
+        for (ciphertext, key_id) in [(&theirs.ciphertext, "1"), (&garbage, "")] {
+            let error = bench.decrypt(ciphertext, key_id).await.unwrap_err();
+            assert_eq!(error.code(), code, "{keys:?}: {error}");
+            assert!(error.message().contains(words), "{keys:?}: {error}");
+            let named =
+                error.message().contains("key `hmac` is of type hmac, which cannot decrypt: take it out");
+            assert_eq!(named, keys.contains(&"hmac"), "{error}");
+        }
+        assert_eq!(bench.healthz().await, "ok", "{keys:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_another_namespace_does_not_take_is_not_dead() {
+    let bench = Bench::ready(Model::new(), &["kms"]).await;
+    let snapshot = bench.board.snapshot().unwrap();
+    let dead = || TransitError::new(Fault::TokenDead, "permission denied");
+    let elsewhere = KeyRef::elsewhere(
+        KeyName::new("old").unwrap(),
+        MountPath::default(),
+        Namespace::new("team-b").unwrap(),
+    );
+    let entry = KeyEntry::unread(elsewhere, None, "permission denied");
+    assert_eq!(bench.board.decrypt_failed(&snapshot, &entry, dead()).fault, Fault::Denied);
+    assert_eq!(bench.healthz().await, "ok");
+    let entry = KeyEntry::unread(KeyRef::in_transit("old"), None, "permission denied");
+    assert_eq!(bench.board.decrypt_failed(&snapshot, &entry, dead()).fault, Fault::TokenDead);
+    assert_ne!(bench.healthz().await, "ok");
 }
 
 #[tokio::test(start_paused = true)]

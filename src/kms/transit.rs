@@ -27,6 +27,8 @@ pub struct NodeId(pub usize);
 /// Source: <https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyDescription {
+    /// Whether keys of this type decrypt at all.
+    pub decrypts: bool,
     /// The node that told it.
     pub told_by: NodeId,
     /// Derived keys need a context with every call.

@@ -256,6 +256,15 @@ fn classify_words(operation: Operation, path: &str, status: u16, errors: &[Strin
             Fault::BadCiphertext,
             format!("the ciphertext is damaged or was made with another key: {said} ({path})"),
         ),
+        400 if has("decryption not supported for key type") => {
+            (Final, Fault::Denied, format!("the key is of a type that cannot decrypt: {said} ({path})"))
+        }
+        // With another key's ciphertext; Vault blames itself.
+        500 if has("failed to RSA decrypt") => (
+            Final,
+            Fault::BadCiphertext,
+            format!("the ciphertext is damaged or was made with another key: {said} ({path})"),
+        ),
         400 if has("missing 'context'") => {
             (Final, Fault::Denied, format!("the key is derived: use one that is not ({path})"))
         }

@@ -69,8 +69,15 @@ struct KeyData {
     min_decryption_version: u32,
     #[serde(default)]
     soft_deleted: bool,
+    #[serde(default = "yes")]
+    supports_decryption: bool,
     #[serde(rename = "type")]
     kind: String,
+}
+
+/// What does not say that it cannot, is tried.
+fn yes() -> bool {
+    true
 }
 
 #[async_trait]
@@ -180,6 +187,7 @@ impl Transit for Session {
                 .collect();
             Ok(KeyDescription {
                 told_by: NodeId(answer.node),
+                decrypts: data.supports_decryption,
                 derived: data.derived,
                 latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
                 min_decryption: data.min_decryption_version,

@@ -145,6 +145,77 @@ async fn wait_reason(daemon: &Daemon, code: u16, bad: &Bad) -> String {
     .await
 }
 
+/// All in one file, between the key that encrypts and the one that is needed.
+#[tokio::test]
+async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
+    let bench = Bench::start().await;
+    let bao = &bench.bao;
+    let middle = ["rsa", "ecdsa", "ed25519", "hmac", "derived", "forbidden", "unreadable", "gone"];
+    for (key, options) in [
+        ("rsa", json!({ "type": "rsa-2048" })),
+        ("ecdsa", json!({ "type": "ecdsa-p256" })),
+        ("ed25519", json!({ "type": "ed25519" })),
+        ("hmac", json!({ "type": "hmac", "key_size": 32 })),
+        ("derived", json!({ "derived": true })),
+        ("forbidden", json!({})),
+        ("unreadable", json!({})),
+        ("old", json!({})),
+    ] {
+        bao.api("POST", &format!("transit/keys/{key}"), options).await;
+    }
+    let mut rules = policy("transit", KEY);
+    for key in ["rsa", "ecdsa", "ed25519", "hmac", "derived", "gone", "old"] {
+        rules += &policy("transit", key);
+    }
+    rules += "path \"transit/decrypt/unreadable\" { capabilities = [\"update\"] }\n";
+    bao.policy("many", &rules).await;
+    let token = bao.create_token(json!({"policies": ["many"], "ttl": "1h"})).await;
+    let keys = [KEY].into_iter().chain(middle).chain(["old"]).map(Into::into).collect();
+    let text = Rendered { keys, ..Rendered::of(bao, &token) }.yaml();
+    rendered::by_rename(&bench.config(), &text);
+    let daemon = Daemon::start(&bench.config()).await;
+    let kms = daemon.kms().await;
+    round_trip(&kms, "first").await;
+
+    // Alone and together: a batch answers in other ways.
+    for number in 0..3_u8 {
+        for key in ["rsa", "unreadable", "old"] {
+            let mut calls = tokio::task::JoinSet::new();
+            for item in 0..=number * 4 {
+                let ciphertext = bao.encrypt(key, &[item; 32]).await;
+                let kms = kms.clone();
+                calls.spawn(async move {
+                    assert_eq!(decrypt(&kms, ciphertext, "1", "many").await.unwrap(), [item; 32]);
+                });
+            }
+            calls.join_all().await;
+        }
+    }
+    // The most useful of nine failures.
+    let old = bao.encrypt("old", b"seed").await;
+    bao.rotate_key("old").await;
+    bao.api("POST", "transit/keys/old/config", json!({ "min_decryption_version": 2 })).await;
+    let error = decrypt(&kms, old, "1", "too-old").await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert!(
+        error.message().contains("key `old`: ") && error.message().contains("min_decryption_version"),
+        "{error}"
+    );
+    assert!(error.message().contains("key `hmac` is of type hmac, which cannot decrypt"), "{error}");
+    for words in [
+        "key `ecdsa` is of type ecdsa-p256, which cannot decrypt: take it out of vault.keynames",
+        "key `derived` is derived and would need a context with every call: take it out of vault.keynames",
+        "an additional key may not be used to decrypt; the others are",
+        "an additional key cannot be read; Decrypts are tried all the same",
+    ] {
+        daemon.wait_printed(words).await;
+    }
+    // Nothing of it speaks against the node, or the session.
+    assert_eq!(daemon.metric("transit_kms_vault_node_up", &[]).await, 1.0);
+    assert!(!daemon.log().contains("a Vault node is left alone"), "a node was ejected");
+    round_trip(&kms, "last").await;
+}
+
 #[tokio::test]
 async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
     let bench = Bench::start().await;

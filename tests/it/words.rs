@@ -14,6 +14,8 @@ async fn the_server_says_the_words_that_we_listen_for() {
     let old = bao.encrypt(KEY, b"seed").await;
     bao.rotate_key(KEY).await;
     bao.api("POST", &format!("{MOUNT}/keys/derived"), json!({ "derived": true })).await;
+    bao.api("POST", &format!("{MOUNT}/keys/rsa"), json!({ "type": "rsa-2048" })).await;
+    bao.api("POST", &format!("{MOUNT}/keys/ecdsa"), json!({ "type": "ecdsa-p256" })).await;
     bao.api("POST", &format!("{MOUNT}/keys/gone"), json!({})).await;
     bao.api("DELETE", &format!("{MOUNT}/keys/gone/soft-delete"), Value::Null).await;
     let limits = json!({ "min_decryption_version": 2, "min_encryption_version": 2 });
@@ -45,6 +47,8 @@ async fn the_server_says_the_words_that_we_listen_for() {
             "above-latest" => (root, encrypt(KEY, 9)),
             "below-min" => (root, encrypt(KEY, 1)),
             "soft-deleted" => (root, encrypt("gone", 1)),
+            "rsa" => (root, decrypt("rsa", &old)),
+            "no-decryption" => (root, decrypt("ecdsa", &old)),
             "derived" => (root, encrypt("derived", 1)),
             "dead-token" => ("s.bogus", encrypt(KEY, 2)),
             "policy" => (token.as_str(), encrypt("derived", 1)),
@@ -64,5 +68,5 @@ async fn the_server_says_the_words_that_we_listen_for() {
         assert!(said.contains(words), "{case}: {said}");
         provoked += 1;
     }
-    assert_eq!(provoked, 15);
+    assert_eq!(provoked, 17);
 }
