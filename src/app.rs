@@ -48,6 +48,8 @@ use crate::{
     vault::Keeper,
 };
 
+/// How long the end waits for systemd to be told of it.
+const STOPPING_TOLD_WITHIN: Duration = Duration::from_secs(1);
 /// How often the data plane's runtime shows that it turns.
 const RUNTIME_BEAT: Duration = Duration::from_secs(1);
 /// A runtime that has not turned for so long is stuck.
@@ -209,10 +211,9 @@ impl App {
             std::future::pending().await
         });
         let stopping = shutdown.clone();
-        background.spawn(async move {
+        let stopping_told = tokio::spawn(async move {
             stopping.cancelled().await;
             supervisor::stopping().await;
-            std::future::pending().await
         });
         let inspected = Arc::clone(&inspector);
         background.spawn(async move { match supervisor::watchdog(|| inspected.live().is_ok()).await {} });
@@ -251,6 +252,10 @@ impl App {
                 }
             }
         };
+        if backstage.shutdown.is_cancelled() {
+            // A drain may be quicker than the message, and systemd must not take the end for a crash.
+            drop(timeout(STOPPING_TOLD_WITHIN, stopping_told).await);
+        }
         admin.stop().await;
         background.shutdown().await;
         info!(
