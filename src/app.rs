@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{self, ParseOptions, WatchOptions},
+    exposure,
     kms::{
         Board,
         health::{Answer, HealthSettings},
@@ -54,6 +55,8 @@ const STOPPING_TOLD_WITHIN: Duration = Duration::from_secs(1);
 const RUNTIME_BEAT: Duration = Duration::from_secs(1);
 /// A runtime that has not turned for so long is stuck.
 const RUNTIME_STUCK: Duration = Duration::from_secs(10);
+/// How often the directories of the sockets are looked at.
+const LOOK_AT_DIRECTORIES: Duration = Duration::from_secs(5);
 /// Longer than the longest probe and the keeper's patience with it.
 const PROBER_MARGIN: Duration = Duration::from_secs(30);
 
@@ -164,10 +167,23 @@ impl App {
         let Self { admin, kms, kms_v1, metrics, settings } = self;
         let board = Board::new(settings.health, Arc::clone(&metrics));
         let board = Arc::new(if settings.coalescing { board } else { board.without_coalescing() });
+        let sockets = [Some(&kms), kms_v1.as_ref()];
+        let sockets: Vec<PathBuf> =
+            sockets.into_iter().flatten().filter_map(|kms| Some(kms.address().path()?.to_owned())).collect();
         let (kms, stand) = Front::new(kms, "listening");
         let (kms_v1, stand_v1) = kms_v1.map(|kms| Front::new(kms, "listening for KMS v1 too")).unzip();
+        let watcher = config::watch(
+            settings.config.clone(),
+            WatchOptions {
+                parse: ParseOptions { allow_http: settings.allow_http },
+                ..WatchOptions::default()
+            },
+        );
+        let (directories, directory_warnings) = watch::channel(Vec::new());
         let inspector = Inspector {
             board: Arc::clone(&board),
+            config_warnings: Box::new(watcher.warnings()),
+            directory_warnings,
             ended: Arc::default(),
             metrics: Arc::clone(&metrics),
             prober: Heartbeat::new(),
@@ -182,13 +198,7 @@ impl App {
         background.spawn(beat(inspector.runtime.clone()));
         background.spawn(prober::run(Arc::clone(&board), Arc::clone(&metrics), inspector.prober.clone()));
         background.spawn(kek_store::look_after(Arc::clone(&board)));
-        let watcher = config::watch(
-            settings.config.clone(),
-            WatchOptions {
-                parse: ParseOptions { allow_http: settings.allow_http },
-                ..WatchOptions::default()
-            },
-        );
+        background.spawn(watch_directories(sockets, directories));
         let rereader = watcher.rereader();
         let watching = watcher.rereader();
         background.spawn(async move { watching.ended().await });
@@ -353,9 +363,42 @@ async fn beat(heart: Heartbeat) {
     }
 }
 
+/// Looks for ever who else may write to the directories of `sockets`.
+async fn watch_directories(sockets: Vec<PathBuf>, known: watch::Sender<Vec<String>>) {
+    let sockets = Arc::new(sockets);
+    let mut ticks = interval(LOOK_AT_DIRECTORIES);
+    loop {
+        ticks.tick().await;
+        let looked_at = Arc::clone(&sockets);
+        let look = move || {
+            let mut warnings: Vec<String> =
+                looked_at.iter().flat_map(|socket| exposure::of_socket(socket)).collect();
+            warnings.sort();
+            warnings.dedup();
+            warnings
+        };
+        // Only a panic or the end of the runtime leaves no answer.
+        let Ok(found) = tokio::task::spawn_blocking(look).await else { continue };
+        known.send_if_modified(|known| {
+            for warning in found.iter().filter(|warning| !known.contains(warning)) {
+                warn!(%warning, "socket");
+            }
+            let news = *known != found;
+            if news && found.is_empty() {
+                info!("nobody else can write to the socket's directory any more");
+            }
+            *known = found;
+            news
+        });
+    }
+}
+
 /// What the admin listeners are told; asked on their thread, not on ours.
 struct Inspector {
     board: Arc<Board>,
+    /// Of the file as it is now.
+    config_warnings: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    directory_warnings: watch::Receiver<Vec<String>>,
     /// A task that runs for ever has ended.
     ended: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
@@ -376,6 +419,17 @@ impl Inspector {
             Stand::Unreachable(_) => 2,
             Stand::Waiting => 3,
         })
+    }
+
+    /// What the operator should know, behind whatever `/readyz` says.
+    fn with_warnings(&self, mut text: String) -> String {
+        let mut warnings = (self.config_warnings)();
+        warnings.extend(self.directory_warnings.borrow().iter().cloned());
+        for warning in warnings {
+            text.push_str("; warning: ");
+            text.push_str(&warning);
+        }
+        text
     }
 
     /// Why no new connection gets an answer, of this process or a successor, whatever Status says.
@@ -412,6 +466,15 @@ impl Inspect for Inspector {
     }
 
     fn ready(&self) -> Result<String, String> {
+        match self.readiness() {
+            Ok(text) => Ok(self.with_warnings(text)),
+            Err(reason) => Err(self.with_warnings(reason)),
+        }
+    }
+}
+
+impl Inspector {
+    fn readiness(&self) -> Result<String, String> {
         if self.stopping.is_cancelled() {
             return Err("stopping: calls in flight are finished, and no new connection is taken".into());
         }
@@ -460,6 +523,8 @@ mod tests {
             HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
         Inspector {
             board: Arc::new(Board::new(health, Arc::clone(&metrics))),
+            config_warnings: Box::new(Vec::new),
+            directory_warnings: watch::channel(Vec::new()).1,
             ended: Arc::default(),
             metrics,
             prober: Heartbeat::aged(prober),

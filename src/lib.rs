@@ -10,12 +10,13 @@
 //! ```
 //!
 //! [`app`] composes the parts and is the only module that knows all of them;
-//! [`config`] and [`observe`] lie below everything. `ARCHITECTURE.md` has the
+//! [`config`] and [`observe`] lie below everything, and below them what modes of files give away. `ARCHITECTURE.md` has the
 //! picture, the invariants and the test that guards each of them.
 
 pub mod app;
 pub mod cli;
 pub mod config;
+mod exposure;
 mod hardening;
 pub mod kms;
 pub mod observe;

@@ -60,8 +60,8 @@ pub struct Config {
     pub credentials: Credentials,
     /// What wraps seeds.
     pub encryption: Encryption,
-    /// What the operator should know though it is no error, each a sentence;
-    /// for the caller to log.
+    /// What the operator should know though it is no error, each a sentence.
+    /// The watch logs them, and `/readyz` shows them.
     pub warnings: Vec<String>,
 }
 

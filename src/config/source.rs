@@ -13,6 +13,8 @@ use rustix::{fs::OFlags, process::geteuid};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::exposure;
+
 use super::{
     ConfigError, ConfigErrorKind,
     model::{Config, TlsFiles},
@@ -123,7 +125,10 @@ pub(super) fn look(path: &Path, options: ParseOptions) -> Look {
         Err(fault) => return Look { outcome: Err(fault.of_config(path)), named: TlsFiles::default() },
     };
     let config = match parse(&text, path, options) {
-        Ok(config) => config,
+        Ok(mut config) => {
+            config.warnings.extend(exposed(&config.tls, path));
+            config
+        }
         Err(error) => return Look { outcome: Err(error), named: TlsFiles::default() },
     };
     let named = config.tls.clone();
@@ -145,6 +150,21 @@ pub(super) fn look(path: &Path, options: ParseOptions) -> Look {
         Reading { config, tls, fingerprint, connection_fingerprint }
     });
     Look { outcome, named }
+}
+
+/// Warnings about who else can read or change what is secret. They can change without a byte of the
+/// files, so they are part of no fingerprint.
+fn exposed(files: &TlsFiles, config: &Path) -> Vec<String> {
+    let cure = "have the agent render it with perms = 0600";
+    let mut warnings = exposure::of_secret(config, "the token", cure);
+    if let Some(key) = &files.client_key_file {
+        warnings.extend(exposure::of_secret(
+            key,
+            "the key of vault.tls.client_key_file",
+            "give it mode 0600",
+        ));
+    }
+    warnings
 }
 
 fn tls_material(files: &TlsFiles, config: &Path) -> Result<TlsMaterial, ConfigError> {

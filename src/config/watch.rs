@@ -63,7 +63,9 @@ impl Default for WatchOptions {
 ///
 /// The first observation is made at once, and told whatever it is. After that,
 /// only what differs is told: a file that was touched but not changed, or that
-/// has the same error as before, is not. An error that follows on something
+/// has the same error as before, is not. The warnings of a config are logged when
+/// they change, which a change of the file's mode alone can bring about; they are
+/// told too, in a reading with the same fingerprint. An error that follows on something
 /// else is told only if it is still there at a second read, `quiet` later,
 /// because writing in place begins with an empty file.
 #[must_use]
@@ -114,7 +116,7 @@ impl Watcher {
     /// The next observation that this has not returned yet; older ones than
     /// the latest are skipped. `None` only if the runtime is shutting down.
     ///
-    /// Cancel safe. The caller logs the [`warnings`](super::Config::warnings).
+    /// Cancel safe.
     pub async fn changed(&mut self) -> Option<Arc<Observation>> {
         self.receiver.changed().await.ok()?;
         self.receiver.borrow_and_update().clone()
@@ -124,6 +126,15 @@ impl Watcher {
     #[must_use]
     pub fn latest(&self) -> Option<Arc<Observation>> {
         self.receiver.borrow().clone()
+    }
+
+    /// A look at the latest [`warnings`](super::Config::warnings), for as long as the watch lives.
+    pub fn warnings(&self) -> impl Fn() -> Vec<String> + Send + Sync + 'static {
+        let receiver = self.receiver.clone();
+        move || match receiver.borrow().as_deref() {
+            Some(Ok(reading)) => reading.config.warnings.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// A handle to ask for a read.
@@ -161,7 +172,7 @@ impl Rereader {
 /// What was told last.
 enum Told {
     Bad(ConfigError),
-    Good(Fingerprint),
+    Good(Fingerprint, Vec<String>),
 }
 
 struct Task {
@@ -240,7 +251,9 @@ impl Task {
 
     fn consider(&mut self, observation: Observation) {
         let known = match (&self.told, &observation) {
-            (Some(Told::Good(fingerprint)), Ok(reading)) => *fingerprint == reading.fingerprint,
+            (Some(Told::Good(fingerprint, warnings)), Ok(reading)) => {
+                *fingerprint == reading.fingerprint && *warnings == reading.config.warnings
+            }
             (Some(Told::Bad(told)), Err(error)) => told == error,
             _ => false,
         };
@@ -273,12 +286,29 @@ impl Task {
         let path = self.path.display();
         self.told = Some(match &observation {
             Ok(reading) => {
-                match self.told {
-                    None => info!(%path, "config read"),
-                    Some(Told::Good(_)) => info!(%path, "config changed"),
-                    Some(Told::Bad(_)) => info!(%path, "config can be read again"),
+                let warnings = &reading.config.warnings;
+                let known: &[String] = match &self.told {
+                    None => {
+                        info!(%path, "config read");
+                        &[]
+                    }
+                    Some(Told::Good(fingerprint, known)) if *fingerprint == reading.fingerprint => {
+                        info!(%path, warnings = warnings.len(), "config is the same, its warnings are not");
+                        known
+                    }
+                    Some(Told::Good(_, known)) => {
+                        info!(%path, "config changed");
+                        known
+                    }
+                    Some(Told::Bad(_)) => {
+                        info!(%path, "config can be read again");
+                        &[]
+                    }
+                };
+                for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
+                    warn!(%warning, "config");
                 }
-                Told::Good(reading.fingerprint)
+                Told::Good(reading.fingerprint, warnings.clone())
             }
             Err(error) => {
                 warn!(%error, "config cannot be read");

@@ -178,12 +178,7 @@ impl Keeper {
                 self.metrics.config_in_use();
                 Stage::None
             }
-            Ok(reading) => {
-                for warning in &reading.config.warnings {
-                    warn!(%warning, "config");
-                }
-                Stage::Waiting(Box::new(Candidate::new(reading.clone())))
-            }
+            Ok(reading) => Stage::Waiting(Box::new(Candidate::new(reading.clone()))),
             Err(error) => {
                 // The watcher has logged it; what works stays.
                 self.metrics.reload("unparsable");

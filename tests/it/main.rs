@@ -17,6 +17,8 @@ mod cli;
 #[cfg(test)]
 mod coalescing;
 #[cfg(test)]
+mod exposure;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod harness;

@@ -1,0 +1,91 @@
+//! Files and directories that others may read or write: warned about while it is so, and no longer.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::Duration,
+};
+
+use crate::support::{
+    Bao, Daemon, Rendered,
+    calls::round_trip,
+    eventually,
+    rendered::{self, DataVolume},
+};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// Waits until `/readyz` is 200 and has exactly these warnings, each by its words.
+async fn wait_warnings(daemon: &Daemon, expected: &[&str]) {
+    eventually("the warnings", PATIENCE, async || {
+        let (ready, text) = daemon.admin("/readyz").await;
+        let named = expected.iter().all(|words| text.contains(words));
+        let counted = text.matches("; warning: ").count() == expected.len();
+        if ready == 200 && named && counted { Ok(()) } else { Err(format!("{ready} {text}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_config_and_a_directory_for_others_are_warned_about_until_they_are_not() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let content = Rendered::with_new_token(&bao).await;
+    rendered::by_rename(&config, &content.yaml());
+    mode(&config, 0o644);
+    let daemon = Daemon::start(&config).await;
+    let readable = "config.yaml holds the token and can be read by all users (mode 0644)";
+    wait_warnings(&daemon, &[readable]).await;
+    daemon.wait_printed(readable).await;
+    round_trip(&daemon.kms().await, "warned").await;
+
+    // Cured without a byte of it changing: the same session.
+    mode(&config, 0o600);
+    wait_warnings(&daemon, &[]).await;
+    assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
+
+    // Each reload is looked at.
+    let next = Rendered::with_new_token(&bao).await;
+    rendered::by_rename(&config, &next.yaml());
+    mode(&config, 0o666);
+    daemon.wait_generation(2).await;
+    let writable = "can be written by all users (mode 0666)";
+    wait_warnings(&daemon, &["can be read by all users (mode 0666)", writable]).await;
+    rendered::by_rename(&config, &content.yaml());
+    daemon.wait_generation(3).await;
+    wait_warnings(&daemon, &[]).await;
+
+    let sockets = daemon.socket().parent().unwrap().to_owned();
+    let before = fs::metadata(&sockets).unwrap().permissions();
+    mode(&sockets, 0o777);
+    let replaceable = "can be written by all users (mode 0777), who can replace it";
+    wait_warnings(&daemon, &[replaceable]).await;
+    daemon.wait_printed(replaceable).await;
+    mode(&sockets, 0o1777);
+    wait_warnings(&daemon, &["put another socket there while transit-kms is not running"]).await;
+    fs::set_permissions(&sockets, before).unwrap();
+    wait_warnings(&daemon, &[]).await;
+    round_trip(&daemon.kms().await, "cured").await;
+}
+
+#[tokio::test]
+async fn in_a_volume_of_kubelets_the_file_behind_the_links_counts() {
+    let bao = Bao::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let content = Rendered::with_new_token(&bao).await;
+    let volume = DataVolume::new(&dir.path().join("volume"), "config.yaml", &content.yaml());
+    let daemon = Daemon::start(&volume.path()).await;
+    wait_warnings(&daemon, &[]).await;
+    mode(&volume.path().canonicalize().unwrap(), 0o644);
+    wait_warnings(&daemon, &["can be read by all users (mode 0644)"]).await;
+    // The next rendering has its own mode.
+    volume.swap(&Rendered::with_new_token(&bao).await.yaml());
+    daemon.wait_generation(2).await;
+    wait_warnings(&daemon, &[]).await;
+}
