@@ -11,7 +11,7 @@ use tokio::{
 use tonic::Code;
 
 use crate::support::{
-    Bao, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Load, MOUNT, Rendered,
+    Bao, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Load, MOUNT, Rendered, Trio,
     calls::{encrypt, round_trip, status},
     eventually,
     figures::figure,
@@ -101,6 +101,54 @@ async fn a_node_that_answers_wrongly_never_takes_the_place_of_one_that_works() {
         let answer = status(&kms).await.unwrap();
         assert_eq!(answer.healthz, "ok", "{name}");
     }
+}
+
+/// Every node of a cluster of three in turn answers wrongly, in every way, and no call fails: by a caller
+/// that tries nothing again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
+    let trio = Trio::start().await;
+    let mut proxies = Vec::new();
+    for member in &trio.members {
+        proxies.push(FaultProxy::before(member).await);
+    }
+    let dir = scratch("faults-");
+    let config = dir.path().join("config.yaml");
+    let addresses = proxies.iter().map(FaultProxy::address).collect();
+    rendered::by_rename(&config, &Rendered { addresses, ..trio.rendered().await }.yaml());
+    let arguments = ["--allow-http", "--log-level", "debug", "--probe-interval", "1s"];
+    let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
+    daemon.wait_ready().await;
+    let load = Load::at_rate(&daemon, 50);
+    more_calls(&load, 25).await;
+    let faults = [
+        Fault::html(200),
+        Fault::Answer(401, vec![], String::new()),
+        Fault::html(403),
+        Fault::html(404),
+        Fault::errors(400, &["path disabled in replication DR secondary mode"]),
+        Fault::errors(500, &["internal error"]),
+        Fault::html(502),
+        Fault::errors(503, &["Vault is sealed"]),
+        Fault::Silence,
+        Fault::Late(Duration::from_millis(1500)),
+    ];
+    for fault in faults {
+        for proxy in &proxies {
+            let before = proxy.calls();
+            proxy.spoil("/v1/transit", fault.clone());
+            more_calls(&load, 40).await;
+            proxy.mend();
+            // Whether it was the one in use or not: each is, in its turn.
+            println!("{fault:?}: {} requests", proxy.calls() - before);
+        }
+    }
+    let report = load.stop().await;
+    report.assert_nothing_failed();
+    figure("faults", &format!("one node of three answers wrongly: {} calls, none failed", report.calls));
+    let retries = daemon.metric("transit_kms_retries_total", &[]).await;
+    assert!(retries >= 7.0, "the faults were felt: {retries}");
+    assert_eq!(daemon.metric("transit_kms_retries_denied_total", &[]).await, 0.0);
 }
 
 /// A stale DNS record, or a performance secondary: it is a Vault, and does not know the token.

@@ -659,3 +659,15 @@ async fn of_two_nodes_that_are_silent_at_once_one_stays() {
     assert!(encrypt_by(&session, deadline).await.is_err());
     assert_eq!(session.pool.well().len(), 1);
 }
+
+#[tokio::test]
+async fn a_hedge_that_is_not_allowed_takes_no_retry_away() {
+    let slow = Fake::with(vec![late(Duration::from_millis(300), json(503, SEALED))]).await;
+    let other = Fake::with(vec![good()]).await;
+    let session = session(&[&slow.address, &other.address]).await;
+    while session.pool.hedge.may_be_made() {}
+    encrypt(&session).await.unwrap();
+    assert_eq!((slow.requests(), other.requests()), (1, 1));
+    let text = session.metrics.render().unwrap();
+    assert!(text.contains("hedges_total{result=\"denied\"} 1"), "{text}");
+}
