@@ -82,12 +82,12 @@ mod tests {
     #[test]
     fn what_is_reserved_is_not_given_again() {
         // The kernel keeps the names, so a block of another process is no different.
-        let (first, second) = (Block::reserved().unwrap(), Block::reserved().unwrap());
-        assert_ne!(first.first, second.first);
-        let taken = [first, second].map(|block| block.first..block.first + super::IN_BLOCK);
+        let blocks = [Block::reserved().unwrap(), Block::reserved().unwrap()];
+        assert_ne!(blocks[0].first, blocks[1].first);
         for _ in 0..2 * super::IN_BLOCK {
             let port = unused();
-            assert!(!taken.iter().any(|range| range.contains(&port)), "{port}");
+            let in_block = |block: &Block| (block.first..block.first + super::IN_BLOCK).contains(&port);
+            assert!(!blocks.iter().any(in_block), "{port}");
         }
     }
 }
