@@ -361,7 +361,11 @@ impl<'a, T> Race<'a, T> {
         for (node, trial) in ill {
             // Counted for each: the second may be the last that is well, because the first was ejected.
             let others = self.pool.members().iter().any(|(id, well)| *well && *id != node.id);
-            let message = format!("Vault at {} has been silent for {} s", node.name, SILENCE.as_secs());
+            let message = format!(
+                "Vault at {} has been silent for {} s: is it overloaded or frozen?",
+                node.name,
+                SILENCE.as_secs()
+            );
             let error = TransitError::new(Fault::Unreachable, message);
             tell(self.question.progress, &error);
             if others || trial {
@@ -420,7 +424,7 @@ impl<'a, T> Race<'a, T> {
             },
             Ok(incoming) => {
                 let Refusal { consequence, error } =
-                    classify(operation, &outgoing.path, incoming.status, &incoming.body);
+                    classify(operation, outgoing.place(), incoming.status, &incoming.body);
                 record(error.fault.name());
                 if consequence == Consequence::Eject {
                     self.failed(&node, &error, incoming.retry_after);
@@ -528,7 +532,8 @@ impl<'a, T> Race<'a, T> {
     fn late(&mut self) -> TransitError {
         self.last.take().unwrap_or_else(|| {
             let names: Vec<_> = self.in_flight.iter().map(|it| it.node.name.as_str()).collect();
-            let message = format!("Vault at {} did not answer in time", names.join(", "));
+            let message =
+                format!("Vault at {} did not answer in time: is it overloaded or frozen?", names.join(", "));
             TransitError::new(Fault::DeadlineExceeded, message)
         })
     }
@@ -611,7 +616,7 @@ pub(super) async fn is_active(
                 outcome = Ok(false);
             }
             Ok(incoming) => {
-                let error = classify(operation, &outgoing.path, incoming.status, &incoming.body).error;
+                let error = classify(operation, outgoing.place(), incoming.status, &incoming.body).error;
                 record(error.fault.name());
                 outcome = outcome.or(Err(error));
             }

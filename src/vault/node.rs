@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use super::{
     condition::{Condition, Pace},
-    errors::is_ready,
+    errors::{Place, is_ready},
     tls::Transport,
 };
 use crate::{
@@ -41,6 +41,7 @@ const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
 /// Nobody is left alone for longer, whatever it asks for.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+pub(super) const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 pub(super) const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
 
 /// One address, or one of those that a name has.
@@ -105,6 +106,14 @@ pub(super) struct Outgoing {
     pub(super) headers: HeaderMap,
     /// Wiped when the last reference is gone.
     pub(super) body: Bytes,
+}
+
+impl Outgoing {
+    /// Where it goes, for messages.
+    pub(super) fn place(&self) -> Place<'_> {
+        let namespace = self.headers.get(X_VAULT_NAMESPACE).and_then(|namespace| namespace.to_str().ok());
+        Place { namespace, path: &self.path }
+    }
 }
 
 /// An answer of Vault.
@@ -216,15 +225,18 @@ impl Node {
             Ok(Incoming { status, body, node: self.id, retry_after })
         };
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
-            let message = format!("Vault at {} did not answer in time", self.name);
+            let message =
+                format!("Vault at {} did not answer in time: is it overloaded or frozen?", self.name);
             Err(NoAnswer::Final(TransitError::new(Fault::DeadlineExceeded, message)))
         })
     }
 
     async fn read(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
         let too_long = || {
-            let message =
-                format!("Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes", self.name);
+            let message = format!(
+                "Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes: is something else listening there?",
+                self.name
+            );
             NoAnswer::Unreadable(TransitError::new(Fault::Nonsense, message))
         };
         let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
@@ -393,10 +405,12 @@ impl Node {
     fn unready(&self, status: u16) -> TransitError {
         let why = match status {
             200 | 429 | 473 => ", but not in Vault's words: is a proxy in between?",
-            472 => ": it is a secondary for disaster recovery",
-            501 => ": Vault is not initialized",
-            503 => ": Vault is sealed",
-            _ => "",
+            472 => {
+                ": it is a secondary for disaster recovery: name the nodes of the primary in vault.addresses"
+            }
+            501 => ": Vault is not initialized: initialize it, or correct the address",
+            503 => ": Vault is sealed: unseal it",
+            _ => ": is a proxy in between? Otherwise Vault's own log says why",
         };
         TransitError::new(
             Fault::Unreachable,

@@ -226,7 +226,12 @@ impl Pool {
         let nodes = self.roll.nodes();
         let reasons = nodes.iter().filter_map(|node| node.why_away());
         reasons.max_by_key(|(when, _)| *when).map_or_else(
-            || TransitError::new(Fault::Unreachable, "no node of Vault can be asked"),
+            || {
+                TransitError::new(
+                    Fault::Unreachable,
+                    "no node of Vault can be asked: look at vault.addresses and the log",
+                )
+            },
             |(_, error)| error,
         )
     }

@@ -17,7 +17,7 @@ use super::{
     acceptance::Acceptance,
     errors::Operation,
     failover::{self, Question},
-    node::X_VAULT_REQUEST,
+    node::{X_VAULT_NAMESPACE, X_VAULT_REQUEST},
     pool::{Incoming, Outgoing, Pool},
     progress::Progress,
 };
@@ -28,7 +28,6 @@ use crate::{
 };
 
 const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
-const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// Vault >= 1.17 puts it into its audit log by itself; see `docs/audit.md`.
 const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
 const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");

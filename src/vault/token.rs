@@ -189,7 +189,10 @@ fn seconds(count: i64) -> Duration {
 }
 
 fn garbled(operation: Operation) -> TransitError {
-    TransitError::new(Fault::Nonsense, format!("the answer to {} is not Vault's", operation.name()))
+    TransitError::new(
+        Fault::Nonsense,
+        format!("the answer to {} is not Vault's: is something else listening there?", operation.name()),
+    )
 }
 
 /// Sends one of `vaultrs`' requests over the session; `read` answers `None` to what is not Vault's.

@@ -10,12 +10,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
-    errors::{Operation, meaning_of_item},
+    errors::{Operation, Place, meaning_of_item},
     pool::Incoming,
     session::Session,
 };
 use crate::{
-    config::{Encryption, KeyNames, KeyRef},
+    config::{Encryption, KeyNames, KeyRef, Namespace},
     kms::{
         Fault, Transit, TransitError,
         ciphertext::Ciphertext,
@@ -120,9 +120,11 @@ impl Transit for Session {
             if results.len() != ciphertexts.len() {
                 return Err(nonsense(Operation::Decrypt));
             }
+            let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
+            let place = Place { namespace, path: &path };
             let opened = |result: BatchResult<'_>| {
                 if !result.error.is_empty() {
-                    return Err(meaning_of_item(Operation::Decrypt, &path, result.error));
+                    return Err(meaning_of_item(Operation::Decrypt, place, result.error));
                 }
                 let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
                 Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id.clone() })

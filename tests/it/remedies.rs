@@ -15,8 +15,8 @@ use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, K
 use serde_json::{Value, json};
 
 use crate::support::{
-    Bao, BaoOptions, Daemon, DaemonOptions, Rendered, authority::Authority, closed_address, eventually,
-    rendered, scratch,
+    Bao, BaoOptions, Daemon, DaemonOptions, Fault, FaultProxy, KEY, MOUNT, POLICY, Rendered,
+    authority::Authority, closed_address, credentials, eventually, policy, rendered, scratch,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -314,4 +314,130 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
         ),
     ])
     .await;
+}
+
+/// A token that an AppRole login has brought, and the entity that it belongs to.
+async fn logged_in(bao: &Bao, dir: &Path) -> (String, String) {
+    credentials::approle(bao, dir, &json!({})).await;
+    let file = |name: &str| text(&dir.join(name)).trim().to_owned();
+    let login = json!({ "role_id": file("role_id"), "secret_id": file("secret_id") });
+    let auth = bao.api("POST", "auth/approle/login", login).await["auth"].take();
+    let field = |name: &str| auth[name].as_str().unwrap().to_owned();
+    (field("client_token"), field("entity_id"))
+}
+
+/// The rows of the refusals that only a proxy, another edition or another cluster gives are made by a
+/// proxy in front of the server; all others are the server's own.
+#[tokio::test]
+async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
+    let bao = Bao::start().await;
+    let good = Rendered::with_new_token(&bao).await;
+    let dir = scratch("refused-");
+    let parameters = |method: &str, names: &str| {
+        policy(MOUNT, KEY).replace(
+            &format!("path \"{MOUNT}/{method}/{KEY}\"  {{ "),
+            &format!("path \"{MOUNT}/{method}/{KEY}\"  {{ allowed_parameters = {{ {names} }}\n"),
+        )
+    };
+    let of_policy = async |name: &str, rules: &str| {
+        bao.policy(name, rules).await;
+        let token = bao.create_token(json!({ "policies": [name], "ttl": "1h" })).await;
+        good.with_token(&token)
+    };
+    let no_version = of_policy("no-version", &parameters("encrypt", "\"plaintext\" = []")).await;
+    let no_ciphertext = of_policy("no-ciphertext", &parameters("decrypt", "\"batch_input\" = []")).await;
+
+    let bound = json!({
+        "allowed_policies": [POLICY], "token_no_default_policy": true, "token_bound_cidrs": ["10.9.9.0/24"],
+    });
+    bao.api("POST", "auth/token/roles/bound", bound).await;
+    let bound = bao.api("POST", "auth/token/create/bound", json!({ "policies": [POLICY] })).await;
+    let bound = good.with_token(bound["auth"]["client_token"].as_str().unwrap());
+
+    let (disabled, entity) = logged_in(&bao, dir.path()).await;
+    bao.api("POST", &format!("identity/entity/id/{entity}"), json!({ "disabled": true })).await;
+
+    let mut rows = vec![
+        row(
+            "no key_version",
+            no_version,
+            ["allow encrypt", "`key_version`", "Vault says: 1 error occurred: * permission denied"],
+        ),
+        row(
+            "no ciphertext",
+            no_ciphertext,
+            ["allow decrypt", "`batch_input`", "Vault says: 1 error occurred"],
+        ),
+        row(
+            "bound elsewhere",
+            bound,
+            ["outside its bound CIDRs", "render a new one", "Vault says: permission denied"],
+        ),
+        row("a disabled entity", good.with_token(&disabled), ["its entity is disabled", "render a new one"]),
+        row(
+            "no such mount",
+            Rendered { mount: "nowhere".into(), ..of_policy("nowhere", &policy("nowhere", KEY)).await },
+            [
+                "not found: nowhere/keys/kms",
+                "mount Transit, or correct vault.transitpath",
+                "no handler for route",
+            ],
+        ),
+    ];
+    if !Bao::is_vault() {
+        bao.api("POST", "sys/namespaces/team-a", json!({})).await;
+        bao.api("PUT", &format!("team-a/sys/policies/acl/{POLICY}"), json!({ "policy": policy(MOUNT, KEY) }))
+            .await;
+        let request = json!({ "policies": [POLICY], "no_default_policy": true, "ttl": "1h" });
+        let child = bao.api("POST", "team-a/auth/token/create", request).await;
+        let child = good.with_token(child["auth"]["client_token"].as_str().unwrap());
+        rows.push(row(
+            "a child's token at the root",
+            child,
+            ["a token of a child namespace needs vault.namespace"],
+        ));
+        let nowhere = Rendered { namespace: Some("team-x".into()), ..good.clone() };
+        rows.push(row(
+            "no such namespace",
+            nowhere,
+            ["not found:", "in namespace `team-x`", "correct vault.namespace"],
+        ));
+    }
+    // Vault Community Edition is not here to be asked.
+    let mut proxies = Vec::new();
+    let community = FaultProxy::before(&bao).await;
+    community.spoil("", Fault::policy_refused());
+    let content =
+        Rendered { namespace: Some("team-a".into()), addresses: vec![community.address()], ..good.clone() };
+    rows.push(row("Vault CE with a namespace", content, ["Vault Community Edition has no namespaces"]));
+    proxies.push(community);
+    let empty = |status| Fault::Answer(status, Vec::new(), String::new());
+    for (case, fault, words) in [
+        (
+            "HTML 401",
+            Fault::html(401),
+            ["answered 401", "is a proxy in between? It wants a login of its own"],
+        ),
+        (
+            "HTML 407",
+            Fault::html(407),
+            ["answered 407", "is a proxy in between? It wants a login of its own"],
+        ),
+        ("HTML 403", Fault::html(403), ["answered 403", "is a proxy or a web filter in between?"]),
+        ("HTML 502", Fault::html(502), ["answered 502", "is a proxy in between? It does not reach Vault"]),
+        ("HTML 503", Fault::html(503), ["answered 503", "is a proxy in between? It does not reach Vault"]),
+        ("HTML 504", Fault::html(504), ["answered 504", "is a proxy in between? It does not reach Vault"]),
+        ("empty 200", empty(200), ["is not Vault's", "is something else listening there?"]),
+        ("empty 401", empty(401), ["answered 401", "is a proxy in between?"]),
+        ("empty 404", empty(404), ["answered 404", "is the path in the address wrong?"]),
+        ("empty 500", empty(500), ["answered 500", "is a proxy in between, or another program"]),
+        ("no words", Fault::errors(500, &[]), ["answered 500", "Vault's own log says why"]),
+    ] {
+        let proxy = FaultProxy::before(&bao).await;
+        proxy.spoil("/auth/", fault.clone());
+        proxy.spoil("/transit/", fault);
+        rows.push(row(case, Rendered { addresses: vec![proxy.address()], ..good.clone() }, words));
+        proxies.push(proxy);
+    }
+    hold(rows).await;
 }
