@@ -49,7 +49,10 @@ mod tests {
 
     #[test]
     fn a_program_gets_nothing_of_the_users_environment() {
-        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "the tests themselves have more");
+        // scripts/test-node runs tests without cargo.
+        let is_of_the_tests = |name: &str| name.starts_with("CARGO_") || name.starts_with("TRANSIT_KMS_");
+        let more = std::env::vars_os().any(|(name, _)| is_of_the_tests(&name.to_string_lossy()));
+        assert!(more, "the tests themselves have more");
         let output = command("env").output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         let names = said.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
