@@ -1230,12 +1230,12 @@ async fn the_silence_of_a_replaced_session_does_not_hold_up_the_keks_of_the_next
     let mut bench = local_bench(Model::new()).await;
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     bench.open(&theirs).await.unwrap();
-    // Looks and a probe are on their way, and will never end.
-    bench.board.keks.configure(1, Some(LIMITS));
+    // Looks come ten seconds after a refusal. They and a probe are on their way, and will not be answered.
     bench.board.keks.refused(1, None);
+    pass(9).await;
     bench.model.change(|state| state.silent = true);
     bench.board.probe_soon();
-    pass(11).await;
+    pass(3).await;
     bench.model.change(|state| state.silent = false);
     bench.take_session(&["kms"]).await.unwrap();
     pass(1).await;
