@@ -15,6 +15,7 @@ use prometheus::{
     Registry, TextEncoder,
     core::{Collector, GenericGaugeVec},
 };
+use tokio::time::Instant;
 
 use super::process::ProcessCollector;
 
@@ -50,6 +51,7 @@ pub struct Metrics {
     published_key: Mutex<Option<(String, String)>>,
     reload_last_success: Gauge,
     reloads: IntCounterVec,
+    token_end: Mutex<Option<Instant>>,
     token_expiry: Gauge,
     token_lease: Gauge,
     token_ttl: Gauge,
@@ -213,6 +215,7 @@ impl Metrics {
                 &registry,
                 IntGauge::new("superseded", "1 while a successor listens at the path of the KMS socket.")?,
             )?,
+            token_end: Mutex::new(None),
             token_expiry: gauge(
                 &registry,
                 "token_expiry_timestamp_seconds",
@@ -382,7 +385,20 @@ impl Metrics {
         let ttl = left.map(|left| left.as_secs_f64());
         self.token_lease.set(self.token_lease.get().max(ttl.unwrap_or_default()));
         self.token_ttl.set(ttl.unwrap_or_default());
-        self.token_expiry.set(ttl.map_or(0.0, |ttl| unix_seconds((self.clock)()) + ttl));
+        if let Ok(mut end) = self.token_end.lock() {
+            *end = left.map(|left| Instant::now() + left);
+        }
+    }
+
+    /// The end is kept by the monotonic clock and told by the time of day as it is now, because that may
+    /// have been set since.
+    fn tell_expiry(&self) {
+        let end = self.token_end.lock().ok().and_then(|end| *end);
+        self.token_expiry.set(end.map_or(0.0, |end| {
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now).as_secs_f64();
+            unix_seconds((self.clock)()) + left - now.saturating_duration_since(end).as_secs_f64()
+        }));
     }
 
     /// A renewal ended: `renewed`, `capped` or `failed`.
@@ -427,6 +443,7 @@ impl Metrics {
     /// # Errors
     /// Fails if the encoder does, which a sound registry does not make it do.
     pub fn render(&self) -> Result<String, prometheus::Error> {
+        self.tell_expiry();
         let mut families = self.registry.gather();
         families.extend(ProcessCollector.collect());
         TextEncoder::new().encode_to_string(&families)
@@ -499,8 +516,8 @@ mod tests {
         assert!(text.contains("transit_kms_build_info{version="), "{text}");
     }
 
-    #[test]
-    fn a_clock_that_jumps_is_only_printed() {
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_jumps_is_only_printed() {
         static NOW: AtomicI64 = AtomicI64::new(0);
         fn clock() -> SystemTime {
             let now = NOW.load(Ordering::Relaxed);
@@ -518,6 +535,15 @@ mod tests {
             assert!(text.contains(&line), "{now}: {text}");
             assert!(text.contains("transit_kms_token_ttl_seconds 3600\n"), "{now}: {text}");
         }
+        // The end of the token has not moved because the clock was set.
+        NOW.store(1_000_000, Ordering::Relaxed);
+        let text = metrics.render().unwrap();
+        assert!(text.contains("transit_kms_token_expiry_timestamp_seconds 1003600\n"), "{text}");
+        tokio::time::advance(Duration::from_secs(3700)).await;
+        let text = metrics.render().unwrap();
+        assert!(text.contains("transit_kms_token_expiry_timestamp_seconds 999900\n"), "{text}");
+        metrics.token(None);
+        assert!(metrics.render().unwrap().contains("transit_kms_token_expiry_timestamp_seconds 0\n"));
     }
 
     #[test]

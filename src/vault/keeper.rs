@@ -321,7 +321,9 @@ impl Keeper {
                 self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
                 self.measure(in_use);
                 let ttl_seconds = seconds_left(in_use.schedule.life());
-                if renewal.capped && !std::mem::replace(&mut in_use.told_capped, true) {
+                if renewal.capped && std::mem::replace(&mut in_use.told_capped, true) {
+                    debug!(ttl_seconds, "the token is still at its maximum TTL");
+                } else if renewal.capped {
                     warn!(
                         ttl_seconds,
                         "the token has reached its maximum TTL: the agent must render a new one before it ends"

@@ -79,6 +79,34 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
 }
 
 #[tokio::test]
+async fn optional_parts_of_an_answer_may_be_null_or_of_another_type() {
+    let key = KeyRef::in_transit("kms");
+    for body in [
+        r#"{"data":{"latest_version":2,"type":"aes256-gcm96","keys":{"1":7,"2":8}}}"#,
+        r#"{"request_id":null,"data":{"latest_version":"2","type":"aes256-gcm96","keys":{"1":"7","2":8},
+            "derived":null,"soft_deleted":null,"min_decryption_version":null}}"#,
+    ] {
+        let fake = Fake::with(vec![json(200, body)]).await;
+        let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
+        assert_eq!(read.versions.into_values().collect::<Vec<_>>(), [7, 8], "{body}");
+        assert_eq!((read.latest.number(), read.derived, read.soft_deleted), (2, false, false), "{body}");
+    }
+    let odd =
+        r#"{"data":{"latest_version":2,"type":"rsa-2048","keys":null,"soft_deleted":"true","derived":true}}"#;
+    let fake = Fake::with(vec![json(200, odd)]).await;
+    let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
+    assert!(read.derived && read.soft_deleted && read.versions.is_empty());
+
+    let fake =
+        Fake::with(vec![json(200, r#"{"request_id":null,"data":{"ciphertext":"vault:v2:QUJD"}}"#)]).await;
+    assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
+    let batch = r#"{"request_id":null,"data":{"batch_results":[{"plaintext":"QQ==","error":null}]}}"#;
+    let fake = Fake::with(vec![json(200, batch)]).await;
+    let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA"]).await.unwrap();
+    assert_eq!(opened[0].as_ref().unwrap().as_slice(), b"A");
+}
+
+#[tokio::test]
 async fn a_silent_server_is_given_up_at_the_deadline() {
     let fake = Fake::with(vec![Answer::Silence]).await;
     let session = session(&[&fake.address]).await;

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     errors::{Operation, Place, meaning_of_item},
+    lenient::Lenient,
     pool::Incoming,
     session::Session,
 };
@@ -28,7 +29,13 @@ use crate::{
 struct Envelope<T> {
     data: T,
     #[serde(default)]
-    request_id: String,
+    request_id: Lenient,
+}
+
+impl<T> Envelope<T> {
+    fn request_id(&self) -> String {
+        self.request_id.text().unwrap_or_default().to_owned()
+    }
 }
 
 #[derive(Deserialize)]
@@ -51,8 +58,7 @@ struct BatchData<'a> {
 
 #[derive(Deserialize)]
 struct BatchResult<'a> {
-    #[serde(default)]
-    error: String,
+    error: Option<String>,
     /// Borrowed, as in [`DecryptData`]; what cannot be is no base64, and refused as a whole.
     plaintext: Option<&'a str>,
 }
@@ -60,24 +66,18 @@ struct BatchResult<'a> {
 #[derive(Deserialize)]
 struct KeyData {
     #[serde(default)]
-    derived: bool,
+    derived: Lenient,
     /// A Unix time for symmetric keys, an object for asymmetric ones; absent for some types.
+    keys: Option<BTreeMap<String, Lenient>>,
+    latest_version: Lenient,
     #[serde(default)]
-    keys: BTreeMap<String, serde_json::Value>,
-    latest_version: u32,
+    min_decryption_version: Lenient,
     #[serde(default)]
-    min_decryption_version: u32,
+    soft_deleted: Lenient,
     #[serde(default)]
-    soft_deleted: bool,
-    #[serde(default = "yes")]
-    supports_decryption: bool,
+    supports_decryption: Lenient,
     #[serde(rename = "type")]
     kind: String,
-}
-
-/// What does not say that it cannot, is tried.
-fn yes() -> bool {
-    true
 }
 
 #[async_trait]
@@ -100,7 +100,7 @@ impl Transit for Session {
                 // Base64 never needs escapes. If it had some, serde would have made a copy that is not wiped.
                 Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
             };
-            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id })
+            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id() })
         })
         .await
     }
@@ -116,6 +116,7 @@ impl Transit for Session {
         self.ask_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
             let envelope: Envelope<BatchData<'_>> =
                 serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+            let request_id = envelope.request_id();
             let results = envelope.data.batch_results;
             if results.len() != ciphertexts.len() {
                 return Err(nonsense(Operation::Decrypt));
@@ -123,11 +124,11 @@ impl Transit for Session {
             let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
             let place = Place { namespace, path: &path };
             let opened = |result: BatchResult<'_>| {
-                if !result.error.is_empty() {
-                    return Err(meaning_of_item(Operation::Decrypt, place, result.error));
+                if let Some(error) = result.error.filter(|error| !error.is_empty()) {
+                    return Err(meaning_of_item(Operation::Decrypt, place, error));
                 }
                 let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
-                Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id.clone() })
+                Ok(Opened { plaintext: decoded(text)?, request_id: request_id.clone() })
             };
             Ok(results.into_iter().map(opened).collect())
         })
@@ -153,7 +154,7 @@ impl Transit for Session {
                     format!("Transit was asked for version {version} and used {}", ciphertext.version());
                 return Err(TransitError::new(Fault::Nonsense, message));
             }
-            Ok(Sealed { ciphertext, request_id: envelope.request_id })
+            Ok(Sealed { ciphertext, request_id: envelope.request_id() })
         })
         .await
     }
@@ -185,15 +186,18 @@ impl Transit for Session {
             let versions = data
                 .keys
                 .iter()
-                .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.as_i64()?)))
+                .flatten()
+                .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.number()?)))
                 .collect();
             Ok(KeyDescription {
                 told_by: NodeId(answer.node),
-                decrypts: data.supports_decryption,
-                derived: data.derived,
-                latest: KeyVersion::new(data.latest_version).ok_or_else(|| nonsense(Operation::ReadKey))?,
-                min_decryption: data.min_decryption_version,
-                soft_deleted: data.soft_deleted,
+                decrypts: data.supports_decryption.bool().unwrap_or(true),
+                derived: data.derived.bool().unwrap_or(false),
+                latest: number(&data.latest_version)
+                    .and_then(KeyVersion::new)
+                    .ok_or_else(|| nonsense(Operation::ReadKey))?,
+                min_decryption: number(&data.min_decryption_version).unwrap_or(0),
+                soft_deleted: data.soft_deleted.bool().unwrap_or(false),
                 kind: data.kind,
                 versions,
             })
@@ -205,6 +209,10 @@ impl Transit for Session {
 /// Where the engine does `what` with `key`, in the key's namespace.
 fn path(what: &str, key: &KeyRef) -> String {
     format!("{}/{what}/{}", key.mount().as_str(), key.name())
+}
+
+fn number(value: &Lenient) -> Option<u32> {
+    value.number().and_then(|number| u32::try_from(number).ok())
 }
 
 fn batch_body(ciphertexts: &[&Ciphertext]) -> String {

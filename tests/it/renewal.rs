@@ -198,6 +198,32 @@ async fn without_the_right_to_look_itself_up_a_token_is_renewed_all_the_same() {
     caller.round_trip().await;
 }
 
+/// A lookup is of use and not needed: Encrypt and Decrypt work.
+#[tokio::test]
+async fn a_lookup_that_fails_in_whatever_way_keeps_no_config_from_being_taken() {
+    let mut stage = Stage::without_file().await;
+    let token = stage.bao.create_token(json!({"period": "1h"})).await;
+    for fault in [
+        Fault::html(200),
+        Fault::html(502),
+        Fault::errors(500, &["internal error"]),
+        Fault::json(200, &json!({"data": null})),
+        Fault::quota(1),
+        Fault::Silence,
+    ] {
+        let proxy = FaultProxy::before(&stage.bao).await;
+        proxy.spoil("lookup-self", fault.clone());
+        stage.rendered.addresses = vec![proxy.address()];
+        stage.render(&token);
+        let (daemon, caller) = stage.ready(["--allow-http"]).await;
+        caller.round_trip().await;
+        wait_for_renewals(&daemon, "renewed", 1).await;
+        let ttl = daemon.metric("transit_kms_token_ttl_seconds", &[]).await;
+        assert!((3590.0..=3600.0).contains(&ttl), "one renewal tells it, {fault:?}: {ttl}");
+        assert!(daemon.log().contains("the token could not be looked up"), "{fault:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_candidate_that_gets_no_answer_delays_no_renewal() {
     let mut stage = Stage::without_file().await;
