@@ -553,7 +553,8 @@ impl Board {
             }
         }
         self.metrics.key_published(
-            current.key.name().as_str(),
+            // With its path: a key of the same name elsewhere must not look like an older version.
+            &format!("{}/{}", current.key.path(), current.key.name()),
             current.version.number(),
             &current.key_id_hash,
         );

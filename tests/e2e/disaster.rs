@@ -33,7 +33,7 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
     daemon.wait_printed("Vault insists on an older key version, as after restoring a backup").await;
     assert_eq!(version_of_key_id(&back), 1);
     assert_eq!(daemon.metric("transit_kms_key_version_regressions_total", &[]).await, 1.0);
-    assert_eq!(daemon.metric("transit_kms_key_version", &[("key", KEY)]).await, 1.0);
+    assert_eq!(daemon.metric("transit_kms_key_version", &[("key", "transit/kms")]).await, 1.0);
     assert_eq!(caller.health().await, "ok");
     let words = "this Vault node does not know the key version";
     let error = caller.decrypt(&lost).await.unwrap_err();

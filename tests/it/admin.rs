@@ -64,7 +64,7 @@ async fn the_key_id_hash_is_that_of_kube_apiserver() {
         of_metric().await,
         format!("transit_kms_key_id_hash_info{{key_id_hash=\"{}\"}} 1", hash(&newer))
     );
-    assert_eq!(daemon.metric("transit_kms_key_version", &[("key", KEY)]).await, 2.0);
+    assert_eq!(daemon.metric("transit_kms_key_version", &[("key", "transit/kms")]).await, 2.0);
     assert_eq!(daemon.metric("transit_kms_key_version", &[]).await, 2.0);
 }
 
