@@ -947,7 +947,7 @@ mod tests {
         bench.engine.refuses(0, Fault::Unreachable);
         let calls = [1, 5].map(|seconds| (bench.ask_of("kms", "QUJD", seconds), seconds));
         settle().await;
-        let late = bench.ask_of("kms", "QUJD", 5);
+        let late = bench.ask_of("kms", "QUJD", 9);
         settle().await;
         bench.answer(1).await;
         assert_eq!(fault(late).await, Fault::Unreachable);
