@@ -7,14 +7,20 @@ use transit_kms::kms::key_id::key_id_hash;
 
 use crate::{
     cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},
-    support::{Stage, command, scratch, unix_url},
+    support::{KEY, Stage, command, eventually, scratch, unix_url},
 };
 
-const MAY_READ_METRICS: &str = r#"
+/// The only API server there is.
+const ALONE: [&str; 1] = ["--no-discovery"];
+const OTHER: [&str; 2] = ["--no-discovery", "--other-provider=transit"];
+
+const MAY_LOOK: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: guard}
-rules: [{nonResourceURLs: [/metrics], verbs: [get]}]
+rules:
+  - {nonResourceURLs: [/metrics], verbs: [get]}
+  - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -35,30 +41,50 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     fs::copy(plane.server.ca_file(), account.path().join("ca.crt")).unwrap();
     let ours = plane.daemon.socket().to_owned();
 
-    // Who may not look is told which right is missing, and not that all is well.
-    let (code, said) = unused(&plane.server, account.path(), &ours);
+    // A right that is missing is named, and is no yes.
+    let (code, said) = unused(&plane.server, account.path(), &ours, &[]);
+    assert_eq!((code, reason_has(&said, "the verb `list` on `endpointslices`")), (1, true), "{said}");
+    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "nonResourceURL /metrics")), (1, true), "{said}");
     let rights = account.path().join("rights.yaml");
-    fs::write(&rights, MAY_READ_METRICS).unwrap();
+    fs::write(&rights, MAY_LOOK).unwrap();
     assert!(kubectl.run(&["apply", "-f", rights.to_str().unwrap()]).await.good);
 
-    let (code, said) = unused(&plane.server, account.path(), &ours);
+    // An API server on the loopback is in no list, so the list is empty, and that is no yes either.
+    let (code, said) = unused(&plane.server, account.path(), &ours, &[]);
+    assert_eq!((code, reason_has(&said, "the list is empty")), (1, true), "{said}");
+
+    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "as its provider \"transit\"")), (1, true), "{said}");
     assert_eq!(said["key_id_hash"], key_id_hash(&plane.caller.key_id().await));
 
-    // Another plugin is not this one.
+    // Another plugin is this one as far as can be told, until it is said to be another.
     let other = Stage::start().await;
     let (stranger, _) = other.ready([]).await;
-    let (code, said) = unused(&plane.server, account.path(), stranger.socket());
+    let (code, said) = unused(&plane.server, account.path(), stranger.socket(), &ALONE);
+    assert_eq!((code, reason_has(&said, "--other-provider=transit")), (1, true), "{said}");
+    let (code, said) = unused(&plane.server, account.path(), stranger.socket(), &OTHER);
     assert_eq!(code, 0, "{said}");
 
     // One that does not say who it is may be.
-    let (code, said) = unused(&plane.server, account.path(), Path::new("/nowhere/kms.sock"));
+    let (code, said) = unused(&plane.server, account.path(), Path::new("/nowhere/kms.sock"), &ALONE);
     assert_eq!((code, reason_has(&said, "cannot be told")), (1, true), "{said}");
+
+    // After a rotation kube-apiserver has been told the old key_id only, until it asks again.
+    let old = plane.caller.key_id().await;
+    plane.stage.bao.rotate_key(KEY).await;
+    eventually("the daemon has moved", READY_WITHIN, async || plane.caller.key_id().await != old).await;
+    let new = key_id_hash(&plane.caller.key_id().await);
+    eventually("kube-apiserver has moved, and was in use all the time", READY_WITHIN * 2, async || {
+        let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+        assert_eq!((code, &said["key_id_hash"]), (1, &new.as_str().into()), "{said}");
+        if reason_has(&said, "asked this plugin") { Ok(()) } else { Err(said.to_string()) }
+    })
+    .await;
 
     // Named second, it is still needed for what is not rewritten yet.
     restart_with(&mut plane.server, [Provider::identity(), Provider::v2(NAME, &ours)]).await;
-    let (code, said) = unused(&plane.server, account.path(), &ours);
+    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "still names it")), (1, true), "{said}");
     let all = account.path().join("all.json");
     let stored = kubectl.json(&["get", "secrets,configmaps", "-A"]).await;
@@ -67,11 +93,11 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     assert!(rewritten.good, "{}", rewritten.stderr);
 
     restart_with(&mut plane.server, [Provider::identity()]).await;
-    let (code, said) = unused(&plane.server, account.path(), &ours);
+    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
     assert_eq!(code, 0, "{said}");
 
     plane.server.kill();
-    let (code, said) = unused(&plane.server, account.path(), &ours);
+    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "cannot be asked")), (2, true), "{said}");
 }
 
@@ -83,10 +109,10 @@ async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provid
 }
 
 /// Its exit code and what it has learnt.
-fn unused(server: &ApiServer, account: &Path, socket: &Path) -> (i32, Value) {
+fn unused(server: &ApiServer, account: &Path, socket: &Path, more: &[&str]) -> (i32, Value) {
     let mut command = command(env!("CARGO_BIN_EXE_transit-kms"));
     command.args(["probe", "unused", "-o", "json", "--timeout", "30s", "--api-server", &server.address()]);
-    command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket));
+    command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket)).args(more);
     let output = command.output().unwrap();
     (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
 }

@@ -16,9 +16,9 @@ use tonic::Code;
 use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 
 use crate::support::{
-    Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,
-    program::{Ran, run, run_with},
-    rendered, unix_url,
+    self, Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,
+    program::{PROGRAM, Ran, run, run_with},
+    rendered, scratch, unix_url,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -478,6 +478,46 @@ impl Stage {
 fn urls(daemon: &Daemon) -> (String, String) {
     let url = |path: &Path| unix_url(path).into_string().unwrap();
     (url(daemon.socket()), url(&daemon.admin_socket()))
+}
+
+/// What `probe encrypt` prints is what `probe decrypt` takes, in both modes and both formats.
+#[tokio::test]
+async fn decrypt_opens_what_encrypt_printed() {
+    for local_kek in [false, true] {
+        let mut stage = support::Stage::without_file().await;
+        stage.rendered.local_kek = local_kek;
+        let token = stage.bao.token().await;
+        stage.render(&token);
+        let (daemon, _) = stage.ready([]).await;
+        let seed = BASE64.encode("sentinel");
+        let encrypt = ["encrypt", "--plaintext", &seed];
+        let opened = |ran: &Ran| {
+            assert_eq!(ran.code, Some(0), "{ran:?}");
+            ran.json()["plaintext"] == seed.as_str()
+        };
+
+        // The line is pasted into a shell.
+        let text = probe(&daemon, &encrypt).await.stdout;
+        assert_eq!(text.contains("--annotation="), local_kek, "{text}");
+        let line = text.lines().find_map(|line| line.strip_prefix("decrypt it: transit-kms ")).unwrap();
+        let script = format!("exec \"$0\" {line} --show-plaintext -o json");
+        let shell = support::command("sh").args(["-c", &script, PROGRAM]).output().unwrap();
+        let said: Value = serde_json::from_slice(&shell.stdout).unwrap();
+        assert_eq!(said["plaintext"], seed.as_str(), "{said}");
+
+        let json = probe(&daemon, &[&encrypt[..], &["-o", "json"]].concat()).await.stdout;
+        let file = scratch("answer-");
+        let path = file.path().join("answer.json");
+        fs::write(&path, &json).unwrap();
+        let from = ["decrypt", "--encrypted", path.to_str().unwrap(), "--show-plaintext", "-o", "json"];
+        assert!(opened(&probe(&daemon, &from).await));
+
+        // Without its annotations a value of mode local-kek cannot be opened.
+        let said: Value = serde_json::from_str(&json).unwrap();
+        let [key_id, ciphertext] = ["key_id", "ciphertext"].map(|name| said[name].as_str().unwrap());
+        let bare = ["decrypt", "--key-id", key_id, "--ciphertext", ciphertext];
+        assert_eq!(probe(&daemon, &bare).await.code, Some(i32::from(local_kek)));
+    }
 }
 
 async fn probe(daemon: &Daemon, arguments: &[&str]) -> Ran {

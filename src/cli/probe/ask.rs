@@ -3,7 +3,6 @@
 use std::{fmt, time::Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tonic::{Request, transport::Channel};
@@ -46,9 +45,9 @@ pub(super) async fn key_id(args: &ProbeArgs) -> Result<String, Verdict> {
 pub(super) async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Result<(), Verdict> {
     let mut asking = Asking::new(args).await?;
     match call {
-        Call::Decrypt { ciphertext, key_id, show_plaintext } => {
+        Call::Decrypt { encrypted, show_plaintext } => {
             let start = Instant::now();
-            let plaintext = asking.decrypt(ciphertext, key_id, &EncryptResponse::default()).await?;
+            let plaintext = asking.decrypt(&encrypted).await?;
             report.learn("length", plaintext.0.len());
             report.learn("sha256", hex(&Sha256::digest(&plaintext.0)));
             if show_plaintext {
@@ -59,6 +58,7 @@ pub(super) async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Re
         Call::Encrypt(plaintext) => {
             let start = Instant::now();
             let answer = asking.encrypt(plaintext).await?;
+            report.next_step(decrypt_line(args, &answer));
             report.learn("ciphertext", STANDARD.encode(&answer.ciphertext));
             report.learn("key_id", answer.key_id);
             let annotations: Map<String, Value> = answer
@@ -106,7 +106,7 @@ pub(super) async fn roundtrip(asking: &mut Asking<'_>, report: &mut Report) -> R
     }
 
     let start = Instant::now();
-    let opened = asking.decrypt(sealed.ciphertext.clone(), sealed.key_id.clone(), &sealed).await?;
+    let opened = asking.decrypt(&sealed).await?;
     report.took("decrypt_ms", start);
     if opened.0 == sample.0 {
         Ok(())
@@ -156,13 +156,8 @@ impl<'a> Asking<'a> {
         Ok(Self { args, client, deadline, uid: uid() })
     }
 
-    async fn decrypt(
-        &mut self,
-        ciphertext: Bytes,
-        key_id: String,
-        sealed: &EncryptResponse,
-    ) -> Result<Plaintext, Verdict> {
-        let annotations = sealed.annotations.clone();
+    async fn decrypt(&mut self, sealed: &EncryptResponse) -> Result<Plaintext, Verdict> {
+        let EncryptResponse { annotations, ciphertext, key_id } = sealed.clone();
         let request = self.timed(DecryptRequest { ciphertext, uid: self.uid.clone(), key_id, annotations });
         let answer = self.client.decrypt(request).await.map_err(|status| fault(self.args, &status))?;
         Ok(Plaintext(answer.into_inner().plaintext))
@@ -227,6 +222,26 @@ pub(super) fn late(args: &ProbeArgs) -> Verdict {
         "no answer from {asked} within {} (--timeout)",
         humantime::format_duration(args.timeout())
     ))
+}
+
+/// The command line that decrypts this.
+fn decrypt_line(args: &ProbeArgs, sealed: &EncryptResponse) -> String {
+    let mut words = vec!["transit-kms".to_owned(), "probe".into(), "decrypt".into()];
+    words.push(format!("--socket={}", args.socket));
+    words.push(format!("--key-id={}", sealed.key_id));
+    words.push(format!("--ciphertext={}", STANDARD.encode(&sealed.ciphertext)));
+    let mut annotations: Vec<_> = sealed.annotations.iter().collect();
+    annotations.sort();
+    words.extend(
+        annotations.iter().map(|(name, value)| format!("--annotation={name}={}", STANDARD.encode(value))),
+    );
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// As a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |char: char| char.is_ascii_alphanumeric() || "-_=+/.:@".contains(char);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Names this probe in the logs of the daemon and of Vault.

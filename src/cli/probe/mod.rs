@@ -5,13 +5,16 @@
 //! learnt, on standard error why it is not well.
 
 mod ask;
+mod cluster;
 mod input;
+mod metrics_page;
 mod report;
 mod unused;
 
 use std::{
     convert::Infallible,
     io::{self, Read, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -81,14 +84,26 @@ impl ProbeArgs {
 #[derive(Clone, Debug, Subcommand)]
 enum Ask {
     /// Decrypts what Encrypt answered with
+    ///
+    /// `probe encrypt` prints the whole command line that decrypts its answer, or with `-o json` what --encrypted takes:
+    /// `transit-kms probe encrypt -o json | transit-kms probe decrypt --encrypted -`
     Decrypt {
+        /// An annotation that came with the ciphertext, its value in base64; once for each. Values of mode `local-kek` have
+        /// them
+        #[arg(long, value_name = "NAME=BASE64", requires = "ciphertext")]
+        annotation: Vec<String>,
+
         /// Base64, or as etcd holds it (vault:v1:...); - reads standard input
-        #[arg(long, value_name = "BASE64")]
-        ciphertext: String,
+        #[arg(long, value_name = "BASE64", requires = "key_id", required_unless_present = "encrypted")]
+        ciphertext: Option<String>,
+
+        /// What `probe encrypt -o json` printed, instead of the other three: a file, or - for standard input
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["annotation", "ciphertext", "key_id"])]
+        encrypted: Option<PathBuf>,
 
         /// The key_id that came with the ciphertext
-        #[arg(long, value_name = "KEY_ID")]
-        key_id: String,
+        #[arg(long, value_name = "KEY_ID", required_unless_present = "encrypted")]
+        key_id: Option<String>,
 
         /// Prints the plaintext in base64, not only its length and hash
         #[arg(long)]
@@ -116,9 +131,12 @@ enum Ask {
 
     /// Whether no kube-apiserver asks this plugin any more; for a pod that is about to take it away
     ///
-    /// Looks on /metrics of each API server for when it last had Status from --socket. Needs a service account that may
-    /// `get` the nonResourceURL /metrics and, to find more than one API server, the EndpointSlice `kubernetes` in
-    /// the namespace `default`. KMS v1 leaves no such trace: it is not looked for.
+    /// Looks on /metrics of each API server for when it last had Status from a KMS v2 plugin. Needs a service account
+    /// that may `get` the nonResourceURL /metrics and, to find all API servers, `list` the EndpointSlices of
+    /// the namespace `default`. What cannot be told is "no" (exit code 1 or 2): a list that is refused or not complete, a
+    /// server that does not answer, a provider that may be this plugin. KMS v1 leaves no such trace: it is not
+    /// looked for. An API server that is stopped is not listed: see yourself that its configuration does not name this
+    /// plugin.
     Unused(UnusedArgs),
 }
 

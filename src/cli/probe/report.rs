@@ -48,11 +48,19 @@ impl Verdict {
 
 /// What was learnt, in the order in which it was.
 #[derive(Debug, Default)]
-pub(super) struct Report(pub(super) Vec<(&'static str, Value)>);
+pub(super) struct Report {
+    learnt: Vec<(&'static str, Value)>,
+    next_step: Option<String>,
+}
 
 impl Report {
     pub(super) fn learn(&mut self, what: &'static str, value: impl Into<Value>) {
-        self.0.push((what, value.into()));
+        self.learnt.push((what, value.into()));
+    }
+
+    /// A command line that goes on from here, for people.
+    pub(super) fn next_step(&mut self, line: String) {
+        self.next_step = Some(line);
     }
 
     /// Milliseconds, with three digits after the point.
@@ -65,7 +73,7 @@ impl Report {
         match output {
             Output::Json => {
                 let mut object: Map<String, Value> =
-                    self.0.iter().map(|(what, value)| ((*what).to_owned(), value.clone())).collect();
+                    self.learnt.iter().map(|(what, value)| ((*what).to_owned(), value.clone())).collect();
                 object.insert("probe".into(), name.into());
                 object.insert("ok".into(), (*verdict == Verdict::Good).into());
                 if let Some(reason) = verdict.reason() {
@@ -73,7 +81,10 @@ impl Report {
                 }
                 format!("{}\n", Value::Object(object))
             }
-            Output::Text => self.0.iter().map(|(what, value)| line(what, value)).collect(),
+            Output::Text => {
+                let next = self.next_step.iter().map(|next| format!("decrypt it: {}\n", visible(next)));
+                self.learnt.iter().map(|(what, value)| line(what, value)).chain(next).collect()
+            }
         }
     }
 }

@@ -281,6 +281,12 @@ async fn bad_input_is_64_and_asks_nobody() {
         ("encrypt --plaintext !", ""),
         ("encrypt --plaintext -", "!"),
         ("decrypt --key-id k --ciphertext !", ""),
+        ("decrypt --key-id k --ciphertext YQ== --annotation a.b=!", ""),
+        ("decrypt --encrypted -", "{\"ciphertext\": \"!\", \"key_id\": \"k\"}"),
+        (
+            "decrypt --encrypted -",
+            "{\"ciphertext\": \"YQ==\", \"key_id\": \"k\", \"annotations\": {\"a.b\": \"!\"}}",
+        ),
     ] {
         let (report, verdict) = ask(&format!("{line} --socket unix:///nowhere/kms.sock"), input).await;
         assert_eq!(verdict.exit_code(), EXIT_USAGE, "{line}");
@@ -288,6 +294,31 @@ async fn bad_input_is_64_and_asks_nobody() {
     }
     let (_, verdict) = ask("encrypt --plaintext -", &"A".repeat(1024 * 1024 + 1)).await;
     assert_eq!(verdict.exit_code(), EXIT_USAGE);
+}
+
+#[tokio::test]
+async fn decrypt_takes_the_parts_of_an_answer_or_the_whole_of_it() {
+    for line in [
+        "decrypt --key-id k",
+        "decrypt --ciphertext YQ==",
+        "decrypt --encrypted - --key-id k",
+        "decrypt --encrypted - --annotation a.b=YQ==",
+        "decrypt --annotation a.b=YQ==",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+    for (line, input, says) in [
+        ("decrypt --key-id k --ciphertext YQ== --annotation a.b", "", "NAME=BASE64"),
+        ("decrypt --key-id k --ciphertext YQ== --annotation =YQ==", "", "NAME=BASE64"),
+        ("decrypt --encrypted -", "sentinel", "no answer of `transit-kms probe encrypt -o json`"),
+        ("decrypt --encrypted -", "{\"key_id\": \"sentinel\"}", "no answer of"),
+        ("decrypt --encrypted /nowhere/answer.json", "", "/nowhere/answer.json cannot be read"),
+    ] {
+        let (report, verdict) = ask(&format!("{line} --socket unix:///nowhere/kms.sock"), input).await;
+        assert_eq!(verdict.exit_code(), EXIT_USAGE, "{line}");
+        let reason = report["reason"].as_str().unwrap();
+        assert!(reason.contains(says) && !reason.contains("sentinel"), "{reason}");
+    }
 }
 
 /// Answers one request with what it is given; what it was asked.

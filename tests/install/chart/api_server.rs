@@ -200,7 +200,7 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
     fs::write(plane.dir.path().join("token"), token).unwrap();
     fs::copy(plane.server.ca_file(), plane.dir.path().join("ca.crt")).unwrap();
     let job = &objects(jobs[0])[0]["spec"]["template"]["spec"];
-    let asked = || {
+    let asked = |more: &[&str]| {
         run(command(PROGRAM)
             .args(
                 job["containers"][0]["args"]
@@ -214,23 +214,32 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
                 &plane.server.address(),
                 "--service-account",
                 plane.dir.path().to_str().unwrap(),
-            ]))
+            ])
+            .args(more))
     };
+    // An API server on the loopback is in no list.
+    let alone = ["--no-discovery"];
 
-    let refused = asked();
-    assert!(!refused.good && format!("{refused:?}").contains("nonResourceURL /metrics"), "{refused:?}");
+    for (more, says) in
+        [(&[][..], "the verb `list` on `endpointslices`"), (&alone, "nonResourceURL /metrics")]
+    {
+        let refused = asked(more);
+        assert!(!refused.good && format!("{refused:?}").contains(says), "{refused:?}");
+    }
     apply(&rest).await;
-    // Nobody uses a plugin here, so the guard has nothing against it.
-    let free = asked();
+    let unlisted = asked(&[]);
+    assert!(!unlisted.good && format!("{unlisted:?}").contains("the list is empty"), "{unlisted:?}");
+    // No plugin is used here, so the guard has nothing against it.
+    let free = asked(&alone);
     assert!(free.good, "{free:?}");
 
     let can = async |arguments: &[&str]| {
         plane.kubectl(&[&["auth", "can-i", "--as", guard], arguments].concat()).await.stdout.trim() == "yes"
     };
-    assert!(can(&["get", "endpointslices.discovery.k8s.io/kubernetes", "-n", "default"]).await);
+    assert!(can(&["list", "endpointslices.discovery.k8s.io", "-n", "default"]).await);
     for beyond in [
-        ["list", "endpointslices.discovery.k8s.io", "-n", "default"],
-        ["get", "endpointslices.discovery.k8s.io/kubernetes", "-n", "kube-system"],
+        ["watch", "endpointslices.discovery.k8s.io", "-n", "default"],
+        ["list", "endpointslices.discovery.k8s.io", "-n", "kube-system"],
         ["get", "secrets", "-n", "kube-system"],
         ["get", "nodes", "-n", "default"],
     ] {
