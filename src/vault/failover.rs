@@ -160,7 +160,7 @@ impl<'a, T> Race<'a, T> {
         let mut rounds = 0;
         let mut reason = "waited";
         loop {
-            let Some(queue) = self.queue().await else { return Err(self.late()) };
+            let Some(queue) = self.queue(rounds).await else { return Err(self.late()) };
             self.lagged = false;
             self.again.clear();
             match self.round(queue, reason).await {
@@ -192,15 +192,16 @@ impl<'a, T> Race<'a, T> {
         }
     }
 
-    /// Whom to ask in the next round, in order; `None` if nobody is there in time.
-    async fn queue(&mut self) -> Option<VecDeque<Arc<Node>>> {
+    /// Whom to ask in the next round, after so many; `None` if nobody is there in time.
+    async fn queue(&mut self, rounds: u32) -> Option<VecDeque<Arc<Node>>> {
         if !self.question.operation.is_a_callers() {
             return Some(self.pool.nodes().into());
         }
         loop {
             let ready = self.pool.ready();
             if !ready.is_empty() {
-                return Some(ready.into());
+                // Where all that are ready have failed, one that was ejected may do it by now.
+                return Some(if rounds > 0 { self.pool.nodes() } else { ready }.into());
             }
             let left = match YOUNG_OUTAGE.checked_sub(self.pool.outage().unwrap_or_default()) {
                 Some(left) => left,
@@ -346,17 +347,23 @@ impl<'a, T> Race<'a, T> {
         }
     }
 
-    /// Nodes that are silent are ill, if there are others. The only one gets another chance, on
-    /// another connection: it may be that one that is dead.
+    /// Nodes that are silent are ill, if there are others. If no further one is ready, those that were
+    /// ejected get a chance: they may be back. So does the silent one, on another connection: it may be
+    /// the connection that is dead.
     fn note_silence(&mut self, now: Instant, queue: &mut VecDeque<Arc<Node>>) {
         let mut ill = Vec::new();
         for it in self.in_flight.iter_mut().filter(|it| !it.silent && now >= it.began + SILENCE) {
             it.silent = true;
             ill.push((Arc::clone(&it.node), it.trial));
-            if queue.is_empty() && !self.again.contains(&it.node.id) {
-                self.again.push(it.node.id);
-                queue.push_back(Arc::clone(&it.node));
-            }
+        }
+        if queue.is_empty() && !ill.is_empty() {
+            let is_silent = |id: usize| self.in_flight.iter().any(|it| it.node.id == id);
+            let mut nodes = self.pool.nodes();
+            // Stable: the order within the two stays.
+            nodes.sort_by_key(|node| is_silent(node.id));
+            nodes.retain(|node| !self.again.contains(&node.id));
+            self.again.extend(nodes.iter().map(|node| node.id));
+            queue.extend(nodes);
         }
         for (node, trial) in ill {
             // Counted for each: the second may be the last that is well, because the first was ejected.

@@ -671,3 +671,20 @@ async fn a_hedge_that_is_not_allowed_takes_no_retry_away() {
     let text = session.metrics.render().unwrap();
     assert!(text.contains("hedges_total{result=\"denied\"} 1"), "{text}");
 }
+
+#[tokio::test]
+async fn a_node_that_was_ejected_is_asked_before_a_call_fails_on_the_last_one() {
+    for last in [Answer::Silence, json(500, r#"{"errors":["internal error"]}"#)] {
+        let back = Fake::with(vec![json(503, SEALED), good()]).await;
+        // Its next health check is far away.
+        back.set_health(503);
+        let other = Fake::with(vec![good(), last]).await;
+        let pace =
+            Pace { first_rest: Duration::from_secs(3600), longest_rest: Duration::from_secs(3600), ..FAST };
+        let session = session_at(pace, &[&back.address, &other.address]).await;
+        encrypt(&session).await.unwrap();
+        encrypt(&session).await.unwrap();
+        assert_eq!(back.requests(), 2);
+        assert_eq!(session.pool.nodes()[0].name, back.address, "it is well again");
+    }
+}
