@@ -33,6 +33,15 @@ pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown
 /// The states of `transit_kms_config_state`; exactly one is 1.
 const CONFIG_STATES: [&str; 4] = ["in_use", "pending", "refused", "unparsable"];
 
+/// What is malformed about a request.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MalformedRequest {
+    /// Its `:authority`, which is a socket's path.
+    Authority,
+    /// Its headers, in another way.
+    Other,
+}
+
 /// All metrics; cheap to read, safe to share.
 #[derive(Debug)]
 pub struct Metrics {
@@ -46,6 +55,7 @@ pub struct Metrics {
     hedges: IntCounterVec,
     key_info: IntGaugeVec,
     key_version: IntGaugeVec,
+    malformed_requests: IntCounterVec,
     local_kek_unwrapped: Gauge,
     local_kek_usable_until: Gauge,
     published_key: Mutex<Option<(String, String)>>,
@@ -141,6 +151,12 @@ impl Metrics {
                 &registry,
                 "decrypts_shared_total",
                 "Decrypts answered by what another one had asked for at the same time.",
+            )?,
+            malformed_requests: counters(
+                &registry,
+                "malformed_requests_total",
+                "Requests refused as malformed before they were read, by what is malformed.",
+                &["what"],
             )?,
             handshake_timeouts: counter(
                 &registry,
@@ -356,6 +372,15 @@ impl Metrics {
     /// Work was done again.
     pub fn retry(&self, reason: &'static str) {
         self.retries.with_label_values(&[reason]).inc();
+    }
+
+    /// A request was refused before any service saw it.
+    pub fn malformed(&self, what: MalformedRequest) {
+        let what = match what {
+            MalformedRequest::Authority => "authority",
+            MalformedRequest::Other => "other",
+        };
+        self.malformed_requests.with_label_values(&[what]).inc();
     }
 
     /// A key version was published; earlier labels disappear.

@@ -118,6 +118,7 @@ where
     let shared = Shared {
         kill: CancellationToken::new(),
         limits,
+        malformed: Arc::default(),
         metrics: Arc::clone(&metrics),
         tasks: TaskTracker::new(),
     };

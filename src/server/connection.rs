@@ -32,6 +32,8 @@ use tracing::{debug, error};
 
 use super::{
     accept::Limits,
+    peer::Peer,
+    refused::{MalformedLog, Refusals},
     roster::{CallGuard, Connection, Place},
 };
 use crate::{kms::deadline::asked, observe::metrics::Metrics};
@@ -78,6 +80,7 @@ pub(super) struct Shared {
     /// Ends every connection and call at once.
     pub(super) kill: CancellationToken,
     pub(super) limits: Limits,
+    pub(super) malformed: Arc<MalformedLog>,
     pub(super) metrics: Arc<Metrics>,
     /// Every connection and every call is a task here.
     pub(super) tasks: TaskTracker,
@@ -88,7 +91,7 @@ pub(super) struct Shared {
 pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place: Place, shared: Shared) {
     let peer = place.connection.peer;
     let (uid, pid) = (peer.uid, peer.pid);
-    let (stream, preface) = Counted::new(stream);
+    let (stream, preface) = Watched::new(stream, peer, &shared);
     let service = Calls { connection: Arc::clone(&place.connection), service };
     let connection = http2::Builder::new(CallExecutor(shared.tasks.clone()))
         .timer(TokioTimer::new())
@@ -234,10 +237,14 @@ impl Body for GuardedBody {
     }
 }
 
-/// A stream whose bytes are counted, up to a preface.
+/// A stream whose bytes are counted, up to a preface, and looked at for requests that are refused.
 #[derive(Debug)]
-struct Counted {
+struct Watched {
+    malformed: Arc<MalformedLog>,
+    metrics: Arc<Metrics>,
+    peer: Peer,
     read: Arc<AtomicUsize>,
+    refusals: Refusals,
     stream: UnixStream,
 }
 
@@ -245,10 +252,23 @@ struct Counted {
 #[derive(Debug)]
 struct Preface(Arc<AtomicUsize>);
 
-impl Counted {
-    fn new(stream: UnixStream) -> (Self, Preface) {
+impl Watched {
+    fn new(stream: UnixStream, peer: Peer, shared: &Shared) -> (Self, Preface) {
         let read = Arc::new(AtomicUsize::new(0));
-        (Self { read: Arc::clone(&read), stream }, Preface(read))
+        let watched = Self {
+            malformed: Arc::clone(&shared.malformed),
+            metrics: Arc::clone(&shared.metrics),
+            peer,
+            read: Arc::clone(&read),
+            refusals: Refusals::new(),
+            stream,
+        };
+        (watched, Preface(read))
+    }
+
+    fn written(&mut self, bytes: &[u8]) {
+        let Self { malformed, metrics, peer, refusals, .. } = self;
+        refusals.written(bytes, |what| malformed.refused(peer, what, metrics));
     }
 }
 
@@ -262,7 +282,7 @@ impl Preface {
     }
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -270,6 +290,7 @@ impl AsyncRead for Counted {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.refusals.read(buffer.filled().get(before..).unwrap_or_default());
         let read = self.read.load(Ordering::Relaxed);
         if read < PREFACE_BYTES {
             let came = buffer.filled().len().saturating_sub(before);
@@ -279,13 +300,15 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Watched {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+        self.written(bytes.get(..written).unwrap_or_default());
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -301,7 +324,14 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
+        let mut left = written;
+        for slice in slices {
+            let part = slice.get(..left.min(slice.len())).unwrap_or_default();
+            left -= part.len();
+            self.written(part);
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

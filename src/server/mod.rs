@@ -14,6 +14,7 @@ mod connection;
 pub mod group;
 pub mod inherited;
 pub mod peer;
+mod refused;
 mod roster;
 pub mod socket;
 pub mod takeover;

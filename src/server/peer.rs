@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
+    hash::Hash,
     io,
     sync::Mutex,
 };
@@ -9,8 +10,8 @@ use std::{
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
-/// After this many uids a further one is refused without a warning of its own.
-const UIDS_REMEMBERED: usize = 64;
+/// After this many a further one is refused without a warning of its own.
+const REMEMBERED: usize = 64;
 
 /// The process that made a connection, as the kernel tells it.
 ///
@@ -69,14 +70,29 @@ impl Default for AllowedPeers {
 
 /// Logs refusals: a warning for the first of a uid, debug for the others.
 #[derive(Debug, Default)]
-pub(super) struct RefusalLog {
-    warned: Mutex<HashSet<u32>>,
+pub(super) struct RefusalLog(FirstTimes<u32>);
+
+/// What has been warned of; a bounded number of things.
+#[derive(Debug)]
+pub(super) struct FirstTimes<T>(Mutex<HashSet<T>>);
+
+impl<T> Default for FirstTimes<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Eq + Hash> FirstTimes<T> {
+    pub(super) fn is_first(&self, one: T) -> bool {
+        let Ok(mut warned) = self.0.lock() else { return false };
+        warned.len() < REMEMBERED && warned.insert(one)
+    }
 }
 
 impl RefusalLog {
     pub(super) fn refused(&self, peer: &Peer) {
         let (uid, pid) = (peer.uid, peer.pid);
-        if self.is_first(uid) {
+        if self.0.is_first(uid) {
             warn!(
                 uid,
                 pid, "refused a connection: its uid may not connect; --allow-uid {uid} would allow it"
@@ -84,11 +100,6 @@ impl RefusalLog {
         } else {
             debug!(uid, pid, "refused a connection again; --allow-uid {uid} would allow it");
         }
-    }
-
-    fn is_first(&self, uid: u32) -> bool {
-        let Ok(mut warned) = self.warned.lock() else { return false };
-        warned.len() < UIDS_REMEMBERED && warned.insert(uid)
     }
 }
 
@@ -113,14 +124,14 @@ mod tests {
 
     #[test]
     fn a_uid_is_warned_of_once_and_memory_is_bounded() {
-        let log = RefusalLog::default();
+        let log = FirstTimes::default();
         assert!(log.is_first(7));
         assert!(!log.is_first(7));
         for uid in 100..1000 {
             log.is_first(uid);
         }
         assert!(!log.is_first(5000));
-        assert_eq!(log.warned.lock().unwrap().len(), UIDS_REMEMBERED);
+        assert_eq!(log.0.lock().unwrap().len(), REMEMBERED);
     }
 
     #[tokio::test]

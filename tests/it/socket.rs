@@ -20,7 +20,7 @@ use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 use crate::support::{
     Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, port,
     program,
-    raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RawClient, SETTINGS},
+    raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RST_STREAM, RawClient, SETTINGS},
     rendered, unix_url,
 };
 
@@ -241,6 +241,56 @@ async fn half_a_preface_times_out_while_others_are_served() {
     whole.send(&raw::call_message(&[]).bytes()).await;
     while whole.frame().await.expect("an answer").kind != HEADERS {}
     assert_eq!(timed_out().await, 4.0);
+}
+
+/// The library refuses it by a reset of the stream and tells the program nothing.
+#[tokio::test]
+async fn an_authority_that_is_a_path_is_refused_warned_of_once_and_counted() {
+    let daemon = Daemon::start(&no_config(&folder())).await;
+    let count = async |what| daemon.metric("transit_kms_malformed_requests_total", &[("what", what)]).await;
+    // A client may have its answer before it is counted.
+    let counted = async |wanted: (f64, f64)| {
+        eventually("all are counted", PATIENCE, async || {
+            let found = (count("authority").await, count("other").await);
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    };
+    let refused = async |headers: Frame| {
+        let mut client = RawClient::greeted(daemon.socket()).await;
+        client.send(&headers.bytes()).await;
+        loop {
+            let frame = client.frame().await.expect("a reset of the stream");
+            if frame.kind == RST_STREAM {
+                assert_eq!(frame.payload, [0, 0, 0, 1]);
+                break;
+            }
+        }
+    };
+    for authority in ["%2Frun%2Ftransit-kms%2Fkms.sock", "/run/transit-kms/kms.sock", "%2frun%2fkms.sock"] {
+        refused(raw::call_headers("Status", authority)).await;
+    }
+    daemon.wait_printed("its HTTP/2 :authority is the path of the socket").await;
+    counted((3.0, 0.0)).await;
+    // As Python's grpc has it: the name is spelled out, and the first slash is left out.
+    let mut python = raw::call_headers("Status", "localhost");
+    let known = [&[0x01, 9][..], b"localhost"].concat();
+    let at = python.payload.windows(known.len()).position(|bytes| *bytes == known).unwrap();
+    let spelled = b"@\x0a:authority\x0erun%2Fkms.sock";
+    python.payload.splice(at..at + known.len(), *spelled);
+    refused(python).await;
+    counted((4.0, 0.0)).await;
+    let warnings =
+        daemon.log().lines().filter(|line| line.contains("WARN") && line.contains(":authority")).count();
+    assert_eq!(warnings, 1, "{}", daemon.log());
+
+    // `:path` twice.
+    let mut twice = raw::call_headers("Status", "localhost");
+    twice.payload.extend([0x04, 1, b'/']);
+    refused(twice).await;
+    counted((4.0, 1.0)).await;
+    // And what the client does wrong harms no other call.
+    assert_served(daemon.socket()).await;
 }
 
 #[tokio::test]
