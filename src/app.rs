@@ -385,7 +385,7 @@ async fn watch_directories(sockets: Vec<PathBuf>, known: watch::Sender<Vec<Strin
             }
             let news = *known != found;
             if news && found.is_empty() {
-                info!("nobody else can write to the socket's directory any more");
+                info!("no other user can write to the socket's directory any more");
             }
             *known = found;
             news

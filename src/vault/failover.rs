@@ -1,11 +1,15 @@
-//! Which node is asked, and who is asked next: the one place that decides it.
+//! Which node is asked, and which is asked next. This is the only place that decides it.
 //!
-//! A call begins with the node that answered last. It goes to the next one when a node refuses,
-//! breaks off, is sealed, not ready or behind, and when it has been silent for too long; an answer
-//! that comes late after all still counts. For Encrypt and Decrypt "too long" is what is unusual of
-//! late: the second request is a hedge, and whoever loses is cancelled. Encrypt and Decrypt may be sent twice without harm, so a
-//! connection that breaks is no reason to give up either. Once no node is left, a caller's call
-//! waits for one to come back, as long as its deadline and the outage's age allow.
+//! A call begins with the node that answered last. It goes on to the next one when a node refuses the
+//! connection, breaks off, is sealed, not ready or behind, answers with what is not Vault's, or has been
+//! silent for a second. An answer that comes late still counts. For Encrypt and Decrypt a second node is
+//! asked earlier, when the first takes unusually long: that request is a hedge, and the slower of the two
+//! is cancelled. Encrypt and Decrypt may be sent twice without harm, so a connection that breaks is no
+//! reason to give up. When no node is left, a call waits for one to come back, within its deadline and
+//! while the outage is young.
+//!
+//! An answer ends the call only if it is understood, and a refusal only if it is recognised and comes from
+//! a node that has worked for the session. Each request after the first is paid for from a budget.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
