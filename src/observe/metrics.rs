@@ -42,6 +42,15 @@ pub enum MalformedRequest {
     Other,
 }
 
+impl MalformedRequest {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// All metrics; cheap to read, safe to share.
 #[derive(Debug)]
 pub struct Metrics {
@@ -294,6 +303,9 @@ impl Metrics {
         for result in ["denied", "lost", "won"] {
             metrics.hedges.with_label_values(&[result]);
         }
+        for what in [MalformedRequest::Authority, MalformedRequest::Other] {
+            metrics.malformed_requests.with_label_values(&[what.label()]);
+        }
         for reason in [
             "broken",
             "connect",
@@ -376,11 +388,7 @@ impl Metrics {
 
     /// A request was refused before any service saw it.
     pub fn malformed(&self, what: MalformedRequest) {
-        let what = match what {
-            MalformedRequest::Authority => "authority",
-            MalformedRequest::Other => "other",
-        };
-        self.malformed_requests.with_label_values(&[what]).inc();
+        self.malformed_requests.with_label_values(&[what.label()]).inc();
     }
 
     /// A key version was published; earlier labels disappear.
