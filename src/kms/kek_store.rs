@@ -307,8 +307,12 @@ pub async fn look_after(board: Arc<Board>) {
             tokio::select! {
                 // Together, so that the coalescer makes a few calls of them.
                 () = async { while looks.join_next().await.is_some() {} } => {}
-                // A new session need not wait for the silence of the old one.
-                () = board.after(snapshot.generation) => continue,
+                // A new session need not wait for the silence of the old one. The requests end by
+                // themselves: one that is cancelled costs its connection.
+                () = board.after(snapshot.generation) => {
+                    looks.detach_all();
+                    continue;
+                }
             }
             if let (_, Some(next)) = board.keks.due() {
                 pause = next.saturating_duration_since(Instant::now()).clamp(LEAST_PAUSE, LONGEST_PAUSE);

@@ -73,33 +73,20 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
 }
 
 /// Probes the session of `snapshot` and posts the result; true if all is well.
-async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersions) -> bool {
+async fn probe_once(board: &Board, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
     let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
-    let deadline = Instant::now() + longest;
-    let before = Before {
-        keyring: &snapshot.keyring,
-        insist: false,
-        lost: false,
-        own: true,
-        witness: &snapshot.witness,
-    };
     let older = older.of(snapshot.generation);
-    let probing =
-        timeout_at(deadline, probe(snapshot.transit.as_ref(), Some(before), older.believed(), deadline));
+    // A task of its own: a request that is cancelled costs its connection, and sessions share those.
+    let probing = tokio::spawn(probe_session(Arc::clone(snapshot), older.believed(), longest));
     let outcome = tokio::select! {
         biased;
         outcome = probing => outcome,
         // The keeper has just proven the new session, and the old one has no say about it.
         () = board.after(snapshot.generation) => return true,
     };
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(_) => Err(TransitError::new(
-            Fault::Unreachable,
-            format!("Vault did not answer a probe within {} s", longest.as_secs()),
-        )
-        .into()),
-    };
+    let outcome = outcome.unwrap_or_else(|_| {
+        Err(TransitError::new(Fault::Nonsense, "the probe ended without an outcome: this is a bug").into())
+    });
     older.note(&outcome);
     match outcome {
         Ok(proof) => {
@@ -116,6 +103,26 @@ async fn probe_once(board: &Board, snapshot: &Snapshot, older: &mut OlderVersion
             false
         }
     }
+}
+
+async fn probe_session(
+    snapshot: Arc<Snapshot>,
+    accept_older: bool,
+    longest: Duration,
+) -> Result<Proof, ProbeFailure> {
+    let deadline = Instant::now() + longest;
+    let before = Before {
+        keyring: &snapshot.keyring,
+        insist: false,
+        lost: false,
+        own: true,
+        witness: &snapshot.witness,
+    };
+    let probing = probe(snapshot.transit.as_ref(), Some(before), accept_older, deadline);
+    timeout_at(deadline, probing).await.unwrap_or_else(|_| {
+        let message = format!("Vault did not answer a probe within {} s", longest.as_secs());
+        Err(TransitError::new(Fault::Unreachable, message).into())
+    })
 }
 
 /// Counts how often in a row the active node of one session knew only older versions.

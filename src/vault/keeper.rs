@@ -222,7 +222,11 @@ impl Keeper {
         let hurry = matches!(&state.candidate, Stage::Verifying(verification) if verification.hurry);
         match outcome.and_then(|proven| self.take(&candidate, proven)) {
             Ok(taken) => {
-                // An answer about the token of the session before says nothing about this one's.
+                // An answer about the token of the session before says nothing about this one's. The
+                // request ends by itself: one that is cancelled costs its connection.
+                if let Some(care) = state.care.take() {
+                    drop(tokio::spawn(care));
+                }
                 *state = State { candidate: Stage::None, care: None, in_use: Some(taken) };
             }
             Err(error) => {
