@@ -59,7 +59,7 @@ impl Access {
         self.mode & bits != 0
     }
 
-    /// Who else, if anybody, may do what `any` and `group` stand for.
+    /// Which other users may do what `any` and `group` stand for; `None` if there are none.
     fn others(self, process: &Process, any: u32, group: u32) -> Option<String> {
         if self.has(any) {
             Some("all users".to_owned())
@@ -92,7 +92,7 @@ fn secret_warnings(path: &Path, access: Access, process: &Process, secret: &str,
     warnings
 }
 
-/// Warnings about the directory of a socket: whoever may write there may put another socket in its
+/// Warnings about the directory of a socket: a user who may write there may put another socket in its
 /// place, and kube-apiserver would hand its seeds to that one. The same holds for every directory on
 /// the way, by the path that was given and by the one without symlinks.
 pub(crate) fn of_socket(socket: &Path) -> Vec<String> {

@@ -288,7 +288,7 @@ impl Drop for Record<'_> {
         if !self.ended {
             self.note(
                 code_name(Code::Cancelled),
-                "nobody waits for the answer: the caller has gone away, or the process ends",
+                "the caller has gone away, or the process ends",
                 "not answered",
             );
         }

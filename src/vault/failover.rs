@@ -196,7 +196,7 @@ impl<'a, T> Race<'a, T> {
         }
     }
 
-    /// Whom to ask in the next round, after so many; `None` if nobody is there in time.
+    /// Which nodes to ask in the next round, after so many; `None` if no node is ready in time.
     async fn queue(&mut self, rounds: u32) -> Option<VecDeque<Arc<Node>>> {
         if !self.question.operation.is_a_callers() {
             return Some(self.pool.nodes().into());

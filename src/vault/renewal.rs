@@ -13,7 +13,7 @@ const LOG_IN_AGAIN: [(&str, &str); 8] = [
     ("client identity during renewal not matching", "it was issued for another client certificate"),
     ("lease is not renewable", "it is not renewable"),
     ("lease expired or is not renewable", "it is not renewable"),
-    ("batch tokens cannot be renewed", "it is a batch token, which nobody can renew"),
+    ("batch tokens cannot be renewed", "it is a batch token, and those have no renewal"),
     ("past the max TTL", "it has reached its maximum TTL"),
 ];
 
