@@ -24,7 +24,7 @@ pub(super) enum Weight {
     Counts,
     /// This node has accepted the session and must confirm it.
     AskNode(usize),
-    /// No node that accepted the session can confirm it now: it says nothing.
+    /// No node that has accepted the session can confirm it now: it says nothing.
     Unconfirmed,
 }
 
@@ -46,11 +46,14 @@ impl Acceptance {
         if !accepted.all.iter().any(is_member) || accepted.last == Some(node) {
             return Weight::Counts;
         }
-        match accepted.last {
-            Some(last) if members.contains(&(last, true)) => Weight::AskNode(last),
-            _ if accepted.all.contains(&node) => Weight::Counts,
-            _ => Weight::Unconfirmed,
+        let is_well = |id: &usize| members.contains(&(*id, true));
+        if let Some(last) = accepted.last.filter(is_well) {
+            return Weight::AskNode(last);
         }
+        if accepted.all.contains(&node) {
+            return Weight::Counts;
+        }
+        accepted.all.iter().copied().rfind(is_well).map_or(Weight::Unconfirmed, Weight::AskNode)
     }
 }
 
@@ -71,8 +74,11 @@ mod tests {
         assert_eq!(acceptance.weigh(2, &WELL), Weight::AskNode(0), "another one did so later");
 
         let away = [(0, false), (1, true), (2, true)];
-        assert_eq!(acceptance.weigh(1, &away), Weight::Unconfirmed, "it may be of another Vault");
+        assert_eq!(acceptance.weigh(1, &away), Weight::AskNode(2), "it may be of another Vault");
         assert_eq!(acceptance.weigh(2, &away), Weight::Counts, "it is of the same Vault");
+        let replaced = [(2, true), (3, true)];
+        assert_eq!(acceptance.weigh(3, &replaced), Weight::AskNode(2), "another one that did so is well");
+        assert_eq!(acceptance.weigh(3, &[(2, false), (3, true)]), Weight::Unconfirmed);
         assert_eq!(acceptance.weigh(1, &[(1, true)]), Weight::Counts, "the others have been replaced");
     }
 }

@@ -307,3 +307,13 @@ async fn an_error_says_where_but_not_with_what() {
     assert!(error.message.contains("refused"), "{error}");
     assert!(!error.message.contains("fake"), "the token: {error}");
 }
+
+#[tokio::test]
+async fn a_key_without_a_version_speaks_against_the_key_and_not_the_node() {
+    let answer = r#"{"data":{"type":"managed_key","keys":null,"latest_version":0}}"#;
+    let fake = Fake::with(vec![json(200, answer)]).await;
+    let session = session(&[&fake.address]).await;
+    let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Denied, "{error}");
+    assert_eq!(session.pool.well().len(), 1);
+}

@@ -181,28 +181,35 @@ impl Transit for Session {
 
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = path("keys", key);
-        self.ask_in(key.namespace(), Operation::ReadKey, path, Zeroizing::default(), call, |answer| {
+        let body = Zeroizing::default();
+        let described = self.ask_in(key.namespace(), Operation::ReadKey, path, body, call, |answer| {
             let data = parse::<Envelope<KeyData>>(Operation::ReadKey, answer)?.data;
+            let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
+                // It is Vault's answer, so it speaks against the key and not against the node.
+                return Ok(None);
+            };
             let versions = data
                 .keys
                 .iter()
                 .flatten()
                 .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.number()?)))
                 .collect();
-            Ok(KeyDescription {
+            Ok(Some(KeyDescription {
                 told_by: NodeId(answer.node),
                 decrypts: data.supports_decryption.bool().unwrap_or(true),
                 derived: data.derived.bool().unwrap_or(false),
-                latest: number(&data.latest_version)
-                    .and_then(KeyVersion::new)
-                    .ok_or_else(|| nonsense(Operation::ReadKey))?,
+                latest,
                 min_decryption: number(&data.min_decryption_version).unwrap_or(0),
                 soft_deleted: data.soft_deleted.bool().unwrap_or(false),
                 kind: data.kind,
                 versions,
-            })
+            }))
+        });
+        described.await?.ok_or_else(|| {
+            let message =
+                format!("key `{key}` has no version: name a key of type aes256-gcm96 in vault.keynames");
+            TransitError::new(Fault::Denied, message)
         })
-        .await
     }
 }
 
