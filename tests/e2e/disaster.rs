@@ -154,6 +154,12 @@ async fn an_etcd_that_is_restored_needs_the_versions_of_its_time() {
     assert_eq!(cluster.etcd.key_ids().await, [new.clone()].into());
 }
 
+async fn delete_key(bao: &Bao) {
+    let key = format!("{MOUNT}/keys/{KEY}");
+    bao.api("POST", &format!("{key}/config"), json!({"deletion_allowed": true})).await;
+    bao.api("DELETE", &key, Value::Null).await;
+}
+
 /// (d) The key is gone for good, and an API server is still up.
 #[tokio::test]
 async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
@@ -161,9 +167,7 @@ async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
     let Plane { caller, cluster, daemon, server, stage } = &mut plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     server.api().create_config_map("kept", "from before").await.unwrap();
-    let key = format!("{MOUNT}/keys/{KEY}");
-    stage.bao.api("POST", &format!("{key}/config"), json!({"deletion_allowed": true})).await;
-    stage.bao.api("DELETE", &key, Value::Null).await;
+    delete_key(&stage.bao).await;
     eventually("Status is an error", TAKEN_WITHIN, async || caller.status().await.err()).await;
 
     let saved = scratch("saved-");
@@ -198,11 +202,14 @@ async fn a_lost_key_and_nobody_who_knows_the_seeds() {
     let Plane { caller, cluster, server, stage, .. } = &mut plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     server.kill();
+    let lost = caller.key_id().await;
+    delete_key(&stage.bao).await;
+    // Else the policy without the lost key would hide that it is lost.
+    eventually("Status is an error", TAKEN_WITHIN, async || caller.status().await.err()).await;
     stage.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
     stage.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
     stage.rendered.keys = vec![NEW_KEY.into()];
     let token = stage.bao.token().await;
-    let lost = caller.key_id().await;
     stage.render(&token);
     let key_id = caller.wait_key_id_after(&lost, TAKEN_WITHIN).await;
 
