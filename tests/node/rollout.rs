@@ -18,7 +18,10 @@ async fn restarts_upgrades_and_rollbacks(major: u8) {
         match change {
             "kubectl rollout restart" => {
                 site.kubectl(&["rollout", "restart", "-n", "kube-system", &set]).await.unwrap();
-                site.kubectl(&["rollout", "status", "-n", "kube-system", &set]).await.unwrap();
+                let status = ["rollout", "status", "-n", "kube-system", "--timeout=5m", &set];
+                if let Err(said) = site.kubectl(&status).await {
+                    panic!("{said}\n{}", site.described().await);
+                }
             }
             "helm upgrade" => {
                 let ran = helm.upgrade(&["podAnnotations.upgraded=yes"]).await;

@@ -58,11 +58,14 @@ impl Site {
 
     /// As [`Site::plain`], with the chart installed by this Helm, and Secrets encrypted through it.
     pub(crate) async fn installed(major: u8, role: &Value) -> (Self, Helm) {
-        let site = Self::plain(role).await;
+        let mut site = Self::plain(role).await;
         let helm = Helm::new(major, &site.plane.kubectl, &site.bao);
         let ran = helm.upgrade(&[]).await;
         assert!(ran.good, "{ran:?}\n{}", site.described().await);
         site.encrypt().await;
+        // That has restarted the API server. The controllers of before miss events while they find it again:
+        // one was seen to leave a rollout where it was, with the new pod ready, until the object was changed.
+        site.plane.start_controllers();
         (site, helm)
     }
 
