@@ -1,4 +1,4 @@
-//! The figures of the closing notes: `cargo bench --bench figures`.
+//! Benchmarks of the daemon: `cargo bench --bench figures`.
 //!
 //! Absolute numbers belong to the machine; what is compared is measured in turns within
 //! one run. Nothing here passes or fails.

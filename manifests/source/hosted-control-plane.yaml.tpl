@@ -7,7 +7,7 @@ readinessProbe: null
 {{- $_ := set $context.Values.vault.tls "caHostPath" "" -}}
 {{- $_ := set $context.Values.vault.tls "ca" "(the authority of Vault's certificate)" -}}
 # The API server of a hosted control plane, which is a Deployment of the cluster that manages it, with the daemon and the
-# agent as side-cars. Take over what is here into yours: the two init containers, the volumes, and of the container
+# agent as sidecars. Take over what is here into yours: the two init containers, the volumes, and of the container
 # kube-apiserver what is shown.
 #
 # The agent logs in with a service account token of the managing cluster, whose API server does not wait for us: so none
@@ -48,7 +48,7 @@ spec:
     metadata:
       labels: {app: kube-apiserver}
       annotations:
-        # Files of the pod, which the side-cars get.
+        # Files of the pod, which the sidecars get.
         {{- regexReplaceAll "(?m)^ +$" (include "transit-kms.files" $context | trim | nindent 8) "" }}
     spec:
       serviceAccountName: kube-apiserver
@@ -62,7 +62,7 @@ spec:
       terminationGracePeriodSeconds: 60
       initContainers:
         - {{ include "transit-kms.container.agent" $context | indent 10 | trim }}
-        # A side-car, too: it is there before kube-apiserver and goes after it. It has no readiness probe: that would
+        # A sidecar, too: it is there before kube-apiserver and goes after it. It has no readiness probe: that would
         # take the API server from its clients when Vault is away, though most of it works then.
         - {{ include "transit-kms.container.daemon" $context | indent 10 | trim }}
           restartPolicy: Always

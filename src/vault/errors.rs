@@ -1,6 +1,6 @@
 //! What Vault's answers mean: from status and words to a [`Fault`].
 //!
-//! Vault tells cases apart in its words only. They are in `tests/golden/vault_words.tsv`,
+//! Vault tells cases apart in its words only. They are in `tests/golden/vault_errors.tsv`,
 //! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
 //! `vault/request_handling.go`).
 
@@ -449,10 +449,10 @@ mod tests {
         Place { namespace: None, path }
     }
 
-    /// The table is shared with `tests/it/words.rs`, which holds it to a real server.
+    /// The table is shared with `tests/it/vault_errors.rs`, which holds it to a real server.
     #[test]
     fn words_and_their_meaning() {
-        let table = include_str!("../../tests/golden/vault_words.tsv");
+        let table = include_str!("../../tests/golden/vault_errors.tsv");
         let mut rows = 0;
         for row in table.lines().filter(|row| !row.starts_with('#')) {
             let fields: Vec<&str> = row.split('\t').collect();
@@ -545,7 +545,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_next_step_and_quotes_vault() {
-        let words = include_str!("../../tests/golden/vault_words.tsv").lines();
+        let words = include_str!("../../tests/golden/vault_errors.tsv").lines();
         let words = words.filter(|row| !row.starts_with('#')).filter_map(|row| row.split('\t').nth(3));
         let bodies = words.map(|words| serde_json::json!({ "errors": [words] }).to_string());
         let others = ["", "<html>Bad Gateway</html>", "{}", r#"{"errors":[]}"#, r#"{"errors":null}"#];

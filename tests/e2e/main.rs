@@ -19,7 +19,7 @@ mod hostile;
 #[cfg(test)]
 mod local_kek;
 #[cfg(test)]
-mod moving_in;
+mod migration;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]

@@ -179,7 +179,7 @@ async fn no_call_fails_while_the_audit_device_of_one_node_does() {
     }
 }
 
-/// What a closing note says of it.
+/// A summary of the run, for the log of the tests.
 fn told(report: &LoadReport) -> String {
     format!("{} calls, none failed, the longest took {:?}", report.calls, report.longest)
 }

@@ -21,7 +21,7 @@ mod exposure;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
-mod harness;
+mod support_selftest;
 #[cfg(test)]
 mod kms_v1;
 #[cfg(test)]
@@ -56,4 +56,4 @@ mod takeover;
 #[cfg(test)]
 mod token;
 #[cfg(test)]
-mod words;
+mod vault_errors;

@@ -104,8 +104,8 @@ async fn ciphertexts_of_other_providers_are_read_and_foreign_key_ids_refused() {
 
     // Made around us, as by Trousseau and others that leave it bare.
     let theirs = bao.encrypt(KEY, SEED).await;
-    assert_eq!(decrypt(kms, theirs.clone(), "1", "moving-in").await.unwrap(), SEED);
-    assert!(!bao.audited("moving-in").is_empty());
+    assert_eq!(decrypt(kms, theirs.clone(), "1", "migration").await.unwrap(), SEED);
+    assert!(!bao.audited("migration").is_empty());
 
     let ours = encrypt(kms, SEED, "ours").await.unwrap();
     let scope = ours.key_id.split('.').nth(1).unwrap();

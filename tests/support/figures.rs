@@ -1,4 +1,4 @@
-//! What was measured on the way: `scripts/test` prints it at the end, and closing notes quote it.
+//! Figures that tests measure on the way: `scripts/test` prints them at the end.
 
 use std::{fs::File, io::Write};
 

@@ -78,7 +78,7 @@ volumeMounts:
 {{- end -}}
 
 {{/*
-A side-car in Kubernetes' sense, an init container that goes on: it is started before the daemon, is restarted without
+A sidecar in Kubernetes' sense, an init container that goes on: it is started before the daemon, is restarted without
 it, and is stopped after it.
 */}}
 {{- define "transit-kms.container.agent" -}}

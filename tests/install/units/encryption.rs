@@ -110,7 +110,7 @@ async fn in_from_trousseau() {
     };
     let daemon = Daemon::start_with(&stage.config, options).await;
     daemon.wait_ready().await;
-    // What is under KMS v1 is of the same form, whoever wrote it: tests/e2e/moving_in.rs.
+    // What is under KMS v1 is of the same form, whoever wrote it: tests/e2e/migration.rs.
     let manifest = manifest("encryption/from-trousseau.yaml");
     let only_v1 =
         manifest.lines().filter(|line| !line.contains("apiVersion: v2")).collect::<Vec<_>>().join("\n");

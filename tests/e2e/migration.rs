@@ -23,7 +23,7 @@ const WRITERS: usize = 8;
 
 #[tokio::test]
 async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("moving-in-"));
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("migration-"));
     let old = dir.path().join("trousseau@localhost");
     let trousseau = StandIn::trousseau(&stage.bao, &old);
     let before = EncryptionConfig::new([Provider::v1(TROUSSEAU, &old), Provider::identity()]);
@@ -59,7 +59,7 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
     let failed = daemon.metric("transit_kms_calls_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
     assert_eq!(failed.to_bits(), decrypts.to_bits(), "none failed");
     figure(
-        "11 moving in from KMS v1",
+        "11 migration from KMS v1",
         &format!(
             "{COUNT} Secrets, a DEK each, written in {:.1} s: ready {:.1} s after the start, all listed after {:.1} s, \
              {decrypts} Decrypts, 0 failures",
@@ -83,7 +83,7 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
 
 #[tokio::test]
 async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoint() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("moving-in-"));
+    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("migration-"));
     let old = dir.path().join("vaultkms.socket");
     let theirs = StandIn::vault_kubernetes_kms(&stage.bao, &old);
     let config = |socket: &Path| {
@@ -110,7 +110,7 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
     assert_eq!(server.api().secret("secret-0").await.unwrap(), "value of secret-0");
 }
 
-/// `docs/moving-in.md` says which names a socket for KMS v1 may have; this is where that is known from.
+/// `docs/migration.md` says which names a socket for KMS v1 may have; this is where that is known from.
 #[tokio::test]
 async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
     let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("names-"));

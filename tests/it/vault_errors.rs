@@ -30,7 +30,7 @@ async fn the_server_says_the_words_that_we_listen_for() {
     };
     let root = bao.root_token();
     let mut provoked = 0;
-    for row in include_str!("../golden/vault_words.tsv").lines().filter(|row| !row.starts_with('#')) {
+    for row in include_str!("../golden/vault_errors.tsv").lines().filter(|row| !row.starts_with('#')) {
         let fields: Vec<&str> = row.split('\t').collect();
         let [case, _, status, words, _] = fields[..] else { panic!("five fields: {row}") };
         let (with, (method, path, body)) = match case {
