@@ -452,7 +452,7 @@ impl Inspect for Inspector {
             return stuck("the runtime", runtime);
         }
         let prober = self.prober.age();
-        if prober > self.board.settings().probe_interval + PROBER_MARGIN {
+        if prober > self.board.settings().health_check_interval + PROBER_MARGIN {
             return stuck("the prober", prober);
         }
         Ok(())
@@ -519,8 +519,10 @@ mod tests {
 
     fn inspector(runtime: Duration, prober: Duration) -> Inspector {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let health =
-            HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
+        let health = HealthSettings {
+            outage_grace: Duration::from_secs(60),
+            health_check_interval: Duration::from_secs(30),
+        };
         Inspector {
             board: Arc::new(Board::new(health, Arc::clone(&metrics))),
             config_warnings: Box::new(Vec::new),

@@ -116,8 +116,8 @@ pub struct ServeArgs {
     outage_grace: Duration,
 
     /// The time between probes of token, key, Encrypt and Decrypt, 1s to 10m.
-    #[arg(long, env = "TRANSIT_KMS_PROBE_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = probe_interval)]
-    probe_interval: Duration,
+    #[arg(long, env = "TRANSIT_KMS_HEALTH_CHECK_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = health_check_interval)]
+    health_check_interval: Duration,
 
     /// Ask Vault once for each Decrypt, instead of once for those that come at the same time.
     #[arg(
@@ -274,7 +274,10 @@ impl ServeArgs {
             allowed_peers: AllowedPeers::new(self.allow_uid),
             coalescing: !self.no_coalescing,
             config: self.config,
-            health: HealthSettings { outage_grace: self.outage_grace, probe_interval: self.probe_interval },
+            health: HealthSettings {
+                outage_grace: self.outage_grace,
+                health_check_interval: self.health_check_interval,
+            },
             listen: self.listen,
             listen_v1: self.kms_v1_listen,
             shutdown_grace: self.shutdown_grace,
@@ -332,7 +335,7 @@ fn octal(text: &str) -> Result<u32, String> {
     }
 }
 
-fn probe_interval(text: &str) -> Result<Duration, String> {
+fn health_check_interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&interval) {
         Ok(interval)

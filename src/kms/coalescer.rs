@@ -261,7 +261,7 @@ impl Shared {
         let mut state = self.lock();
         if let Some(item) = state.wanted.get(&wanted) {
             item.wait_until(call.deadline);
-            self.metrics.decrypts_shared.inc();
+            self.metrics.decrypts_deduplicated.inc();
             return item.answer.subscribe();
         }
         let (answer, waiter) = watch::channel(Answer::Awaited);
@@ -791,7 +791,7 @@ mod tests {
             assert_eq!(*call.await.unwrap().unwrap().plaintext, b"vault:v1:QUJD");
         }
         assert_eq!(bench.engine.requests(), [1]);
-        assert_eq!(bench.metrics.decrypts_shared.get(), 9);
+        assert_eq!(bench.metrics.decrypts_deduplicated.get(), 9);
         bench.assert_idle();
         // It is no cache.
         let again = bench.ask("QUJD");

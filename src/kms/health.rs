@@ -24,7 +24,7 @@ pub struct HealthSettings {
     /// How long Status stays `ok` while Vault is merely unreachable.
     pub outage_grace: Duration,
     /// The time between probes while all is well.
-    pub probe_interval: Duration,
+    pub health_check_interval: Duration,
 }
 
 /// What the last probe, or a call since then, has shown.
@@ -90,7 +90,7 @@ impl Verdict {
     #[must_use]
     pub fn answer(&self, probed: Instant, now: Instant, settings: HealthSettings) -> Answer {
         let age = now.saturating_duration_since(probed);
-        let stale = age > settings.probe_interval * 3;
+        let stale = age > settings.health_check_interval * 3;
         match self {
             Self::Lost { reason } => Answer::Lost(reason.to_string()),
             Self::Refused { reason, .. } => Answer::Unwell { state: "refused", reason: reason.to_string() },
@@ -164,8 +164,10 @@ impl Answer {
 mod tests {
     use super::*;
 
-    const SETTINGS: HealthSettings =
-        HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
+    const SETTINGS: HealthSettings = HealthSettings {
+        outage_grace: Duration::from_secs(60),
+        health_check_interval: Duration::from_secs(30),
+    };
 
     fn seconds(count: u64) -> Duration {
         Duration::from_secs(count)

@@ -36,7 +36,7 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
             Some(snapshot) => {
                 let began = Instant::now();
                 let healthy = probe_once(&board, &snapshot, &mut older).await;
-                metrics.probe_seconds.observe(began.elapsed().as_secs_f64());
+                metrics.health_check_seconds.observe(began.elapsed().as_secs_f64());
                 healthy
             }
             // The keeper proves the first session; there is nothing to probe before that.
@@ -50,7 +50,7 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
         least_pause =
             if asked_for && !news { min(least_pause * 2, LONGEST_UNWELL_PAUSE) } else { LEAST_PAUSE };
 
-        let interval = board.settings().probe_interval;
+        let interval = board.settings().health_check_interval;
         let pause = if healthy {
             unwell_pause = FIRST_UNWELL_PAUSE;
             interval
@@ -74,7 +74,7 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
 
 /// Probes the session of `snapshot` and posts the result; true if all is well.
 async fn probe_once(board: &Board, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
-    let longest = board.settings().probe_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
+    let longest = board.settings().health_check_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
     let older = older.of(snapshot.generation);
     // A task of its own: a request that is cancelled costs its connection, and sessions share those.
     let probing = tokio::spawn(probe_session(Arc::clone(snapshot), older.believed(), longest));

@@ -36,7 +36,7 @@ use crate::{
 };
 
 const SETTINGS: HealthSettings =
-    HealthSettings { outage_grace: Duration::from_secs(60), probe_interval: Duration::from_secs(30) };
+    HealthSettings { outage_grace: Duration::from_secs(60), health_check_interval: Duration::from_secs(30) };
 
 /// A service on a model, with or without a running prober.
 struct Bench {
@@ -112,7 +112,7 @@ impl Bench {
 
     /// How many calls of `method` ended with `code`.
     fn calls(&self, method: &str, code: &str) -> u64 {
-        let line = format!("transit_kms_calls_total{{code=\"{code}\",method=\"{method}\"}} ");
+        let line = format!("transit_kms_requests_total{{code=\"{code}\",method=\"{method}\"}} ");
         let text = self.metrics.render().unwrap();
         text.lines().find_map(|it| it.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
     }

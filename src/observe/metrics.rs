@@ -31,7 +31,7 @@ const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown", "unreachable"];
 
 /// The states of `transit_kms_config_state`; exactly one is 1.
-const CONFIG_STATES: [&str; 4] = ["in_use", "pending", "refused", "unparsable"];
+const CONFIG_STATES: [&str; 4] = ["in_use", "pending", "refused", "invalid"];
 
 /// What is malformed about a request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -57,8 +57,8 @@ pub struct Metrics {
     registry: Registry,
     /// Tells the time of day, which may jump at any moment: for time stamps, never to decide anything.
     clock: fn() -> SystemTime,
-    call_seconds: HistogramVec,
-    calls: IntCounterVec,
+    request_seconds: HistogramVec,
+    requests: IntCounterVec,
     config_state: IntGaugeVec,
     health: IntGaugeVec,
     hedges: IntCounterVec,
@@ -66,16 +66,16 @@ pub struct Metrics {
     key_version: IntGaugeVec,
     malformed_requests: IntCounterVec,
     local_kek_unwrapped: Gauge,
-    local_kek_usable_until: Gauge,
+    local_kek_expiry: Gauge,
     published_key: Mutex<Option<(String, String)>>,
-    reload_last_success: Gauge,
-    reloads: IntCounterVec,
+    config_last_reload_success: Gauge,
+    config_reloads: IntCounterVec,
     token_end: Mutex<Option<Instant>>,
     token_expiry: Gauge,
     token_lease: Gauge,
     token_ttl: Gauge,
-    vault_call_seconds: HistogramVec,
-    vault_calls: IntCounterVec,
+    vault_request_seconds: HistogramVec,
+    vault_requests: IntCounterVec,
     /// Errors of `accept(2)`, such as running out of descriptors.
     pub accept_errors: IntCounter,
     /// How many Decrypts went to Vault in one request.
@@ -89,20 +89,20 @@ pub struct Metrics {
     /// Local KEKs in memory.
     pub local_keks: IntGauge,
     /// Peers refused for their uid.
-    pub peers_refused: IntCounter,
+    pub connections_rejected: IntCounter,
     /// Decrypts that were answered by what another one had asked for.
-    pub decrypts_shared: IntCounter,
+    pub decrypts_deduplicated: IntCounter,
     /// Duration of whole probes.
-    pub probe_seconds: Histogram,
+    pub health_check_seconds: Histogram,
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
     retries: IntCounterVec,
     /// 1 while a successor listens at the path of a KMS socket.
     pub superseded: IntGauge,
     /// Retries and hedges that the budget did not allow.
-    pub retries_denied: IntCounter,
+    pub retry_budget_exhausted: IntCounter,
     token_renewals: IntCounterVec,
-    vault_node_calls: IntCounterVec,
+    vault_node_requests: IntCounterVec,
     vault_node_up: IntGaugeVec,
     /// The addresses of the config in use.
     vault_nodes: RwLock<BTreeSet<String>>,
@@ -134,15 +134,15 @@ impl Metrics {
                 )?,
             )?,
             clock,
-            call_seconds: histograms(
+            request_seconds: histograms(
                 &registry,
-                "call_duration_seconds",
+                "request_duration_seconds",
                 "Latency of KMS calls.",
                 &["method", "code"],
             )?,
-            calls: counters(
+            requests: counters(
                 &registry,
-                "calls_total",
+                "requests_total",
                 "KMS calls by method and gRPC code.",
                 &["method", "code"],
             )?,
@@ -156,9 +156,9 @@ impl Metrics {
                 &registry,
                 IntGauge::new("connections_open", "Open connections on the KMS socket.")?,
             )?,
-            decrypts_shared: counter(
+            decrypts_deduplicated: counter(
                 &registry,
-                "decrypts_shared_total",
+                "decrypts_deduplicated_total",
                 "Decrypts answered by what another one had asked for at the same time.",
             )?,
             malformed_requests: counters(
@@ -201,35 +201,40 @@ impl Metrics {
                 "local_kek_unwrapped_timestamp_seconds",
                 "Unix time at which Vault last wrapped or unwrapped the local KEK that encrypts; 0 if there is none.",
             )?,
-            local_kek_usable_until: gauge(
+            local_kek_expiry: gauge(
                 &registry,
-                "local_kek_usable_until_timestamp_seconds",
+                "local_kek_expiry_timestamp_seconds",
                 "Unix time until which the local KEK that encrypts is used if Vault stays away; 0 if there is none.",
             )?,
             local_keks: registered(&registry, IntGauge::new("local_keks", "Local KEKs in memory.")?)?,
-            peers_refused: counter(
+            connections_rejected: counter(
                 &registry,
-                "peers_refused_total",
+                "connections_rejected_total",
                 "Connections refused for the uid of the peer.",
             )?,
-            probe_seconds: registered(
+            health_check_seconds: registered(
                 &registry,
                 Histogram::with_opts(
-                    HistogramOpts::new("probe_duration_seconds", "Duration of whole probes.")
+                    HistogramOpts::new("health_check_duration_seconds", "Duration of whole probes.")
                         .buckets(LATENCY_BUCKETS.to_vec()),
                 )?,
             )?,
             published_key: Mutex::new(None),
-            reload_last_success: gauge(
+            config_last_reload_success: gauge(
                 &registry,
-                "reload_last_success_timestamp_seconds",
+                "config_last_reload_success_timestamp_seconds",
                 "Unix time of the last config that was taken.",
             )?,
-            reloads: counters(&registry, "reloads_total", "Configs by what became of them.", &["result"])?,
-            retries: counters(&registry, "retries_total", "Work done again, by reason.", &["reason"])?,
-            retries_denied: counter(
+            config_reloads: counters(
                 &registry,
-                "retries_denied_total",
+                "config_reloads_total",
+                "Configs by what became of them.",
+                &["result"],
+            )?,
+            retries: counters(&registry, "retries_total", "Work done again, by reason.", &["reason"])?,
+            retry_budget_exhausted: counter(
+                &registry,
+                "retry_budget_exhausted_total",
                 "Requests to another node that the retry budget did not allow.",
             )?,
             session_generation: registered(
@@ -262,21 +267,21 @@ impl Metrics {
                 "token_ttl_seconds",
                 "TTL of the Vault token when it was last looked up; 0 if it never ends.",
             )?,
-            vault_call_seconds: histograms(
+            vault_request_seconds: histograms(
                 &registry,
-                "vault_call_duration_seconds",
+                "vault_request_duration_seconds",
                 "Latency of calls to Vault.",
                 &["operation", "outcome"],
             )?,
-            vault_calls: counters(
+            vault_requests: counters(
                 &registry,
-                "vault_calls_total",
+                "vault_requests_total",
                 "Calls to Vault by operation and outcome.",
                 &["operation", "outcome"],
             )?,
-            vault_node_calls: counters(
+            vault_node_requests: counters(
                 &registry,
-                "vault_node_calls_total",
+                "vault_node_requests_total",
                 "Calls to Vault by address and outcome.",
                 &["node", "outcome"],
             )?,
@@ -294,8 +299,8 @@ impl Metrics {
         metrics.config_state("pending");
         // Known label values start at 0: a rate over a series that appears with its first
         // error would miss that error.
-        for result in ["pending", "refused", "taken", "unparsable"] {
-            metrics.reloads.with_label_values(&[result]);
+        for result in ["pending", "refused", "success", "invalid"] {
+            metrics.config_reloads.with_label_values(&[result]);
         }
         for result in ["capped", "failed", "renewed"] {
             metrics.token_renewals.with_label_values(&[result]);
@@ -333,8 +338,8 @@ impl Metrics {
 
     /// One KMS call has been answered.
     pub fn call(&self, method: &'static str, code: &'static str, took: Duration) {
-        self.calls.with_label_values(&[method, code]).inc();
-        self.call_seconds.with_label_values(&[method, code]).observe(took.as_secs_f64());
+        self.requests.with_label_values(&[method, code]).inc();
+        self.request_seconds.with_label_values(&[method, code]).observe(took.as_secs_f64());
     }
 
     /// Sets the one health state that holds; `state` is one of [`HEALTH_STATES`].
@@ -349,11 +354,11 @@ impl Metrics {
         self.hedges.with_label_values(&[result]).inc();
     }
 
-    /// A config was read: `taken`, `refused`, `pending` or `unparsable`.
+    /// A config was read: `success`, `refused`, `pending` or `invalid`.
     pub fn reload(&self, result: &'static str) {
-        self.reloads.with_label_values(&[result]).inc();
-        if result == "taken" {
-            self.reload_last_success.set(unix_seconds((self.clock)()));
+        self.config_reloads.with_label_values(&[result]).inc();
+        if result == "success" {
+            self.config_last_reload_success.set(unix_seconds((self.clock)()));
             self.config_in_use();
         } else {
             self.config_state(result);
@@ -378,7 +383,7 @@ impl Metrics {
         let (unwrapped, until) =
             life.map_or((0.0, 0.0), |(age, left)| (now - age.as_secs_f64(), now + left.as_secs_f64()));
         self.local_kek_unwrapped.set(unwrapped);
-        self.local_kek_usable_until.set(until);
+        self.local_kek_expiry.set(until);
     }
 
     /// Work was done again.
@@ -441,14 +446,14 @@ impl Metrics {
 
     /// One call to Vault has ended.
     pub fn vault_call(&self, operation: &'static str, outcome: &'static str, took: Duration) {
-        self.vault_calls.with_label_values(&[operation, outcome]).inc();
-        self.vault_call_seconds.with_label_values(&[operation, outcome]).observe(took.as_secs_f64());
+        self.vault_requests.with_label_values(&[operation, outcome]).inc();
+        self.vault_request_seconds.with_label_values(&[operation, outcome]).observe(took.as_secs_f64());
     }
 
     /// One call to the node of this address has ended; counted if it is one of the config in use.
     pub fn vault_node_call(&self, node: &str, outcome: &'static str) {
         if self.vault_nodes.read().is_ok_and(|nodes| nodes.contains(node)) {
-            self.vault_node_calls.with_label_values(&[node, outcome]).inc();
+            self.vault_node_requests.with_label_values(&[node, outcome]).inc();
         }
     }
 
@@ -458,7 +463,7 @@ impl Metrics {
             let now: BTreeSet<_> = addresses.into_iter().collect();
             if *nodes != now {
                 *nodes = now;
-                self.vault_node_calls.reset();
+                self.vault_node_requests.reset();
                 self.vault_node_up.reset();
             }
         }
@@ -562,7 +567,7 @@ mod tests {
         for (now, expiry) in [(-86_400, "3600"), (1_800_000_000, "1800003600"), (1 << 40, "1099511631376")] {
             NOW.store(now, Ordering::Relaxed);
             metrics.token(Some(Duration::from_secs(3600)));
-            metrics.reload("taken");
+            metrics.reload("success");
             let text = metrics.render().unwrap();
             let line = format!("transit_kms_token_expiry_timestamp_seconds {expiry}\n");
             assert!(text.contains(&line), "{now}: {text}");
@@ -588,7 +593,7 @@ mod tests {
         metrics.vault_node("https://one", true);
         metrics.vault_node("https://two", true);
         let text = metrics.render().unwrap();
-        assert!(text.contains("vault_node_calls_total{node=\"https://one\",outcome=\"ok\"} 1"), "{text}");
+        assert!(text.contains("vault_node_requests_total{node=\"https://one\",outcome=\"ok\"} 1"), "{text}");
         assert!(text.contains("vault_node_up{node=\"https://one\"} 1"), "{text}");
         assert!(!text.contains("https://two"), "{text}");
         metrics.vault_nodes(["https://two".to_owned()]);
@@ -605,7 +610,7 @@ mod tests {
             assert!(text.contains(&format!("transit_kms_{line}\n")), "{line}: {text}");
         };
         holds("config_state{state=\"pending\"} 1");
-        for (result, state) in [("refused", "refused"), ("unparsable", "unparsable"), ("taken", "in_use")] {
+        for (result, state) in [("refused", "refused"), ("invalid", "invalid"), ("success", "in_use")] {
             metrics.reload(result);
             holds(&format!("config_state{{state=\"{state}\"}} 1"));
             holds("config_state{state=\"pending\"} 0");

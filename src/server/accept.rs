@@ -153,12 +153,12 @@ where
         let peer = match Peer::of(&stream) {
             Ok(peer) if peers.allows(peer.uid) => peer,
             Ok(peer) => {
-                metrics.peers_refused.inc();
+                metrics.connections_rejected.inc();
                 refusals.refused(&peer);
                 continue;
             }
             Err(error) => {
-                metrics.peers_refused.inc();
+                metrics.connections_rejected.inc();
                 debug!(%error, "refused a connection: the kernel does not tell whose it is");
                 continue;
             }

@@ -310,13 +310,13 @@ async fn a_foreign_uid_is_refused_and_counted() {
     let running = Running::start(Options { peers, ..Options::default() });
     let mut stream = running.raw().await;
     assert_eq!(rest(&mut stream).await, b"");
-    assert_eq!(running.metrics.peers_refused.get(), 1);
+    assert_eq!(running.metrics.connections_rejected.get(), 1);
     let refused = soon("an answer", async {
         client(&running.path).await?.status(proto::StatusRequest {}).await.map_err(Into::into)
     });
     refused.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| error).unwrap_err();
     // The client tries more than once.
-    assert!(running.metrics.peers_refused.get() >= 2);
+    assert!(running.metrics.connections_rejected.get() >= 2);
     assert_eq!(running.metrics.connections_open.get(), 0);
 }
 

@@ -339,7 +339,7 @@ impl<'a, T> Race<'a, T> {
         if paid {
             self.metrics.retry(reason);
         } else {
-            self.metrics.retries_denied.inc();
+            self.metrics.retry_budget_exhausted.inc();
         }
         paid
     }

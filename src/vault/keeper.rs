@@ -181,7 +181,7 @@ impl Keeper {
             Ok(reading) => Stage::Waiting(Box::new(Candidate::new(reading.clone()))),
             Err(error) => {
                 // The watcher has logged it; what works stays.
-                self.metrics.reload("unparsable");
+                self.metrics.reload("invalid");
                 self.board.set_trouble(Some(error.to_string()));
                 Stage::None
             }
@@ -247,7 +247,7 @@ impl Keeper {
             .take_session(Arc::clone(&session) as _, proof)
             .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
         session.put_in_use();
-        self.metrics.reload("taken");
+        self.metrics.reload("success");
         self.metrics.vault_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let schedule = match &info {
             Ok(info) => Schedule::of(info.life, info.renewable),

@@ -10,8 +10,8 @@ use crate::{
 /// How often kube-apiserver asks a plugin that is not healthy.
 /// Source: `kmsPluginHealthzNegativeInterval` in k8s.io/apiserver `pkg/server/options/encryptionconfig/config.go`.
 const ASKS_EVERY: Duration = Duration::from_secs(10);
-/// The default of `--probe-interval`.
-const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// The default of `--health-check-interval`.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn the_plugin_comes_after_kube_apiserver() {
@@ -67,7 +67,7 @@ async fn vault_comes_after_everything() {
     stage.bao.start_again().await;
     let begun = Instant::now();
     // The bound is the promise: nothing here waits for longer than these two clocks say.
-    server.wait_ready(ASKS_EVERY + PROBE_INTERVAL).await;
+    server.wait_ready(ASKS_EVERY + HEALTH_CHECK_INTERVAL).await;
     let took = begun.elapsed();
     server.api().create_secret("late", "stored").await.unwrap();
     assert_eq!(server.api().secret("late").await.unwrap(), "stored");

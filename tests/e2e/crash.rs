@@ -20,7 +20,7 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("crash-"));
     let socket = dir.path().join("kms.sock");
     let start = async || {
-        let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+        let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
         Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await
     };
     let mut daemon = start().await;

@@ -65,7 +65,7 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
 async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
     let mut stage = Stage::start().await;
     // It takes three probes to believe in an older version: by then there is a newer one again.
-    let (mut daemon, caller) = stage.ready(["--probe-interval", "5s"]).await;
+    let (mut daemon, caller) = stage.ready(["--health-check-interval", "5s"]).await;
     let token = stage.bao.token().await;
     let snapshot = stage.bao.snapshot().await;
     stage.bao.rotate_key(KEY).await;

@@ -28,8 +28,14 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     // Anybody may knock, so that it is us who refuse.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let socket = dir.path().join("kms.sock");
-    let options =
-        DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s", "--socket-mode", "0666"]);
+    let options = DaemonOptions::arguments([
+        "--log-level",
+        "debug",
+        "--health-check-interval",
+        "1s",
+        "--socket-mode",
+        "0666",
+    ]);
     let daemon =
         Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await;
     daemon.wait_ready().await;

@@ -54,9 +54,10 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
     let listed = begun.elapsed();
     assert_eq!(read.len(), COUNT);
     assert!(read.iter().all(|(name, value)| *value == format!("value of {name}")));
-    let decrypts = daemon.metric("transit_kms_calls_total", &[("method", "v1_decrypt")]).await;
+    let decrypts = daemon.metric("transit_kms_requests_total", &[("method", "v1_decrypt")]).await;
     assert!(decrypts as usize >= COUNT, "a DEK for each: {decrypts}");
-    let failed = daemon.metric("transit_kms_calls_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
+    let failed =
+        daemon.metric("transit_kms_requests_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
     assert_eq!(failed.to_bits(), decrypts.to_bits(), "none failed");
     figure(
         "11 migration from KMS v1",
@@ -143,7 +144,7 @@ fn with_kms_v1() -> ApiServerOptions {
 
 async fn daemon_with_v1(stage: &Stage, socket: &Path) -> Daemon {
     let v1 = unix_url(socket).into_string().unwrap();
-    let arguments = ["--kms-v1-listen", &v1, "--log-level", "info", "--probe-interval", "1s"];
+    let arguments = ["--kms-v1-listen", &v1, "--log-level", "info", "--health-check-interval", "1s"];
     let daemon = Daemon::start_with(&stage.config, DaemonOptions::arguments(arguments)).await;
     daemon.wait_ready().await;
     daemon

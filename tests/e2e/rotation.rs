@@ -19,7 +19,7 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
     let rotations = if full() { 100 } else { 15 };
     let (bao, dir) = (Bao::start().await, scratch("rendered-"));
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
-    let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+    let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
     let mut daemon = Daemon::start_with(agent.config(), options).await;
     daemon.wait_ready().await;
     let cluster = Cluster::start().await;

@@ -130,7 +130,7 @@ impl Place {
     }
 
     async fn daemon(&self, more: &[&str], listener: Option<&UnixListener>) -> Daemon {
-        let mut options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+        let mut options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
         options.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         options.listener = listener.map(|listener| listener.try_clone().unwrap());
         options.socket = Some(self.socket.clone());

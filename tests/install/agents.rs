@@ -80,7 +80,8 @@ impl Node {
 
     async fn daemon(&self) -> Daemon {
         let daemon =
-            Daemon::start_with(&self.rendered(), DaemonOptions::arguments(["--probe-interval=1s"])).await;
+            Daemon::start_with(&self.rendered(), DaemonOptions::arguments(["--health-check-interval=1s"]))
+                .await;
         daemon.wait_ready().await;
         daemon
     }

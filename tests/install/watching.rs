@@ -252,7 +252,7 @@ impl Node {
         let file = other.path().join("config.yaml");
         rendered::by_rename(&file, &Rendered { local_kek: true, ..stage.rendered.clone() }.yaml());
         let (first, _) = stage.ready(["--log-level", "info"]).await;
-        let options = DaemonOptions::arguments(["--log-level", "info", "--probe-interval", "1s"]);
+        let options = DaemonOptions::arguments(["--log-level", "info", "--health-check-interval", "1s"]);
         let second = Daemon::start_with(&file, options).await;
         second.wait_ready().await;
         let api_server = cluster.ready(&EncryptionConfig::ours(first.socket())).await;

@@ -44,7 +44,7 @@ impl Unit {
 
     /// What the service of this unit is started with.
     fn options<const N: usize>(&self, more: [&str; N]) -> DaemonOptions {
-        let mut arguments = vec!["--log-level", "debug", "--probe-interval", "1s"];
+        let mut arguments = vec!["--log-level", "debug", "--health-check-interval", "1s"];
         arguments.extend(more);
         DaemonOptions {
             arguments: arguments.into_iter().map(str::to_owned).collect(),

@@ -94,7 +94,7 @@ async fn a_local_kek_tells_when_vault_saw_it_last_and_when_it_ends() {
     let life = async || {
         let metric = |name| daemon.metric(name, &[]);
         let unwrapped = metric("transit_kms_local_kek_unwrapped_timestamp_seconds").await;
-        (unwrapped, metric("transit_kms_local_kek_usable_until_timestamp_seconds").await)
+        (unwrapped, metric("transit_kms_local_kek_expiry_timestamp_seconds").await)
     };
     assert_eq!(life().await, (0.0, 0.0), "there is none in mode transit");
     let token = stage.token().to_owned();

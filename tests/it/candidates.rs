@@ -116,14 +116,14 @@ impl Bench {
             ),
             bad(
                 "broken YAML",
-                "unparsable",
+                "invalid",
                 [format!("{file}8:").as_str(), "quote that is not closed"],
                 good.yaml().trim_end().trim_end_matches('\'').to_owned(),
             ),
-            bad("no token", "unparsable", [file.as_str(), "vault.token"], without_token("")),
+            bad("no token", "invalid", [file.as_str(), "vault.token"], without_token("")),
             bad(
                 "http",
-                "unparsable",
+                "invalid",
                 [file.as_str(), "--allow-http"],
                 good.yaml().replace("https://", "http://"),
             ),
@@ -248,7 +248,7 @@ async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
         eventually("load goes on", PATIENCE, async || load.calls() > calls + 8).await;
     }
     fs::remove_file(&config).unwrap();
-    wait_reason(&daemon, 200, &bad("no file", "unparsable", [config.to_str().unwrap()], String::new())).await;
+    wait_reason(&daemon, 200, &bad("no file", "invalid", [config.to_str().unwrap()], String::new())).await;
 
     let last = Rendered::with_new_token(bao).await;
     rendered::by_rename(&config, &last.yaml());
@@ -261,7 +261,7 @@ async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
     let calls = load.calls();
     eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
-    assert_eq!(daemon.reloads("taken").await, 2);
+    assert_eq!(daemon.reloads("success").await, 2);
     assert_eq!((daemon.exited(), daemon.pid()), (None, pid));
     daemon.assert_never_printed(&[&first.token, &theirs.token, &last.token, "hvs.bogus", "hidden"]);
 }
@@ -308,7 +308,7 @@ async fn at_start_with_vault_down_it_is_taken_when_vault_comes_up() {
     daemon.wait_generation(1).await;
     round_trip(&daemon.kms().await, "up").await;
     // One config, one count, however often it was tried.
-    assert_eq!((daemon.reloads("pending").await, daemon.reloads("taken").await), (1, 1));
+    assert_eq!((daemon.reloads("pending").await, daemon.reloads("success").await), (1, 1));
 }
 
 #[tokio::test]
@@ -353,7 +353,7 @@ async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
         if ready == 200 && !text.contains("not in use") { Ok(()) } else { Err(text) }
     })
     .await;
-    assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
+    assert_eq!((daemon.generation().await, daemon.reloads("success").await), (1, 1));
     let state = async |state| daemon.metric("transit_kms_config_state", &[("state", state)]).await;
     assert_eq!((state("in_use").await, state("pending").await), (1.0, 0.0));
 }

@@ -138,7 +138,7 @@ async fn variables_have_effect_and_flags_come_first() {
                 ("TRANSIT_KMS_ALLOW_UID", "4242,4243"),
                 ("TRANSIT_KMS_LOG_LEVEL", "error"),
                 ("TRANSIT_KMS_OUTAGE_GRACE", "1m 5s"),
-                ("TRANSIT_KMS_PROBE_INTERVAL", "1s"),
+                ("TRANSIT_KMS_HEALTH_CHECK_INTERVAL", "1s"),
                 ("TRANSIT_KMS_SHUTDOWN_GRACE", "1s"),
                 ("TRANSIT_KMS_SOCKET_GROUP", &rustix::process::getegid().as_raw().to_string()),
                 ("TRANSIT_KMS_SOCKET_MODE", "0640"),

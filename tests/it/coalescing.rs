@@ -41,7 +41,7 @@ async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() 
     running.join_all().await;
     let requests = daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await;
     let items = daemon.metric("transit_kms_decrypt_batch_size_sum", &[]).await;
-    let shared = daemon.metric("transit_kms_decrypts_shared_total", &[]).await;
+    let shared = daemon.metric("transit_kms_decrypts_deduplicated_total", &[]).await;
     assert_eq!((items + shared) as u8, SEEDS + 3);
     assert!(requests < 40.0, "{items} items in {requests} requests");
 

@@ -48,7 +48,7 @@ async fn a_config_and_a_directory_for_others_are_warned_about_until_they_are_not
     // Cured without a byte of it changing: the same session.
     mode(&config, 0o600);
     wait_warnings(&daemon, &[]).await;
-    assert_eq!((daemon.generation().await, daemon.reloads("taken").await), (1, 1));
+    assert_eq!((daemon.generation().await, daemon.reloads("success").await), (1, 1));
 
     // Each reload is looked at.
     let next = Rendered::with_new_token(&bao).await;

@@ -36,7 +36,7 @@ impl Scene {
         let dir = scratch("faults-");
         let config = dir.path().join("config.yaml");
         rendered::by_rename(&config, &rendered.yaml());
-        let arguments = ["--allow-http", "--log-level", "debug", "--probe-interval", "1s"];
+        let arguments = ["--allow-http", "--log-level", "debug", "--health-check-interval", "1s"];
         let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
         daemon.wait_ready().await;
         Self { bao, config, daemon, rendered, _dir: dir }
@@ -116,7 +116,7 @@ async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
     let config = dir.path().join("config.yaml");
     let addresses = proxies.iter().map(FaultProxy::address).collect();
     rendered::by_rename(&config, &Rendered { addresses, ..trio.rendered().await }.yaml());
-    let arguments = ["--allow-http", "--log-level", "debug", "--probe-interval", "1s"];
+    let arguments = ["--allow-http", "--log-level", "debug", "--health-check-interval", "1s"];
     let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
     daemon.wait_ready().await;
     let load = Load::at_rate(&daemon, 50);
@@ -148,7 +148,7 @@ async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
     figure("faults", &format!("one node of three answers wrongly: {} calls, none failed", report.calls));
     let retries = daemon.metric("transit_kms_retries_total", &[]).await;
     assert!(retries >= 7.0, "the faults were felt: {retries}");
-    assert_eq!(daemon.metric("transit_kms_retries_denied_total", &[]).await, 0.0);
+    assert_eq!(daemon.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
 /// A stale DNS record, or a performance secondary: it is a Vault, and does not know the token.
@@ -193,7 +193,7 @@ async fn what_candidates_and_renewals_meet_takes_no_node_away_from_calls() {
     more_calls(&load, 50).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(scene.ejections(), Vec::<String>::new());
-    assert_eq!(scene.metric("transit_kms_retries_denied_total", &[]).await, 0.0);
+    assert_eq!(scene.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
 /// A real quota, at which calls fail: they are not sent again.

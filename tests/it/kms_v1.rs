@@ -36,7 +36,7 @@ impl Bench {
     async fn start() -> Self {
         let (dir, stage) = (scratch("v1-"), Stage::start().await);
         let v1 = unix_url(&dir.path().join("v1@localhost")).into_string().unwrap();
-        let options = DaemonOptions::arguments(["--kms-v1-listen", &v1, "--probe-interval", "1s"]);
+        let options = DaemonOptions::arguments(["--kms-v1-listen", &v1, "--health-check-interval", "1s"]);
         let daemon = Daemon::start_with(&stage.config, options).await;
         daemon.wait_ready().await;
         Self { daemon, dir, stage }
@@ -88,7 +88,7 @@ async fn version_encrypt_and_decrypt() {
     let error = decrypt(&bench, &b"k8s:enc"[..]).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     for (method, calls) in [("v1_version", 1.0), ("v1_encrypt", 1.0), ("v1_decrypt", 3.0)] {
-        let counted = bench.daemon.metric("transit_kms_calls_total", &[("method", method)]).await;
+        let counted = bench.daemon.metric("transit_kms_requests_total", &[("method", method)]).await;
         assert_eq!(counted.to_bits(), f64::to_bits(calls), "{method}");
     }
 }

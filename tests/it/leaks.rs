@@ -70,7 +70,7 @@ async fn nothing_leaks(format: &str) {
     let good = Rendered { client_certificate: Some((chain, key.clone())), ..Rendered::of(&bao, &token) };
     rendered::by_rename(&config, &good.yaml());
 
-    let mut options = DaemonOptions::arguments(["--log-format", format, "--probe-interval", "1s"]);
+    let mut options = DaemonOptions::arguments(["--log-format", format, "--health-check-interval", "1s"]);
     options.environment = [("VAULT_TOKEN".to_owned(), of_environment)].into();
     let mut daemon = Daemon::start_with(&config, options).await;
     daemon.wait_ready().await;
@@ -209,7 +209,8 @@ async fn a_local_kek_does_not_leak_either() {
     let config = dir.path().join("config.yaml");
     let content = Rendered::with_new_token(&bao).await;
     rendered::by_rename(&config, &format!("encryption: {{mode: local-kek}}\n{}", content.yaml()));
-    let mut daemon = Daemon::start_with(&config, DaemonOptions::arguments(["--probe-interval", "1s"])).await;
+    let mut daemon =
+        Daemon::start_with(&config, DaemonOptions::arguments(["--health-check-interval", "1s"])).await;
     daemon.wait_ready().await;
     let mut kms = daemon.kms().await;
     let seed: [u8; 32] = rand::random();

@@ -21,8 +21,6 @@ mod exposure;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
-mod support_selftest;
-#[cfg(test)]
 mod kms_v1;
 #[cfg(test)]
 mod leaks;
@@ -49,6 +47,8 @@ mod start;
 #[cfg(test)]
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(test)]
+mod support_selftest;
 #[cfg(test)]
 mod survive;
 #[cfg(test)]

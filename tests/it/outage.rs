@@ -40,7 +40,7 @@ async fn a_vault_that_is_down_at_the_start_is_waited_for() {
     }
     assert_health(&daemon, "unknown").await;
     assert_ready(&daemon, 503, "cannot be reached").await;
-    assert_eq!(daemon.metric("transit_kms_reloads_total", &[("result", "pending")]).await, 1.0);
+    assert_eq!(daemon.metric("transit_kms_config_reloads_total", &[("result", "pending")]).await, 1.0);
 
     stage.bao.start_again().await;
     caller.wait_ok(HEALED_WITHIN).await;
@@ -197,7 +197,7 @@ async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
     }
     let shed = [("method", "encrypt"), ("code", "ResourceExhausted")];
     eventually("the rest is shed", TIMEOUT, async || {
-        daemon.metric("transit_kms_calls_total", &shed).await >= 132.0
+        daemon.metric("transit_kms_requests_total", &shed).await >= 132.0
     })
     .await;
     assert_eq!(caller.health().await, "ok");
@@ -254,7 +254,7 @@ async fn while_calls_wait_for_a_frozen_vault_local_keks_serve_and_who_leaves_is_
     leaver.abort();
     let left = [("method", "decrypt"), ("code", "Canceled")];
     eventually("it is counted", TIMEOUT, async || {
-        daemon.metric("transit_kms_calls_total", &left).await == 1.0
+        daemon.metric("transit_kms_requests_total", &left).await == 1.0
     })
     .await;
     daemon.wait_printed("the caller has gone away").await;

@@ -73,7 +73,7 @@ impl Bench {
             self.bao.revoke(&old).await;
         }
         round_trip(&self.kms, &format!("session-{}", self.generation)).await;
-        assert_eq!(self.daemon.reloads("taken").await, self.generation);
+        assert_eq!(self.daemon.reloads("success").await, self.generation);
         // The calls above did not need a second try: the token that is revoked was no longer used.
         assert_eq!(self.daemon.metric("transit_kms_retries_total", &[]).await, 0.0);
         assert_eq!((self.daemon.exited(), self.daemon.pid()), (None, self.pid));
@@ -91,7 +91,7 @@ impl Bench {
     /// # Panics
     /// If anything that was found was not taken.
     async fn assert_nothing_else(&self) {
-        for result in ["pending", "refused", "unparsable"] {
+        for result in ["pending", "refused", "invalid"] {
             assert_eq!(self.daemon.reloads(result).await, 0, "{result}");
         }
     }
@@ -138,7 +138,7 @@ async fn by_truncating_and_writing() {
     // Half written, and read in that state; but not for long.
     for turn in 1.. {
         assert!(turn < 10, "this machine is too slow to write a file");
-        let before = bench.daemon.reloads("unparsable").await;
+        let before = bench.daemon.reloads("invalid").await;
         let content = Rendered::with_new_token(&bench.bao).await;
         let begun = Instant::now();
         let half = rendered::in_place_half(&config, &content.yaml());
@@ -150,7 +150,7 @@ async fn by_truncating_and_writing() {
         bench.took(content.token).await;
         // Below the time after which a file is called bad.
         if took < Duration::from_millis(200) {
-            assert_eq!(bench.daemon.reloads("unparsable").await, before);
+            assert_eq!(bench.daemon.reloads("invalid").await, before);
             break;
         }
     }
@@ -164,7 +164,7 @@ async fn a_file_that_stays_half_written_is_reported_and_displaces_nothing() {
     let content = Rendered::with_new_token(&bench.bao).await;
     let half = rendered::in_place_half(&config, &content.yaml());
     bench.wait_trouble(&format!("{}:", config.display())).await;
-    assert_eq!(bench.daemon.reloads("unparsable").await, 1);
+    assert_eq!(bench.daemon.reloads("invalid").await, 1);
     assert_eq!(bench.daemon.generation().await, 1);
     round_trip(&bench.kms, "meanwhile").await;
 
@@ -214,10 +214,10 @@ async fn a_directory_that_is_deleted_and_made_anew() {
         })
         .await;
     // And after it was missed.
-    let seen = bench.daemon.reloads("unparsable").await;
+    let seen = bench.daemon.reloads("invalid").await;
     fs::remove_dir_all(dir.join("below")).unwrap();
     bench.wait_trouble("below/config.yaml").await;
-    assert_eq!(bench.daemon.reloads("unparsable").await, seen + 1);
+    assert_eq!(bench.daemon.reloads("invalid").await, seen + 1);
     round_trip(&bench.kms, "without a file").await;
     bench.takes(|text| drop(below(&dir, text))).await;
     // The new directory is watched as the old one was.

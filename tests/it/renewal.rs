@@ -165,7 +165,7 @@ async fn a_node_that_fails_renewals_only_stays_well_and_is_not_probed_for_it() {
     let created = Instant::now();
     stage.rendered.addresses = vec![proxy.address()];
     stage.render(&token);
-    let (daemon, caller) = stage.ready(["--allow-http", "--probe-interval", "10m"]).await;
+    let (daemon, caller) = stage.ready(["--allow-http", "--health-check-interval", "10m"]).await;
     eventually("the first probe", TAKEN_WITHIN, async || probes(&daemon).await >= 1.0).await;
     let probed = probes(&daemon).await;
     wait_for_renewals(&daemon, "failed", 2).await;
@@ -282,7 +282,7 @@ impl Subject {
         let dir = scratch("subject-");
         let config = dir.path().join("config.yaml");
         rendered::by_rename(&config, &Rendered::of(bao, token).yaml());
-        let options = DaemonOptions::arguments(["--probe-interval", "1s", "--log-level", "debug"]);
+        let options = DaemonOptions::arguments(["--health-check-interval", "1s", "--log-level", "debug"]);
         Self { daemon: Daemon::start_with(&config, options).await, dir }
     }
 

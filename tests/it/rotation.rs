@@ -67,10 +67,14 @@ async fn many_tokens_come_and_go_under_load_and_no_call_fails() {
         connections.len(),
         grown / 1048576.0,
     );
-    let taken = daemon.metric("transit_kms_reloads_total", &[("result", "taken")]).await;
+    let taken = daemon.metric("transit_kms_config_reloads_total", &[("result", "success")]).await;
     assert_eq!(taken, f64::from(rounds) + 1.0);
-    for result in ["pending", "refused", "unparsable"] {
-        assert_eq!(daemon.metric("transit_kms_reloads_total", &[("result", result)]).await, 0.0, "{result}");
+    for result in ["pending", "refused", "invalid"] {
+        assert_eq!(
+            daemon.metric("transit_kms_config_reloads_total", &[("result", result)]).await,
+            0.0,
+            "{result}"
+        );
     }
     // One a load, one for the prober, one for the keeper; a call that finds them all busy for a
     // moment may add one. Without the pool's life beyond the session there would be hundreds.
@@ -88,12 +92,12 @@ async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
     // Status tells that a token is dead, as it must; what has to succeed is the rest.
     let wrapping = Wrapping::start(&daemon, LOADS).await;
     for _ in 0..ROUNDS {
-        let dead = daemon.metric("transit_kms_vault_calls_total", &[("outcome", "token_dead")]).await;
+        let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await;
         let (before, old) = (daemon.generation().await, stage.token().to_owned());
         let new = stage.bao.token().await;
         stage.bao.revoke(&old).await;
         eventually("somebody meets the dead token", TAKEN_WITHIN, async || {
-            daemon.metric("transit_kms_vault_calls_total", &[("outcome", "token_dead")]).await > dead
+            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await > dead
         })
         .await;
         stage.render(&new);
@@ -105,7 +109,7 @@ async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
     assert!(failures.is_empty(), "of {calls} calls these failed: {failures:#?}");
     assert!(daemon.metric("transit_kms_retries_total", &[("reason", "token_dead")]).await >= 1.0);
     // Each task once, each probe in the meantime, and nothing else: no call asks twice.
-    let dead = daemon.metric("transit_kms_vault_calls_total", &[("outcome", "token_dead")]).await;
+    let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await;
     let most = f64::from(ROUNDS) * 10.0;
     assert!(dead <= most, "{dead} refusals, more than {most}");
 }
@@ -115,7 +119,7 @@ async fn an_agent_logs_in_again_and_again_under_load_and_no_call_fails() {
     let bao = Bao::start().await;
     let dir = scratch("agent-config-");
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
-    let options = DaemonOptions::arguments(["--log-level", "info", "--probe-interval", "1s"]);
+    let options = DaemonOptions::arguments(["--log-level", "info", "--health-check-interval", "1s"]);
     let daemon = Daemon::start_with(agent.config(), options).await;
     daemon.wait_ready().await;
     let load = Load::start(&daemon, LOADS, PAUSE).await;

@@ -128,7 +128,7 @@ impl Soak {
 }
 
 async fn daemon(dir: &TempDir, config: &std::path::Path) -> Daemon {
-    let arguments = ["--takeover", "--log-level", "info", "--probe-interval", "2s"];
+    let arguments = ["--takeover", "--log-level", "info", "--health-check-interval", "2s"];
     let socket = Some(dir.path().join("kms.sock"));
     Daemon::start_with(config, DaemonOptions { socket, ..DaemonOptions::arguments(arguments) }).await
 }

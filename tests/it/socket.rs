@@ -140,7 +140,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
         log.lines().find(|line| line.contains("WARN") && line.contains("refused")).expect("a warning");
     assert!(warning.contains(&format!("uid={ours} ")), "{warning}");
     assert!(warning.contains(&format!("--allow-uid {ours} ")), "{warning}");
-    assert!(daemon.metric("transit_kms_peers_refused_total", &[]).await >= 2.0);
+    assert!(daemon.metric("transit_kms_connections_rejected_total", &[]).await >= 2.0);
     assert_eq!(daemon.metric("transit_kms_connections_open", &[]).await, 0.0);
 }
 
@@ -179,7 +179,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     let ran = program::run_as(NOBODY, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("Permission denied"), "{ran:?}");
-    assert_eq!(daemon.metric("transit_kms_peers_refused_total", &[]).await, 0.0);
+    assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
 }
 
 #[tokio::test]
@@ -196,7 +196,7 @@ async fn root_and_the_daemons_own_uid_are_served_by_default() {
     let socket = unix_url(daemon.socket()).into_string().unwrap();
     let folder = daemon.socket().parent().unwrap();
     assert_is_answered(&program::run_as(NOBODY, folder, &["probe", "status", "--socket", &socket]).await);
-    assert_eq!(daemon.metric("transit_kms_peers_refused_total", &[]).await, 0.0);
+    assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
 }
 
 #[tokio::test]

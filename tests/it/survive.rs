@@ -21,7 +21,7 @@ async fn load_goes_on(load: &Load) {
 }
 
 async fn daemon_of(agent: &Agent) -> Daemon {
-    let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+    let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
     let daemon = Daemon::start_with(agent.config(), options).await;
     daemon.wait_ready().await;
     daemon
@@ -67,7 +67,7 @@ async fn the_rendered_file_is_deleted_and_comes_back() {
 async fn there_is_no_inotify_left_and_a_new_token_is_found_all_the_same() {
     let Some(wrapper) = without_inotify() else { return };
     let mut stage = Stage::start().await;
-    let options = DaemonOptions::arguments(["--log-level", "debug", "--probe-interval", "1s"]);
+    let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
     let options = DaemonOptions { wrapper, ..options };
     let daemon = Daemon::start_with(&stage.config, options).await;
     daemon.wait_ready().await;

@@ -37,7 +37,7 @@ impl Place {
 
     /// Starts a daemon that is to take this place, and does not wait for that.
     async fn daemon<const N: usize>(&self, config: &Path, more: [&str; N]) -> Daemon {
-        let mut arguments = vec!["--takeover", "--log-level", "debug", "--probe-interval", "1s"];
+        let mut arguments = vec!["--takeover", "--log-level", "debug", "--health-check-interval", "1s"];
         arguments.extend(more);
         let arguments = arguments.into_iter().map(str::to_owned).collect();
         let socket = Some(self.socket.clone());
@@ -62,7 +62,7 @@ impl Place {
 }
 
 async fn answered(daemon: &Daemon) -> f64 {
-    daemon.metric("transit_kms_calls_total", &[]).await
+    daemon.metric("transit_kms_requests_total", &[]).await
 }
 
 #[tokio::test]

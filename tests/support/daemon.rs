@@ -224,9 +224,9 @@ impl Daemon {
         self.metric("transit_kms_session_generation", &[]).await as u64
     }
 
-    /// How many configs ended so: `pending`, `refused`, `taken`, `unparsable`.
+    /// How many configs ended so: `pending`, `refused`, `success`, `invalid`.
     pub(crate) async fn reloads(&self, result: &str) -> u64 {
-        self.metric("transit_kms_reloads_total", &[("result", result)]).await as u64
+        self.metric("transit_kms_config_reloads_total", &[("result", result)]).await as u64
     }
 
     /// Waits until the session of this generation is in use, which nothing may have overtaken.

@@ -14,7 +14,8 @@ use super::{
 };
 
 /// So that tests need not wait long for what takes minutes in earnest.
-const IN_A_HURRY: [&str; 6] = ["--log-level", "debug", "--outage-grace", "3s", "--probe-interval", "1s"];
+const IN_A_HURRY: [&str; 6] =
+    ["--log-level", "debug", "--outage-grace", "3s", "--health-check-interval", "1s"];
 
 /// How long a change of the file may take to be in use: noticed, proven and published.
 pub(crate) const TAKEN_WITHIN: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ impl Stage {
     /// As [`Stage::ready`], but after its first probe none comes of itself: whatever is found out
     /// from then on, a call has found.
     pub(crate) async fn ready_without_probes(&self) -> (Daemon, Caller) {
-        let (daemon, caller) = self.ready(["--probe-interval", "10m"]).await;
+        let (daemon, caller) = self.ready(["--health-check-interval", "10m"]).await;
         // A prober that began before the session was there looks again soon, and then no more.
         eventually("the first probe", TAKEN_WITHIN, async || probes(&daemon).await >= 1.0).await;
         (daemon, caller)
@@ -95,7 +96,7 @@ impl Stage {
 
 /// How many probes there were.
 pub(crate) async fn probes(daemon: &Daemon) -> f64 {
-    daemon.metric("transit_kms_probe_duration_seconds_count", &[]).await
+    daemon.metric("transit_kms_health_check_duration_seconds_count", &[]).await
 }
 
 /// Waits until the daemon uses a newer session than that of generation `before`.

@@ -149,7 +149,7 @@ async fn a_call_that_takes_long_is_hedged_the_first_good_answer_wins_and_the_los
     let text = hedged.metrics.render().unwrap();
     for line in [
         "transit_kms_hedges_total{result=\"won\"} 1",
-        "transit_kms_vault_calls_total{operation=\"encrypt\",outcome=\"cancelled\"} 1",
+        "transit_kms_vault_requests_total{operation=\"encrypt\",outcome=\"cancelled\"} 1",
         "transit_kms_retries_total{reason=\"silent\"} 0",
     ] {
         assert!(text.contains(line), "{line}: {text}");
@@ -293,7 +293,7 @@ async fn a_caller_that_leaves_takes_its_requests_along() {
     calling.abort();
     eventually("the connection is closed", async || silent.forsaken() == 1).await;
     let text = session.metrics.render().unwrap();
-    assert!(text.contains("vault_calls_total{operation=\"encrypt\",outcome=\"cancelled\"} 1"), "{text}");
+    assert!(text.contains("vault_requests_total{operation=\"encrypt\",outcome=\"cancelled\"} 1"), "{text}");
 }
 
 #[tokio::test]
@@ -611,7 +611,7 @@ async fn a_call_that_has_waited_pays_for_each_further_request() {
     let error = encrypt(&session).await.unwrap_err();
     assert!(error.message.contains("sealed"), "{error}");
     assert_eq!(alone.requests(), 1, "it waited for the node, and had nothing left to ask it again");
-    assert!(session.metrics.render().unwrap().contains("retries_denied_total 1"));
+    assert!(session.metrics.render().unwrap().contains("retry_budget_exhausted_total 1"));
 }
 
 #[tokio::test]
@@ -646,7 +646,7 @@ async fn hedges_pause_when_all_nodes_are_slow_and_leave_the_retries_alone() {
     assert!(hedges <= 60, "{hedges} hedges of 180 calls");
     assert!(session.pool.hedge.is_paused());
     let text = session.metrics.render().unwrap();
-    assert!(text.contains("retries_denied_total 0"), "{text}");
+    assert!(text.contains("retry_budget_exhausted_total 0"), "{text}");
     assert!(session.pool.budget.take());
 }
 

@@ -23,6 +23,6 @@ impl Plane {
 
     /// How many KMS calls of this method the daemon has answered, well or not.
     pub(crate) async fn calls(&self, method: &str) -> f64 {
-        self.daemon.metric("transit_kms_calls_total", &[("method", method)]).await
+        self.daemon.metric("transit_kms_requests_total", &[("method", method)]).await
     }
 }

@@ -101,8 +101,8 @@ async fn in_from_nothing_and_from_a_key_of_its_own_and_out_again() {
 async fn in_from_trousseau() {
     let (stage, dir) = (Stage::start().await, scratch("v1-"));
     let (socket, v1) = (dir.path().join("kms.sock"), dir.path().join("v1@localhost"));
-    let arguments =
-        ["--kms-v1-listen", unix_url(&v1).to_str().unwrap(), "--probe-interval", "1s"].map(str::to_owned);
+    let arguments = ["--kms-v1-listen", unix_url(&v1).to_str().unwrap(), "--health-check-interval", "1s"]
+        .map(str::to_owned);
     let options = DaemonOptions {
         arguments: arguments.into(),
         socket: Some(socket.clone()),

@@ -224,7 +224,7 @@ async fn whatever_ends_the_service_it_comes_back_and_the_socket_stays() {
     // With a flag that cannot be used it ends at once, again and again, while somebody waits on the socket.
     let environment = machine.path("/etc/transit-kms/environment");
     let good = fs::read_to_string(&environment).unwrap();
-    fs::write(&environment, format!("{good}TRANSIT_KMS_PROBE_INTERVAL=never\n")).unwrap();
+    fs::write(&environment, format!("{good}TRANSIT_KMS_HEALTH_CHECK_INTERVAL=never\n")).unwrap();
     let _waiting = std::os::unix::net::UnixStream::connect(machine.path(SOCKET_PATH)).unwrap();
     machine.run(&["systemctl", "restart", SERVICE]).await;
     eventually("it was tried often", PATIENCE, async || machine.number(SERVICE, "NRestarts").await > 30)
