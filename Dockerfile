@@ -38,7 +38,8 @@ RUN set -eu; \
         "rustflags = ['-Ctarget-feature=+crt-static'," \
         "    '--remap-path-prefix=/usr/local/cargo=/cargo', '--remap-path-prefix=/src=.']"
 
-COPY Cargo.toml Cargo.lock build.rs ./
+COPY Cargo.toml Cargo.lock ./
+COPY crates crates
 COPY proto proto
 COPY src src
 # The secret is a CA bundle for cargo, for those whose way to the crates has an authority of its own.
@@ -48,7 +49,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     if [ -s /run/secrets/ca ]; then export CARGO_HTTP_CAINFO=/run/secrets/ca; fi; \
     export CARGO_HOME=/usr/local/cargo; \
     export CFLAGS="-ffile-prefix-map=/usr/local/cargo=/cargo -ffile-prefix-map=/src=."; \
-    cargo build --locked --release --bin transit-kms; \
+    cargo build --locked --release -p transit-kms; \
     mv target/*/release/transit-kms /; \
     rm -rf target
 

@@ -21,10 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use serde_json::json;
 use support::{Bao, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered};
 use tempfile::TempDir;
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest};
 
 const STARTS: usize = 20;
 const LATENCY_ROUNDS: usize = 5000;

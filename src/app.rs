@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context;
+use kms_plugin::address::{ListenAddress, UnixAddress};
 use rustix::process::{Resource, getrlimit};
 use tokio::{
     sync::watch,
@@ -22,31 +23,27 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use transit_client::key_id::key_id_hash;
 
 use crate::{
     config::{self, ParseOptions, WatchOptions},
     exposure,
-    kms::{
-        Board,
-        health::{Answer, HealthSettings},
-        kek_store,
-        key_id::key_id_hash,
-        prober,
-        v1::KmsV1,
-        v2::KmsV2,
-    },
+    kms::{v1::KmsV1, v2::KmsV2},
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     server::{
         accept::{self, CutOff, GrpcService, Limits},
-        address::{ListenAddress, UnixAddress},
         admin::{self, AdminHandle, BoundAdmin, Inspect},
         inherited::Inherited,
         peer::AllowedPeers,
         socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
         takeover::{self, Listeners, Stand, Watched},
     },
+    session::{
+        Board, Keeper,
+        health::{Answer, HealthSettings},
+        health_checker, kek_store,
+    },
     supervisor,
-    vault::Keeper,
 };
 
 /// How long the end waits for systemd to be told of it.
@@ -196,7 +193,11 @@ impl App {
         // Dropped at the end of this function, whatever ends it; sessions and keys go with them.
         let mut background = JoinSet::new();
         background.spawn(beat(inspector.runtime.clone()));
-        background.spawn(prober::run(Arc::clone(&board), Arc::clone(&metrics), inspector.prober.clone()));
+        background.spawn(health_checker::run(
+            Arc::clone(&board),
+            Arc::clone(&metrics),
+            inspector.prober.clone(),
+        ));
         background.spawn(kek_store::look_after(Arc::clone(&board)));
         background.spawn(watch_directories(sockets, directories));
         let rereader = watcher.rereader();

@@ -4,9 +4,10 @@
 //! The way of a request, top to bottom; it turns back nowhere:
 //!
 //! ```text
-//! server   socket -> accept loop -> peer check
-//! kms      gRPC service -> key_id rules -> coalescer -> trait Transit
-//! vault    session -> pool -> one HTTP call
+//! server          socket -> accept loop -> peer check
+//! kms             gRPC service -> limits, deadline
+//! session         published state -> keyring -> local KEK or coalescer
+//! transit_client  session -> pool -> one HTTP request
 //! ```
 //!
 //! [`app`] composes the parts and is the only module that knows all of them;
@@ -21,5 +22,5 @@ mod hardening;
 pub mod kms;
 pub mod observe;
 pub mod server;
+pub mod session;
 mod supervisor;
-pub mod vault;

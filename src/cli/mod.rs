@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand.
 
-mod client;
+mod admin_client;
 pub mod probe;
 pub mod serve;
 

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use http::uri::Authority;
+use kms_plugin::address::{AddressError, ListenAddress, UnixAddress};
 use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
@@ -16,15 +17,14 @@ use super::EXIT_USAGE;
 use crate::{
     app::{self, AsyncReread, Settings},
     hardening,
-    kms::health::HealthSettings,
     observe::telemetry::{self, LogFormat, LogLevel},
     server::{
-        address::{AddressError, ListenAddress, UnixAddress},
         group::Group,
         inherited::Inherited,
         peer::AllowedPeers,
         socket::{BoundSocket, SocketOptions},
     },
+    session::health::HealthSettings,
 };
 
 /// A socket or port cannot be had; `EX_CANTCREAT` of sysexits.h.

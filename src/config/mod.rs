@@ -4,7 +4,7 @@
 //! watch    events, debounce, polls      -> Observation, only when it differs
 //! source   bounded reads, fingerprints  -> Reading
 //! parse    YAML, rules, lines           -> Config
-//! model    the settings, each proven by its constructor
+//! settings the settings, each proven by its constructor
 //! ```
 //!
 //! Nothing here shows a value of the file in an error, a log line or a
@@ -14,19 +14,16 @@
 
 mod debounce;
 mod error;
-pub mod model;
 mod notifier;
 pub mod parse;
 mod places;
+pub mod settings;
 pub mod source;
 mod tree;
 pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
-pub use model::{
-    Address, BrokenRule, Config, Credentials, Encryption, KeyName, KeyNames, KeyRef, LocalKekLimits,
-    MountPath, Namespace, TlsFiles, Token,
-};
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
-pub use source::{Fingerprint, Reading, TlsMaterial, read};
+pub use settings::{Config, Credentials, Encryption, LocalKekLimits, TlsFiles};
+pub use source::{Fingerprint, Reading, read};
 pub use watch::{Observation, Rereader, WatchOptions, Watcher, watch};

@@ -2,12 +2,18 @@
 
 use std::{collections::HashSet, path::Path};
 
+use transit_client::{
+    endpoint::Address,
+    key::{KeyName, KeyNames, KeyRef, MountPath, Namespace},
+    rule::BrokenRule,
+    token::Token,
+};
+
 use super::{
     ConfigError, ConfigErrorKind,
-    model::{
-        Address, BrokenRule, Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, KeyName, KeyNames,
-        KeyRef, LOGIN_METHODS, LocalKekLimits, MountPath, Namespace, TlsFiles, Token, absolute_path, age,
-        connect_timeout, server_name,
+    settings::{
+        Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, LOGIN_METHODS, LocalKekLimits, TlsFiles,
+        absolute_path, age, connect_timeout, server_name,
     },
     tree::{self, Key, Node, Step},
 };

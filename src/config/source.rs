@@ -11,14 +11,15 @@ use std::{
 
 use rustix::{fs::OFlags, process::geteuid};
 use sha2::{Digest, Sha256};
+use transit_client::endpoint::{Endpoint, TlsMaterial};
 use zeroize::Zeroizing;
 
 use crate::exposure;
 
 use super::{
     ConfigError, ConfigErrorKind,
-    model::{Config, TlsFiles},
     parse::{MAX_FILE_BYTES, ParseOptions, parse},
+    settings::{Config, TlsFiles},
 };
 
 /// The longest PEM file in bytes; a system's whole bundle of authorities has a quarter of it.
@@ -38,24 +39,16 @@ pub struct Reading {
     pub connection_fingerprint: Fingerprint,
 }
 
-/// The contents of the TLS files: PEM, not parsed yet, never empty.
-#[derive(Clone, Default)]
-pub struct TlsMaterial {
-    /// The authorities to trust.
-    pub ca: Option<Vec<u8>>,
-    /// Our certificate; there if and only if the key is.
-    pub client_cert: Option<Vec<u8>>,
-    /// The key of our certificate.
-    pub client_key: Option<Zeroizing<Vec<u8>>>,
-}
-
-impl fmt::Debug for TlsMaterial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsMaterial")
-            .field("ca", &self.ca.as_ref().map(Vec::len))
-            .field("client_cert", &self.client_cert.as_ref().map(Vec::len))
-            .field("client_key", &self.client_key.as_ref().map(|_| "***"))
-            .finish()
+impl Reading {
+    /// How to reach the Vault that the config names.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            addresses: self.config.addresses.clone(),
+            connect_timeout: self.config.connect_timeout,
+            server_name: self.config.tls.server_name.clone(),
+            tls: self.tls.clone(),
+        }
     }
 }
 

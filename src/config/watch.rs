@@ -23,10 +23,10 @@ use tracing::{debug, info, warn};
 use super::{
     ConfigError,
     debounce::Debounce,
-    model::TlsFiles,
     notifier::{self, Notifier},
     parse::ParseOptions,
     places::Places,
+    settings::TlsFiles,
     source::{self, Fingerprint, Look, Reading},
 };
 

@@ -1,42 +1,81 @@
 //! The rules, end to end from gRPC request to a Transit engine in memory.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use kms_plugin::{
+    v1beta1::{self, key_management_service_server::KeyManagementService as ServesV1},
+    v2::{
+        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+        key_management_service_server::KeyManagementService,
+    },
+};
 use proptest::prelude::*;
 use tokio::{
     task::{JoinHandle, JoinSet, yield_now},
     time::{Instant, advance},
 };
 use tonic::{Code, Request, Status};
-
-use super::{
-    board::Board,
+use transit_client::{
+    Fault, TransitError,
     ciphertext::Ciphertext,
-    health::HealthSettings,
-    kek_store,
+    key::{KeyName, KeyRef, MountPath, Namespace},
     key_id::KeyId,
-    keyring::KeyEntry,
-    local_kek::ANNOTATION,
-    model::{Model, ModelKey, ModelSession},
-    probe::{Before, ProbeFailure, probe},
-    prober,
-    proto::{
-        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-        key_management_service_server::KeyManagementService,
-        v1beta1::{self, key_management_service_server::KeyManagementService as ServesV1},
-    },
-    transit::{Fault, TransitError},
-    v1::KmsV1,
-    v2::KmsV2,
+    testing::fake_transit::{FakeTransit, ModelKey, ModelSession},
 };
+
+use super::{v1::KmsV1, v2::KmsV2};
 use crate::{
-    config::{Encryption, KeyName, KeyRef, LocalKekLimits, MountPath, Namespace},
+    config::{Encryption, LocalKekLimits},
     observe::{heartbeat::Heartbeat, metrics::Metrics},
+    session::{
+        health::HealthSettings,
+        health_checker as prober, kek_store,
+        keyring::KeyEntry,
+        local_kek::ANNOTATION,
+        state::{Board, NewSession},
+        verification::{Before, ProbeFailure, probe},
+    },
 };
 
 const SETTINGS: HealthSettings =
     HealthSettings { outage_grace: Duration::from_secs(60), health_check_interval: Duration::from_secs(30) };
+
+/// A Transit engine in memory, and how its sessions wrap seeds.
+#[derive(Clone, Default)]
+struct Model {
+    encryption: Arc<Mutex<Encryption>>,
+    transit: FakeTransit,
+}
+
+impl Model {
+    /// With a key `kms` of one version.
+    fn new() -> Self {
+        Self { encryption: Arc::default(), transit: FakeTransit::new() }
+    }
+
+    /// Sessions that are taken from now on wrap seeds in this way.
+    fn encrypt_with(&self, encryption: Encryption) {
+        *self.encryption.lock().unwrap() = encryption;
+    }
+
+    fn offer(&self, session: &Arc<ModelSession>) -> NewSession {
+        let encryption = *self.encryption.lock().unwrap();
+        NewSession { encryption, nodes: None, transit: Arc::clone(session) as _ }
+    }
+}
+
+impl Deref for Model {
+    type Target = FakeTransit;
+
+    fn deref(&self) -> &FakeTransit {
+        &self.transit
+    }
+}
 
 /// A service on a model, with or without a running prober.
 struct Bench {
@@ -86,7 +125,7 @@ impl Bench {
             witness: &before.witness,
         });
         let proof = probe(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
-        self.board.take_session(Arc::clone(&session) as _, proof).unwrap();
+        self.board.take_session(self.model.offer(&session), proof).unwrap();
         self.session = session;
         Ok(())
     }
@@ -168,7 +207,7 @@ const LIMITS: LocalKekLimits = LocalKekLimits {
 
 /// A model whose sessions have local KEKs from now on.
 fn local(model: Model) -> Model {
-    model.change(|state| state.encryption = Encryption::LocalKek(LIMITS));
+    model.encrypt_with(Encryption::LocalKek(LIMITS));
     model
 }
 
@@ -261,7 +300,7 @@ async fn a_call_that_waits_for_its_turn_ends_with_its_deadline() {
 async fn what_needs_no_vault_waits_for_nothing_that_does() {
     let bench = Bench::ready(local(Model::new()), &["kms"]).await;
     let own = bench.encrypt(b"own").await.unwrap();
-    bench.model.change(|state| state.encryption = Encryption::Transit);
+    bench.model.encrypt_with(Encryption::Transit);
     let other = Bench::ready(bench.model.clone(), &["kms"]).await;
     let mut bare = Vec::new();
     for number in 0..768_u32 {
@@ -1020,7 +1059,7 @@ async fn a_stripped_swapped_or_foreign_annotation_is_refused() {
     let bench = Bench::ready(model.clone(), &["kms"]).await;
     let sealed = bench.encrypt(b"seed").await.unwrap();
     let theirs = Bench::ready(model.clone(), &["kms"]).await.encrypt(b"seed").await.unwrap();
-    model.change(|state| state.encryption = Encryption::Transit);
+    model.encrypt_with(Encryption::Transit);
     let bare = Bench::ready(model.clone(), &["kms"]).await.encrypt(&[7; 32]).await.unwrap();
     model.rotate("kms");
     let newer = Bench::ready(local(model), &["kms"]).await.encrypt(b"seed").await.unwrap();
@@ -1270,7 +1309,7 @@ async fn modes_are_switched_either_way_and_all_stays_readable() {
     for _ in 0..2 {
         assert_eq!(bench.open(&bare).await.unwrap(), b"bare"[..]);
         assert_eq!(bench.open(&sealed).await.unwrap(), b"sealed"[..]);
-        bench.model.change(|state| state.encryption = Encryption::Transit);
+        bench.model.encrypt_with(Encryption::Transit);
         bench.take_session(&["kms"]).await.unwrap();
     }
     assert!(bench.encrypt(b"bare").await.unwrap().annotations.is_empty());
@@ -1543,6 +1582,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
             Step::Rotate => bench.model.rotate("kms"),
             Step::Session => {
                 let (board, session) = (Arc::clone(&bench.board), bench.model.session(&["kms"]));
+                let offer = bench.model.offer(&session);
                 others.push(tokio::spawn(async move {
                     let before = board.snapshot().unwrap();
                     let against = Before {
@@ -1554,7 +1594,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                     };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     if let Ok(proof) = probe(session.as_ref(), Some(against), false, deadline).await {
-                        drop(board.take_session(session, proof));
+                        drop(board.take_session(offer, proof));
                     }
                 }));
             }

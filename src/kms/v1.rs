@@ -8,21 +8,21 @@ use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
+use kms_plugin::{
+    grpc_timeout::patience,
+    v1beta1::{
+        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest, VersionResponse,
+        key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
+    },
+};
 use rand::Rng;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{
-    board::Board,
-    calls::{Calls, Told},
-    deadline::patience,
-    proto::v1beta1::{
-        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest, VersionResponse,
-        key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
-    },
-    transit::Call,
-};
-use crate::observe::metrics::Metrics;
+use transit_client::transit::Call;
+
+use super::requests::{Calls, Told};
+use crate::{observe::metrics::Metrics, session::Board};
 
 /// The version of the API. kube-apiserver takes no other.
 ///

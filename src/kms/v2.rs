@@ -3,23 +3,22 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::time::Instant;
-use tonic::{Request, Response, Status};
-
-use super::{
-    board::{Board, Snapshot},
-    calls::{Calls, Told, at_most},
-    deadline::patience,
-    health::Answer,
-    key_id::key_id_hash,
-    local_kek::ANNOTATION,
-    proto::{
+use kms_plugin::{
+    grpc_timeout::patience,
+    v2::{
         DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
         key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
     },
-    transit::Call,
 };
-use crate::observe::metrics::Metrics;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use transit_client::{key_id::key_id_hash, transit::Call};
+
+use super::requests::{Calls, Told, at_most};
+use crate::{
+    observe::metrics::Metrics,
+    session::{Board, Snapshot, health::Answer, local_kek::ANNOTATION},
+};
 
 /// The version of the API, as Status answers it; it must never change while we run.
 const API_VERSION: &str = "v2";

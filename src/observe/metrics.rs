@@ -5,8 +5,7 @@
 //! it no longer holds.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex, RwLock},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,13 +15,9 @@ use prometheus::{
     core::{Collector, GenericGaugeVec},
 };
 use tokio::time::Instant;
+use transit_client::metrics::{ClientMetrics, LATENCY_BUCKETS};
 
 use super::process::ProcessCollector;
-
-/// Where kube-apiserver's patience and Transit's speed lie: 0.1 ms to 10 s.
-const LATENCY_BUCKETS: &[f64] = &[
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
 
 /// From a lone Decrypt to the largest batch.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
@@ -56,12 +51,13 @@ impl MalformedRequest {
 pub struct Metrics {
     registry: Registry,
     /// Tells the time of day, which may jump at any moment: for time stamps, never to decide anything.
+    /// What the client of Vault counts.
+    pub client: Arc<ClientMetrics>,
     clock: fn() -> SystemTime,
     request_seconds: HistogramVec,
     requests: IntCounterVec,
     config_state: IntGaugeVec,
     health: IntGaugeVec,
-    hedges: IntCounterVec,
     key_info: IntGaugeVec,
     key_version: IntGaugeVec,
     malformed_requests: IntCounterVec,
@@ -74,8 +70,6 @@ pub struct Metrics {
     token_expiry: Gauge,
     token_lease: Gauge,
     token_ttl: Gauge,
-    vault_request_seconds: HistogramVec,
-    vault_requests: IntCounterVec,
     /// Errors of `accept(2)`, such as running out of descriptors.
     pub accept_errors: IntCounter,
     /// How many Decrypts went to Vault in one request.
@@ -96,16 +90,9 @@ pub struct Metrics {
     pub health_check_seconds: Histogram,
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
-    retries: IntCounterVec,
     /// 1 while a successor listens at the path of a KMS socket.
     pub superseded: IntGauge,
-    /// Retries and hedges that the budget did not allow.
-    pub retry_budget_exhausted: IntCounter,
     token_renewals: IntCounterVec,
-    vault_node_requests: IntCounterVec,
-    vault_node_up: IntGaugeVec,
-    /// The addresses of the config in use.
-    vault_nodes: RwLock<BTreeSet<String>>,
 }
 
 impl Metrics {
@@ -133,6 +120,7 @@ impl Metrics {
                         .buckets(BATCH_BUCKETS.to_vec()),
                 )?,
             )?,
+            client: Arc::new(ClientMetrics::register(&registry)?),
             clock,
             request_seconds: histograms(
                 &registry,
@@ -173,12 +161,6 @@ impl Metrics {
                 "Connections without a complete HTTP/2 preface in time.",
             )?,
             health: gauges(&registry, "health", "1 for the state that holds, 0 for the others.", &["state"])?,
-            hedges: counters(
-                &registry,
-                "hedges_total",
-                "Second requests made because the first took long, by whether they were faster.",
-                &["result"],
-            )?,
             key_info: gauges(
                 &registry,
                 "key_id_hash_info",
@@ -231,12 +213,6 @@ impl Metrics {
                 "Configs by what became of them.",
                 &["result"],
             )?,
-            retries: counters(&registry, "retries_total", "Work done again, by reason.", &["reason"])?,
-            retry_budget_exhausted: counter(
-                &registry,
-                "retry_budget_exhausted_total",
-                "Requests to another node that the retry budget did not allow.",
-            )?,
             session_generation: registered(
                 &registry,
                 IntGauge::new("session_generation", "Generation of the session in use.")?,
@@ -267,31 +243,6 @@ impl Metrics {
                 "token_ttl_seconds",
                 "TTL of the Vault token when it was last looked up; 0 if it never ends.",
             )?,
-            vault_request_seconds: histograms(
-                &registry,
-                "vault_request_duration_seconds",
-                "Latency of calls to Vault.",
-                &["operation", "outcome"],
-            )?,
-            vault_requests: counters(
-                &registry,
-                "vault_requests_total",
-                "Calls to Vault by operation and outcome.",
-                &["operation", "outcome"],
-            )?,
-            vault_node_requests: counters(
-                &registry,
-                "vault_node_requests_total",
-                "Calls to Vault by address and outcome.",
-                &["node", "outcome"],
-            )?,
-            vault_node_up: gauges(
-                &registry,
-                "vault_node_up",
-                "1 while the address is asked, 0 while it rests because it has failed.",
-                &["node"],
-            )?,
-            vault_nodes: RwLock::default(),
             registry,
         };
         metrics.describe_process()?;
@@ -305,25 +256,8 @@ impl Metrics {
         for result in ["capped", "failed", "renewed"] {
             metrics.token_renewals.with_label_values(&[result]);
         }
-        for result in ["denied", "lost", "won"] {
-            metrics.hedges.with_label_values(&[result]);
-        }
         for what in [MalformedRequest::Authority, MalformedRequest::Other] {
             metrics.malformed_requests.with_label_values(&[what.label()]);
-        }
-        for reason in [
-            "broken",
-            "connect",
-            "fresh_token",
-            "lagging",
-            "round",
-            "silent",
-            "token_dead",
-            "unconfirmed",
-            "unreachable",
-            "waited",
-        ] {
-            metrics.retries.with_label_values(&[reason]);
         }
         Ok(metrics)
     }
@@ -347,11 +281,6 @@ impl Metrics {
         for known in HEALTH_STATES {
             self.health.with_label_values(&[known]).set(i64::from(known == state));
         }
-    }
-
-    /// A hedge has `won` or `lost`, or was `denied` by its budget.
-    pub fn hedge(&self, result: &'static str) {
-        self.hedges.with_label_values(&[result]).inc();
     }
 
     /// A config was read: `success`, `refused`, `pending` or `invalid`.
@@ -384,11 +313,6 @@ impl Metrics {
             life.map_or((0.0, 0.0), |(age, left)| (now - age.as_secs_f64(), now + left.as_secs_f64()));
         self.local_kek_unwrapped.set(unwrapped);
         self.local_kek_expiry.set(until);
-    }
-
-    /// Work was done again.
-    pub fn retry(&self, reason: &'static str) {
-        self.retries.with_label_values(&[reason]).inc();
     }
 
     /// A request was refused before any service saw it.
@@ -442,38 +366,6 @@ impl Metrics {
     /// A renewal ended: `renewed`, `capped` or `failed`.
     pub fn token_renewal(&self, result: &'static str) {
         self.token_renewals.with_label_values(&[result]).inc();
-    }
-
-    /// One call to Vault has ended.
-    pub fn vault_call(&self, operation: &'static str, outcome: &'static str, took: Duration) {
-        self.vault_requests.with_label_values(&[operation, outcome]).inc();
-        self.vault_request_seconds.with_label_values(&[operation, outcome]).observe(took.as_secs_f64());
-    }
-
-    /// One call to the node of this address has ended; counted if it is one of the config in use.
-    pub fn vault_node_call(&self, node: &str, outcome: &'static str) {
-        if self.vault_nodes.read().is_ok_and(|nodes| nodes.contains(node)) {
-            self.vault_node_requests.with_label_values(&[node, outcome]).inc();
-        }
-    }
-
-    /// These are the addresses of the config in use; the series of others disappear.
-    pub fn vault_nodes(&self, addresses: impl IntoIterator<Item = String>) {
-        if let Ok(mut nodes) = self.vault_nodes.write() {
-            let now: BTreeSet<_> = addresses.into_iter().collect();
-            if *nodes != now {
-                *nodes = now;
-                self.vault_node_requests.reset();
-                self.vault_node_up.reset();
-            }
-        }
-    }
-
-    /// Whether the node of this address is asked; told if it is one of the config in use.
-    pub fn vault_node(&self, node: &str, up: bool) {
-        if self.vault_nodes.read().is_ok_and(|nodes| nodes.contains(node)) {
-            self.vault_node_up.with_label_values(&[node]).set(i64::from(up));
-        }
     }
 
     /// Everything in the Prometheus text format.
@@ -582,24 +474,6 @@ mod tests {
         assert!(text.contains("transit_kms_token_expiry_timestamp_seconds 999900\n"), "{text}");
         metrics.token(None);
         assert!(metrics.render().unwrap().contains("transit_kms_token_expiry_timestamp_seconds 0\n"));
-    }
-
-    #[test]
-    fn nodes_are_those_of_the_config_and_no_others() {
-        let metrics = Metrics::new().unwrap();
-        metrics.vault_nodes(["https://one".to_owned()]);
-        metrics.vault_node_call("https://one", "ok");
-        metrics.vault_node_call("https://two", "ok");
-        metrics.vault_node("https://one", true);
-        metrics.vault_node("https://two", true);
-        let text = metrics.render().unwrap();
-        assert!(text.contains("vault_node_requests_total{node=\"https://one\",outcome=\"ok\"} 1"), "{text}");
-        assert!(text.contains("vault_node_up{node=\"https://one\"} 1"), "{text}");
-        assert!(!text.contains("https://two"), "{text}");
-        metrics.vault_nodes(["https://two".to_owned()]);
-        metrics.vault_node_call("https://one", "ok");
-        metrics.vault_node("https://one", true);
-        assert!(!metrics.render().unwrap().contains("https://one"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kms_plugin::address::ListenAddress;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, sockopt},
@@ -34,7 +35,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    address::ListenAddress,
     backoff::{Failures, Listener},
     socket::{self, BindError, BoundSocket, SocketFile, SocketOptions},
 };
@@ -342,7 +342,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::server::address::UnixAddress;
+    use kms_plugin::address::UnixAddress;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -21,6 +21,7 @@ use hyper::{
     server::conn::http2,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kms_plugin::grpc_timeout::asked;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
@@ -36,7 +37,7 @@ use super::{
     refused::{MalformedLog, Refusals},
     roster::{CallGuard, Connection, Place},
 };
-use crate::{kms::deadline::asked, observe::metrics::Metrics};
+use crate::observe::metrics::Metrics;
 
 /// `PRI * HTTP/2.0`, `SM` and their line ends.
 const PREFACE_BYTES: usize = 24;

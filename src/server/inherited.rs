@@ -10,10 +10,11 @@ use std::{
     os::unix::net::{SocketAddr, UnixListener},
 };
 
+use kms_plugin::address::UnixAddress;
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 
-use super::{address::UnixAddress, socket::BoundSocket};
+use super::socket::BoundSocket;
 
 /// `FileDescriptorName=` of the listener for KMS v2; one that is alone needs no name.
 const KMS: &str = "kms";

@@ -7,7 +7,6 @@
 //! means.
 
 pub mod accept;
-pub mod address;
 pub mod admin;
 mod backoff;
 mod connection;

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use kms_plugin::address::UnixAddress;
 use rustix::{
     fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags},
     io::Errno,
@@ -32,7 +33,7 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use super::{address::UnixAddress, group::Group, peer::Peer};
+use super::{group::Group, peer::Peer};
 
 /// Connections that wait for accept; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;

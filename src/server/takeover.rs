@@ -307,7 +307,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::server::address::UnixAddress;
+    use kms_plugin::address::UnixAddress;
 
     /// With the clock paused, this passes as soon as nothing else can happen.
     const LONG: Duration = Duration::from_secs(60);

@@ -17,6 +17,11 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use kms_plugin::v2::{
+    self as proto,
+    key_management_service_client::KeyManagementServiceClient,
+    key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
+};
 use rustix::io::Errno;
 use tempfile::TempDir;
 use tokio::{
@@ -36,14 +41,7 @@ use super::{
     accept::{CutOff, GrpcService, Limits, Listener, Settings, serve},
     peer::{AllowedPeers, Peer},
 };
-use crate::{
-    kms::proto::{
-        self, key_management_service_client::KeyManagementServiceClient,
-        key_management_service_server::KeyManagementService,
-        key_management_service_server::KeyManagementServiceServer,
-    },
-    observe::metrics::Metrics,
-};
+use crate::observe::metrics::Metrics;
 
 /// Far longer than anything takes here; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -620,7 +618,7 @@ async fn when_descriptors_run_out_an_idle_connection_gives_its_own() {
 async fn from_bind_to_removal() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kms.sock");
-    let address = super::address::UnixAddress::Path(path.clone());
+    let address = kms_plugin::address::UnixAddress::Path(path.clone());
     let bound = super::socket::bind(&address, super::socket::SocketOptions::default()).await.unwrap();
     let (listener, file) = bound.into_listener().unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use bytes::Bytes;
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest};
+use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 
 use crate::{
     cluster::{ApiLoad, Cluster, EncryptionConfig, figure},

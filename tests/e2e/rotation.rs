@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use transit_kms::kms::key_id::key_id_hash;
+use transit_client::key_id::key_id_hash;
 
 use crate::{
     cluster::{ApiLoad, Cluster, EncryptionConfig, Plane, SECRETS, figure},

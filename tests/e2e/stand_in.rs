@@ -6,13 +6,13 @@
 use std::{path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use kms_plugin::{v1beta1, v2 as proto};
 use reqwest::{Certificate, Client};
 use serde_json::{Value, json};
 use tokio::{net::UnixListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use transit_kms::{
-    kms::proto::{self, v1beta1},
     observe::metrics::Metrics,
     server::{
         accept::{self, GrpcService, Limits, Settings},

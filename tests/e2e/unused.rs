@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use transit_kms::kms::key_id::key_id_hash;
+use transit_client::key_id::key_id_hash;
 
 use crate::{
     cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},

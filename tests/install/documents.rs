@@ -33,7 +33,8 @@ const FOREIGN: [&str; 13] = [
     "--to-revision",
 ];
 /// Where what is named by its path from the root lies.
-const FOLDERS: [&str; 7] = ["benches/", "charts/", "docs/", "manifests/", "scripts/", "src/", "tests/"];
+const FOLDERS: [&str; 8] =
+    ["benches/", "charts/", "crates/", "docs/", "manifests/", "scripts/", "src/", "tests/"];
 
 #[test]
 fn links_lead_somewhere() {
@@ -360,6 +361,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 fn sources() -> String {
     let mut files = Vec::new();
     walk(&root().join("src"), "rs", &mut files);
+    walk(&root().join("crates"), "rs", &mut files);
     let mut all = fs::read_to_string(root().join("tests/golden/vault_errors.tsv")).unwrap();
     for file in files {
         let text = fs::read_to_string(file).unwrap();

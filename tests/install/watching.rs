@@ -9,9 +9,10 @@ use std::{
 };
 
 use http::StatusCode;
+use kms_plugin::v2::EncryptResponse;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use transit_kms::kms::{key_id::key_id_hash, proto::EncryptResponse};
+use transit_client::key_id::key_id_hash;
 
 use crate::{
     cluster::{Api, ApiServer, Cluster, EncryptionConfig},

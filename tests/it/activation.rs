@@ -11,10 +11,10 @@ use std::{
     time::Duration,
 };
 
+use kms_plugin::v2::StatusRequest;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixDatagram;
-use transit_kms::kms::proto::StatusRequest;
 
 use crate::support::{
     Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, lasting_client,

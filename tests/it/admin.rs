@@ -8,8 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use sha2::{Digest, Sha256};
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest};
 
 use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
 

@@ -9,11 +9,11 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tonic::Code;
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 
 use crate::support::{
     self, Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,

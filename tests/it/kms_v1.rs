@@ -7,17 +7,17 @@ use std::{
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
+use kms_plugin::{
+    address::UnixAddress,
+    v1beta1::{
+        DecryptRequest, EncryptRequest, VersionRequest,
+        key_management_service_client::KeyManagementServiceClient,
+    },
+};
 use tempfile::TempDir;
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
-};
-use transit_kms::{
-    kms::proto::v1beta1::{
-        DecryptRequest, EncryptRequest, VersionRequest,
-        key_management_service_client::KeyManagementServiceClient,
-    },
-    server::address::UnixAddress,
 };
 
 use crate::support::{Daemon, DaemonOptions, KEY, Stage, calls, connect, scratch, unix_url};

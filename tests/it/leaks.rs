@@ -18,16 +18,14 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use rand::RngExt;
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::{JoinSet, LocalSet};
 use tonic::{Request, Status};
-use transit_kms::kms::{
-    local_kek::ANNOTATION,
-    proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest},
-};
+use transit_kms::session::local_kek::ANNOTATION;
 
 use crate::support::{
     Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered, closed_address, eventually, policy,

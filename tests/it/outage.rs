@@ -454,11 +454,7 @@ async fn birth(bao: &Bao) -> i64 {
     answer["data"]["keys"]["1"].as_i64().unwrap()
 }
 
-async fn another_key_is_refused(
-    daemon: &Daemon,
-    caller: &Caller,
-    sealed: &transit_kms::kms::proto::EncryptResponse,
-) {
+async fn another_key_is_refused(daemon: &Daemon, caller: &Caller, sealed: &kms_plugin::v2::EncryptResponse) {
     let error = wait_for_lost(caller, "made anew").await;
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     let error = caller.encrypt(b"seed").await.unwrap_err();

@@ -340,7 +340,7 @@ async fn a_call_in_flight_ends_on_the_session_that_it_began_with() {
 
     proxy.hold("slow");
     let mut slow =
-        timed(transit_kms::kms::proto::EncryptRequest { plaintext: vec![7; 32].into(), uid: "slow".into() });
+        timed(kms_plugin::v2::EncryptRequest { plaintext: vec![7; 32].into(), uid: "slow".into() });
     slow.set_timeout(Duration::from_secs(30));
     let slow = tokio::spawn({
         let mut kms = kms.clone();

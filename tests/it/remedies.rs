@@ -1,7 +1,7 @@
 //! What an operator reads when Vault cannot be used: a table of a situation and the words that name its
 //! cause and the next step. Each situation is made with the real server, and read from the real daemon.
 //!
-//! The tables of `src/vault/tls.rs` and `src/vault/errors.rs` have the words.
+//! The tables of `crates/transit-client/src/vault/tls.rs` and `errors.rs` beside it have the words.
 
 use std::{
     fs,

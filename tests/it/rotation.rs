@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_plugin::v2::EncryptResponse;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use transit_kms::kms::proto::EncryptResponse;
 
 use crate::support::{
     Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, KEY, Load, MOUNT, Stage, TAKEN_WITHIN,

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tonic::{Code, Request};
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 
 use crate::support::{
     self, Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, process::Child, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
 use crate::support::{
     Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, port,

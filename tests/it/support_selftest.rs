@@ -11,13 +11,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
 };
-use serde_json::{Value, json};
-use tokio::net::UnixListener;
-use tonic::{Request, Response, Status};
-use transit_kms::kms::proto::{
+use kms_plugin::v2::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
     key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
 };
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tonic::{Request, Response, Status};
 
 use crate::support::{
     Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,

@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
+use kms_plugin::v2::StatusRequest;
 use rustix::{
     fs::{FlockOperation, flock},
     process::Signal,
 };
 use tempfile::TempDir;
-use transit_kms::kms::proto::StatusRequest;
 
 use crate::support::{
     Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, http::client, kms_client, port,

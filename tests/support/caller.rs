@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use kms_plugin::v2::{EncryptResponse, StatusResponse};
 use tonic::Status;
-use transit_kms::kms::proto::{EncryptResponse, StatusResponse};
 
 use super::{
     calls,

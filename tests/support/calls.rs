@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use tonic::{Request, Status};
-use transit_kms::kms::proto::{
-    DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
 
 use super::daemon::Kms;
 

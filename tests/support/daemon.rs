@@ -12,11 +12,11 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use kms_plugin::v2::key_management_service_client::KeyManagementServiceClient;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
-use transit_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
 
 use super::{
     command::command,

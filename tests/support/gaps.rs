@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_plugin::v2::EncryptRequest;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use transit_kms::kms::proto::EncryptRequest;
 
 use super::{calls::timed, redial::lasting_client};
 

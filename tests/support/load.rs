@@ -11,10 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use kms_plugin::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
-use transit_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 
 use super::{
     calls::{TIMEOUT, timed},

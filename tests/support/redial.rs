@@ -16,8 +16,8 @@ use std::{
 use http::{Request, Response, Uri};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use kms_plugin::v2::key_management_service_client::KeyManagementServiceClient;
 use tonic::body::Body;
-use transit_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
 
 use super::daemon::connect;
 

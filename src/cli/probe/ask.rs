@@ -3,27 +3,28 @@
 use std::{fmt, time::Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use kms_plugin::{
+    client::{self, ConnectError},
+    v2::{
+        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+        key_management_service_client::KeyManagementServiceClient,
+    },
+};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tonic::{Request, transport::Channel};
+use transit_client::text::root_cause;
 
 use super::{
     Ask, ProbeArgs,
     input::{Call, Plaintext},
     report::{Report, Verdict},
 };
-use crate::{
-    cli::client::{self, NoClient},
-    kms::proto::{
-        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-        key_management_service_client::KeyManagementServiceClient,
-    },
-    observe::root_cause,
-};
+use crate::cli::admin_client;
 
 pub(super) async fn admin(args: &ProbeArgs, path: &str, report: &mut Report) -> Result<(), Verdict> {
     let start = Instant::now();
-    let (status, text) = client::admin(&args.admin, path).await.map_err(|error| {
+    let (status, text) = admin_client::get(&args.admin, path).await.map_err(|error| {
         Verdict::Silence(format!(
             "cannot ask {}: {error}; is `transit-kms serve` running, with this --admin-listen?",
             args.admin
@@ -146,9 +147,9 @@ pub(super) struct Asking<'a> {
 impl<'a> Asking<'a> {
     async fn new(args: &'a ProbeArgs) -> Result<Self, Verdict> {
         let deadline = Instant::now() + args.timeout();
-        let client = client::kms(&args.socket).await.map_err(|error| match error {
-            NoClient::Closed(cause) => closed(args, &cause),
-            NoClient::Unreachable(cause) => Verdict::Silence(format!(
+        let client = client::connect(&args.socket).await.map_err(|error| match error {
+            ConnectError::Closed(error) => closed(args, &root_cause(&error)),
+            ConnectError::Unreachable(cause) => Verdict::Silence(format!(
                 "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
                 args.socket
             )),

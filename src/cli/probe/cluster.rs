@@ -16,7 +16,7 @@ use super::{
     report::Verdict,
     unused::UnusedArgs,
 };
-use crate::observe::root_cause;
+use transit_client::text::root_cause;
 
 /// The name that every API server's certificate carries: pods reach it by this one.
 const NAME: &str = "kubernetes.default.svc";

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{Ask, unused::UnusedArgs};
-use crate::kms::proto::EncryptResponse;
+use kms_plugin::v2::EncryptResponse;
 
 /// Seeds have 32 bytes and ciphertexts at most 1 KiB; this is for base64 and for tests of limits.
 const MOST_INPUT: u64 = 1024 * 1024;

@@ -28,7 +28,7 @@ use self::{
     report::{Output, Report, Verdict, visible},
     unused::UnusedArgs,
 };
-use crate::server::address::{ListenAddress, UnixAddress};
+use kms_plugin::address::{ListenAddress, UnixAddress};
 
 /// Asks a running daemon, as kube-apiserver or an exec probe would.
 ///

@@ -18,13 +18,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use kms_plugin::v2::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+    key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
+};
+
 use super::{ask::*, input::*, report::*, *};
 use crate::{
     cli::EXIT_USAGE,
-    kms::proto::{
-        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-        key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
-    },
     observe::metrics::Metrics,
     server::{
         accept::{self, Limits, Settings},

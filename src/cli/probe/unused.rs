@@ -18,7 +18,7 @@ use super::{
     metrics_page::Page,
     report::{Report, Verdict},
 };
-use crate::kms::key_id::key_id_hash;
+use transit_client::key_id::key_id_hash;
 
 /// A minute between two questions, two minutes at most until a plugin that was away is dialled again, and
 /// room.

@@ -31,7 +31,7 @@ pub(crate) use tools::tool;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use transit_kms::kms::key_id::key_id_hash;
+use transit_client::key_id::key_id_hash;
 
 use crate::support::eventually;
 

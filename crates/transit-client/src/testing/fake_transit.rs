@@ -1,0 +1,281 @@
+//! A Transit engine in memory, for tests of the rules alone.
+//!
+//! It stands in where a real server cannot be made to show a fault, or an order of
+//! events, at will. Whatever a real server can show is tested against one in `tests/it`.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use zeroize::Zeroizing;
+
+use crate::{
+    Fault, Transit, TransitError,
+    ciphertext::Ciphertext,
+    key::{KeyNames, KeyRef},
+    key_id::KeyVersion,
+    transit::{Call, KeyDescription, NodeId, Opened, Sealed},
+};
+
+/// One key of the engine.
+#[derive(Clone)]
+pub struct ModelKey {
+    pub derived: bool,
+    /// How whatever is done with it fails.
+    pub fails: Option<Fault>,
+    pub kind: &'static str,
+    /// Tells two makings of a key apart, as its secret would.
+    pub making: u64,
+    pub min_decryption: u32,
+    pub min_encryption: u32,
+    pub soft_deleted: bool,
+    /// Creation time of each version, from version 1.
+    pub versions: Vec<i64>,
+}
+
+impl ModelKey {
+    pub fn new(making: u64, versions: &[i64]) -> Self {
+        Self {
+            derived: false,
+            fails: None,
+            kind: "aes256-gcm96",
+            making,
+            min_decryption: 1,
+            min_encryption: 0,
+            soft_deleted: false,
+            versions: versions.to_vec(),
+        }
+    }
+
+    fn latest(&self) -> u32 {
+        u32::try_from(self.versions.len()).unwrap()
+    }
+}
+
+/// What the engine does; changed by tests while it runs.
+#[derive(Default)]
+pub struct State {
+    /// Each call takes one and yields so often before it looks, and again before it answers.
+    pub delays: VecDeque<u8>,
+    pub fails: BTreeMap<&'static str, Fault>,
+    pub keys: BTreeMap<String, ModelKey>,
+    /// Larger ones are too much.
+    pub largest_batch: Option<usize>,
+    /// The node that answers has not heard of the newest so many versions.
+    pub lag: u32,
+    /// It does not answer at all.
+    pub silent: bool,
+}
+
+/// A cluster; sessions of it share its state.
+#[derive(Clone, Default)]
+pub struct FakeTransit {
+    calls: Arc<AtomicUsize>,
+    state: Arc<Mutex<State>>,
+}
+
+impl FakeTransit {
+    /// With a key `kms` of one version.
+    pub fn new() -> Self {
+        let model = Self::default();
+        model.change(|state| {
+            state.keys.insert("kms".into(), ModelKey::new(1, &[100]));
+        });
+        model
+    }
+
+    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    pub fn rotate(&self, key: &str) {
+        self.change(|state| {
+            let versions = &mut state.keys.get_mut(key).unwrap().versions;
+            versions.push(versions.last().unwrap() + 100);
+        });
+    }
+
+    /// Calls that reached the engine so far.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub fn session(&self, keys: &[&str]) -> Arc<ModelSession> {
+        let keys = keys.iter().map(|key| KeyRef::in_transit(key));
+        Arc::new(ModelSession {
+            refused: Mutex::new(None),
+            keys: KeyNames::new(keys).unwrap(),
+            model: self.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+/// A session with the model.
+pub struct ModelSession {
+    /// What all calls with its token fail with.
+    refused: Mutex<Option<Fault>>,
+    keys: KeyNames,
+    model: FakeTransit,
+}
+
+impl ModelSession {
+    pub fn kill_token(&self) {
+        self.refuse(Fault::TokenDead);
+    }
+
+    /// Whatever is asked with this token fails so from now on; other sessions go on.
+    pub fn refuse(&self, fault: Fault) {
+        *self.refused.lock().unwrap() = Some(fault);
+    }
+
+    /// Comes and goes as a request does; what it finds is of one moment in between.
+    async fn at_some_moment<T>(
+        &self,
+        what: &'static str,
+        look: impl FnOnce(&State) -> Result<T, TransitError>,
+    ) -> Result<T, TransitError> {
+        self.model.calls.fetch_add(1, Ordering::Relaxed);
+        let delay = self.model.lock().delays.pop_front().unwrap_or(0);
+        for _ in 0..delay {
+            tokio::task::yield_now().await;
+        }
+        if self.model.lock().silent {
+            std::future::pending::<()>().await;
+        }
+        let found = {
+            let state = self.model.lock();
+            let refused = *self.refused.lock().unwrap();
+            match refused.or_else(|| state.fails.get(what).copied()) {
+                Some(Fault::TokenDead) => Err(TransitError::new(Fault::TokenDead, "the token is dead")),
+                Some(fault) => Err(TransitError::new(fault, format!("{what}: {}", fault.name()))),
+                None => look(&state),
+            }
+        };
+        for _ in 0..delay {
+            tokio::task::yield_now().await;
+        }
+        found
+    }
+}
+
+fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), TransitError> {
+    let key = state
+        .keys
+        .get(key.name().as_str())
+        .ok_or_else(|| TransitError::new(Fault::KeyLost, format!("key `{key}` does not exist")))?;
+    if let Some(fault) = key.fails {
+        return Err(TransitError::new(fault, fault.name()));
+    }
+    Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
+}
+
+fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Opened, TransitError> {
+    let (key, latest) = visible(state, key)?;
+    let version = ciphertext.version().number();
+    if version > latest {
+        return Err(TransitError::new(Fault::Lagging, "version is too new"));
+    }
+    if version < key.min_decryption {
+        return Err(TransitError::new(Fault::TooOld, "too old"));
+    }
+    let body = ciphertext.as_str().rsplit(':').next().unwrap();
+    let inner = STANDARD.decode(body).unwrap();
+    let (making, plaintext) = inner.split_at(8);
+    if making != key.making.to_be_bytes() {
+        return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+    }
+    Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+}
+
+#[async_trait]
+impl Transit for ModelSession {
+    async fn decrypt(
+        &self,
+        key: &KeyRef,
+        ciphertext: &Ciphertext,
+        _: Call<'_>,
+    ) -> Result<Opened, TransitError> {
+        self.at_some_moment("decrypt", |state| open(state, key, ciphertext)).await
+    }
+
+    async fn decrypt_batch(
+        &self,
+        key: &KeyRef,
+        ciphertexts: &[&Ciphertext],
+        _: Call<'_>,
+    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
+        self.at_some_moment("decrypt_batch", |state| {
+            if state.largest_batch.is_some_and(|largest| ciphertexts.len() > largest) {
+                return Err(TransitError::new(Fault::TooMuch, "high complexity"));
+            }
+            visible(state, key)?;
+            let ask = |ciphertext: &&Ciphertext| open(state, key, ciphertext);
+            Ok(ciphertexts.iter().map(ask).collect())
+        })
+        .await
+    }
+
+    async fn encrypt(
+        &self,
+        key: &KeyRef,
+        version: KeyVersion,
+        plaintext: &[u8],
+        _: Call<'_>,
+    ) -> Result<Sealed, TransitError> {
+        self.at_some_moment("encrypt", |state| {
+            let (key, latest) = visible(state, key)?;
+            if key.soft_deleted {
+                return Err(TransitError::new(Fault::KeyLost, "soft-deleted"));
+            }
+            if version.number() > latest {
+                return Err(TransitError::new(Fault::Lagging, "higher than the latest"));
+            }
+            if version.number() < key.min_encryption {
+                return Err(TransitError::new(Fault::TooOld, "less than the minimum"));
+            }
+            let body = STANDARD.encode([&key.making.to_be_bytes(), plaintext].concat());
+            let ciphertext = Ciphertext::parse(format!("vault:v{version}:{body}").as_bytes()).unwrap();
+            Ok(Sealed { ciphertext, request_id: "request".into() })
+        })
+        .await
+    }
+
+    async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
+        self.at_some_moment("is_active", |state| Ok(state.lag == 0)).await
+    }
+
+    fn keys(&self) -> &KeyNames {
+        &self.keys
+    }
+
+    async fn read_key(&self, key: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
+        self.at_some_moment("read_key", |state| {
+            let (key, latest) = visible(state, key)?;
+            let versions = key.versions.iter().zip(1..=latest);
+            Ok(KeyDescription {
+                decrypts: key.kind != "hmac",
+                told_by: NodeId(0),
+                derived: key.derived,
+                latest: KeyVersion::new(latest).unwrap(),
+                min_decryption: key.min_decryption,
+                soft_deleted: key.soft_deleted,
+                kind: key.kind.into(),
+                versions: versions
+                    .filter(|(_, version)| *version >= key.min_decryption)
+                    .map(|(created, version)| (KeyVersion::new(version).unwrap(), *created))
+                    .collect(),
+            })
+        })
+        .await
+    }
+}

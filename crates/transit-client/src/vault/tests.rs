@@ -1,0 +1,308 @@
+//! Faults that a real server cannot be made to show, shown by a fake that answers with
+//! whatever bytes a test gives it. Everything else is tested against a real server in
+//! `tests/it`; who is asked next, in `failover/tests.rs`.
+
+use std::time::Duration;
+
+use tokio::{net::TcpListener, time::Instant};
+
+use super::{lease, session::Session};
+use crate::{
+    Fault, Transit, TransitError,
+    ciphertext::Ciphertext,
+    key::{KeyName, KeyRef, MountPath, Namespace},
+    testing::fake_vault::{
+        Answer, Fake, GOOD, HEALTH, call, encrypt, encrypt_by, json, session, session_in, soon,
+    },
+    transit::{Call, NodeId},
+};
+
+#[tokio::test]
+async fn an_answer_with_another_version_than_asked_for_never_leaves() {
+    let fake = Fake::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
+    let error = encrypt_by(&session(&[&fake.address]).await, soon()).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Nonsense);
+    assert!(error.message.contains("asked for version 2 and used 3"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    let announced = b"HTTP/1.1 200 X\r\ncontent-length: 99999999\r\n\r\n".to_vec();
+    let mut unannounced = b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..40 {
+        unannounced.extend_from_slice(b"8000\r\n");
+        unannounced.extend_from_slice(&[b' '; 0x8000]);
+        unannounced.extend_from_slice(b"\r\n");
+    }
+    for bytes in [announced, unannounced] {
+        let fake = Fake::with(vec![Answer::Bytes(bytes)]).await;
+        let error = encrypt(&session(&[&fake.address]).await).await.unwrap_err();
+        assert!(error.message.contains("more than 1048576 bytes"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = Fake::with(vec![json(200, GOOD)]).await;
+    let redirect =
+        format!("HTTP/1.1 307 X\r\nlocation: {}/x\r\ncontent-length: 0\r\n\r\n", elsewhere.address);
+    let fake = Fake::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
+    let session = session(&[&fake.address]).await;
+    assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Unreachable);
+    assert_eq!(lease::lookup(&session, call().deadline).await.unwrap_err().fault, Fault::Unreachable);
+    assert_eq!(elsewhere.requests(), 0, "the token would have gone there");
+}
+
+#[tokio::test]
+async fn what_is_not_vault_is_said_to_be_something_else() {
+    for body in ["", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":{"ciphertext":"secret:1"}}"#] {
+        let fake = Fake::with(vec![json(200, body)]).await;
+        let session = session(&[&fake.address]).await;
+        assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
+        assert_eq!(
+            lease::lookup(&session, call().deadline).await.unwrap_err().fault,
+            Fault::Nonsense,
+            "{body}"
+        );
+        let key = KeyRef::in_transit("kms");
+        assert_eq!(session.read_key(&key, call()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
+        let ciphertext = Ciphertext::parse(b"vault:v2:QUJD").unwrap();
+        assert_eq!(
+            session.decrypt(&key, &ciphertext, Call { deadline: soon(), ..call() }).await.unwrap_err().fault,
+            Fault::Nonsense,
+            "{body}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn optional_parts_of_an_answer_may_be_null_or_of_another_type() {
+    let key = KeyRef::in_transit("kms");
+    for body in [
+        r#"{"data":{"latest_version":2,"type":"aes256-gcm96","keys":{"1":7,"2":8}}}"#,
+        r#"{"request_id":null,"data":{"latest_version":"2","type":"aes256-gcm96","keys":{"1":"7","2":8},
+            "derived":null,"soft_deleted":null,"min_decryption_version":null}}"#,
+    ] {
+        let fake = Fake::with(vec![json(200, body)]).await;
+        let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
+        assert_eq!(read.versions.into_values().collect::<Vec<_>>(), [7, 8], "{body}");
+        assert_eq!((read.latest.number(), read.derived, read.soft_deleted), (2, false, false), "{body}");
+    }
+    let odd =
+        r#"{"data":{"latest_version":2,"type":"rsa-2048","keys":null,"soft_deleted":"true","derived":true}}"#;
+    let fake = Fake::with(vec![json(200, odd)]).await;
+    let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
+    assert!(read.derived && read.soft_deleted && read.versions.is_empty());
+
+    let fake =
+        Fake::with(vec![json(200, r#"{"request_id":null,"data":{"ciphertext":"vault:v2:QUJD"}}"#)]).await;
+    assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
+    let batch = r#"{"request_id":null,"data":{"batch_results":[{"plaintext":"QQ==","error":null}]}}"#;
+    let fake = Fake::with(vec![json(200, batch)]).await;
+    let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA"]).await.unwrap();
+    assert_eq!(opened[0].as_ref().unwrap().as_slice(), b"A");
+}
+
+#[tokio::test]
+async fn a_silent_server_is_given_up_at_the_deadline() {
+    let fake = Fake::with(vec![Answer::Silence]).await;
+    let session = session(&[&fake.address]).await;
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let key = KeyRef::in_transit("kms");
+    let error = session.read_key(&key, Call { deadline, uid: "uid" }).await.unwrap_err();
+    assert_eq!(error.fault, Fault::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_no_reason_to_give_up() {
+    let fake = Fake::with(vec![Answer::Close, json(200, GOOD)]).await;
+    assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
+    assert_eq!(fake.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_lags_is_asked_again_and_others_are_asked_too() {
+    let lagging = r#"{"errors":["requested version for encryption is higher than the latest key version"]}"#;
+    let alone = Fake::with(vec![json(400, lagging), json(200, GOOD)]).await;
+    assert!(encrypt(&session(&[&alone.address]).await).await.is_ok());
+
+    let behind = Fake::with(vec![json(400, lagging)]).await;
+    let current = Fake::with(vec![json(200, GOOD)]).await;
+    assert!(encrypt(&session(&[&behind.address, &current.address]).await).await.is_ok());
+    assert_eq!((behind.requests(), current.requests()), (1, 1));
+
+    // But not for ever.
+    let error = encrypt(&session(&[&behind.address]).await).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Lagging);
+    assert_eq!(behind.requests(), 4);
+}
+
+#[tokio::test]
+async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let good = Fake::with(vec![json(200, GOOD)]).await;
+    let third = Fake::with(vec![json(200, GOOD)]).await;
+    let session = session(&[&format!("http://{closed}"), &good.address, &third.address]).await;
+    for _ in 0..3 {
+        assert!(encrypt(&session).await.is_ok());
+    }
+    assert_eq!((good.requests(), third.requests()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_standby_that_was_asked_gives_way_to_the_active_node() {
+    let standby = Fake::with(vec![json(429, HEALTH)]).await;
+    let active = Fake::with(vec![json(200, HEALTH)]).await;
+    let pair = session(&[&standby.address, &active.address]).await;
+    // Whichever node is asked first by now, it is about the one that answered before.
+    pair.pool.prefer(&pair.pool.nodes()[1]);
+    assert!(!pair.is_active(NodeId(0), call()).await.unwrap(), "what was read before came from the standby");
+    assert!(pair.is_active(NodeId(1), call()).await.unwrap());
+    assert!(!pair.is_active(NodeId(7), call()).await.unwrap(), "it is gone");
+    assert_eq!(pair.pool.nodes()[0].name, active.address);
+
+    for (status, body) in [
+        (400, r#"{"errors":["operation unavailable in namespaces"]}"#),
+        (200, "<html>"),
+        (472, HEALTH),
+        (503, HEALTH),
+    ] {
+        let neither = Fake::with(vec![json(status, body)]).await;
+        assert!(session(&[&neither.address]).await.is_active(NodeId(0), call()).await.is_err(), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
+    let fake = Fake::with(vec![json(200, GOOD), json(200, HEALTH), json(200, GOOD)]).await;
+    let session = session_in("team-a", &[&fake.address]).await;
+    encrypt(&session).await.unwrap();
+    let head = fake.heads().pop().unwrap();
+    for header in
+        ["x-vault-token: fake", "x-vault-namespace: team-a", "x-correlation-id: uid", "x-kms-uid: uid"]
+    {
+        assert!(head.contains(header), "{header} is not in {head}");
+    }
+    assert!(session.is_active(NodeId(0), call()).await.unwrap());
+    let head = fake.heads().pop().unwrap();
+    assert!(head.contains("/v1/sys/health") && !head.contains("team-a") && !head.contains("fake"), "{head}");
+
+    // What cannot be in a header is left out.
+    let key = KeyRef::in_transit("kms");
+    let odd = Call { uid: "a\nb", ..call() };
+    drop(session.read_key(&key, odd).await);
+    assert!(!fake.heads().pop().unwrap().contains("x-kms-uid"));
+}
+
+#[tokio::test]
+async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_the_configs() {
+    let fake = Fake::with(vec![json(404, r#"{"errors":[]}"#)]).await;
+    let session = session_in("team-a", &[&fake.address]).await;
+    let key = |mount, namespace| {
+        KeyRef::elsewhere(
+            KeyName::new("old").unwrap(),
+            MountPath::new(mount).unwrap(),
+            Namespace::new(namespace).unwrap(),
+        )
+    };
+    for (key, path, namespace) in [
+        (key("transit", "team-a/child"), "/v1/transit/keys/old ", Some("team-a/child")),
+        (key("a/mount", "root"), "/v1/a/mount/keys/old ", None),
+        (session.keys().primary().clone(), "/v1/transit/keys/kms ", Some("team-a")),
+    ] {
+        let error = session.read_key(&key, call()).await.unwrap_err();
+        assert_eq!(error.fault, Fault::KeyLost);
+        let told = error.message.contains("(in namespace ");
+        assert_eq!(told, namespace != Some("team-a"), "{error}");
+        let head = fake.heads().pop().unwrap();
+        let told = head.lines().find_map(|line| line.strip_prefix("x-vault-namespace: "));
+        assert!(head.contains(path), "{head}");
+        assert_eq!(told, namespace, "{head}");
+    }
+    drop(lease::lookup(&session, call().deadline).await);
+    assert!(fake.heads().pop().unwrap().contains("x-vault-namespace: team-a\r\n"));
+}
+
+async fn decrypt_batch(
+    session: &Session,
+    bodies: &[&str],
+) -> Result<Vec<Result<Vec<u8>, TransitError>>, TransitError> {
+    let ciphertexts: Vec<_> =
+        bodies.iter().map(|body| Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap()).collect();
+    let ciphertexts: Vec<_> = ciphertexts.iter().collect();
+    let call = Call { deadline: soon(), ..call() };
+    let results = session.decrypt_batch(&KeyRef::in_transit("kms"), &ciphertexts, call).await?;
+    Ok(results.into_iter().map(|result| result.map(|opened| opened.plaintext.to_vec())).collect())
+}
+
+#[tokio::test]
+async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
+    let results = r#"{"request_id":"r","data":{"batch_results":[{"plaintext":"QUJD","reference":""},
+        {"plaintext":"","error":"cipher: message authentication failed","reference":""},
+        {"error":"invalid ciphertext: version is too new"}]}}"#;
+    for status in [200, 207, 400, 500] {
+        let fake = Fake::with(vec![json(status, results)]).await;
+        let opened =
+            decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB", "CCCC"]).await.unwrap();
+        assert_eq!(opened[0].as_deref().unwrap(), b"ABC");
+        let fault = |index: usize| opened[index].as_ref().unwrap_err().fault;
+        assert_eq!((fault(1), fault(2)), (Fault::BadCiphertext, Fault::Lagging), "{status}");
+        assert_eq!(fake.requests(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_as_a_whole_says_why() {
+    let complex = "refused JSON input due to high complexity: exceeded maximum number of strings";
+    for (status, words, fault) in [
+        (400, complex, Fault::TooMuch),
+        (413, "", Fault::TooMuch),
+        (400, "encryption key not found", Fault::KeyLost),
+        (403, "permission denied", Fault::TokenDead),
+    ] {
+        let fake = Fake::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
+        let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
+        assert_eq!(error.fault, fault, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
+    for results in [
+        r#"[{"plaintext":"QUJD"}]"#,
+        r#"[{"plaintext":"QUJD"},{"plaintext":"QUJD"},{"plaintext":"QUJD"}]"#,
+        r#"[{"plaintext":"QUJD"},{"plaintext":"QU\u004aD"}]"#,
+        r#"{"0":{"plaintext":"QUJD"}}"#,
+    ] {
+        let body = format!(r#"{{"data":{{"batch_results":{results}}}}}"#);
+        let fake = Fake::with(vec![json(200, &body)]).await;
+        let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
+        assert_eq!(error.fault, Fault::Nonsense, "{results}");
+    }
+    for result in ["{}", r#"{"plaintext":null}"#, r#"{"plaintext":"!"}"#, r#"{"error":""}"#] {
+        let body = format!(r#"{{"data":{{"batch_results":[{{"plaintext":"QUJD"}},{result}]}}}}"#);
+        let fake = Fake::with(vec![json(200, &body)]).await;
+        let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap();
+        assert!(opened[0].is_ok());
+        assert_eq!(opened[1].as_ref().unwrap_err().fault, Fault::Nonsense, "{result}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_says_where_but_not_with_what() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let error = encrypt_by(&session(&[&format!("http://{closed}/prefix")]).await, soon()).await.unwrap_err();
+    assert!(error.message.contains(&format!("http://{closed}/prefix cannot be reached")), "{error}");
+    assert!(error.message.contains("refused"), "{error}");
+    assert!(!error.message.contains("fake"), "the token: {error}");
+}
+
+#[tokio::test]
+async fn a_key_without_a_version_speaks_against_the_key_and_not_the_node() {
+    let answer = r#"{"data":{"type":"managed_key","keys":null,"latest_version":0}}"#;
+    let fake = Fake::with(vec![json(200, answer)]).await;
+    let session = session(&[&fake.address]).await;
+    let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Denied, "{error}");
+    assert_eq!(session.pool.well().len(), 1);
+}

@@ -1,0 +1,1141 @@
+//! The coalescer: what is asked for at the same time is asked of Vault at once.
+//!
+//! A kube-apiserver that starts decodes ten objects at a time and asks for the same seed up to ten
+//! times; under KMS v1 it asks for thousands of DEKs. So identical Decrypts become one, and
+//! different ones share requests. There is no timer: whatever has come while [`AT_ONCE`] requests
+//! were away goes with the next, and a lone call goes alone, as it would without all this.
+//!
+//! No waiter owns a request: it runs in a task of its own, until it is answered
+//! or the last waiter has gone, so the one who asked first may leave. One coalescer belongs to one
+//! session, so nothing is shared between tokens.
+//!
+//! A refusal of batches lowers the [`Limit`] of their size for a while, never for good: what refused
+//! them may have been one node, one proxy, or one moment.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rand::Rng;
+use tokio::{
+    pin,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use tracing::{debug, warn};
+use transit_client::{
+    Fault, Transit, TransitError,
+    ciphertext::Ciphertext,
+    key::KeyRef,
+    transit::{Call, Opened},
+};
+
+use crate::observe::metrics::Metrics;
+
+/// So many requests are away at once. One or three make no measurable difference in throughput
+/// (`benches/figures.rs`, on one node); with one, a slow request would hold up everybody.
+const AT_ONCE: usize = 2;
+/// So many requests of one item are away at once, of items that cannot share one.
+const LONE_AT_ONCE: usize = 16;
+/// So many requests are away at once in all, those included that stall.
+const MOST_AWAY: usize = 128;
+/// OpenBao takes 499 of the smallest items; proxies, and Vaults with tighter limits, take fewer.
+const LARGEST_BATCH: usize = 128;
+/// A request ends so long before those who wait for it give up, so that they hear its reason.
+const LEAD: Duration = Duration::from_millis(20);
+/// A request that takes so long no longer keeps others from being sent.
+const STALLED: Duration = Duration::from_millis(250);
+/// A limit that was lowered doubles after this; each time that turns out too early, twice as late.
+const FIRST_RECOVERY: Duration = Duration::from_secs(10);
+const LONGEST_RECOVERY: Duration = Duration::from_secs(600);
+
+/// Decrypts with one session for many callers.
+pub struct Coalescer {
+    enabled: bool,
+    shared: Arc<Shared>,
+    /// Without coalescing, what keeps requests from being too many.
+    uncoalesced: Semaphore,
+}
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    transit: Arc<dyn Transit>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What is to be sent alone, before the rest.
+    alone: VecDeque<Arc<Item>>,
+    /// All requests that are on their way.
+    away: usize,
+    /// Requests that keep others of their lane from being sent.
+    holding: Holding,
+    limit: Limit,
+    /// What waits to be sent, in the order in which it came.
+    queue: VecDeque<Arc<Item>>,
+    /// All that is queued or away, for others to join.
+    wanted: HashMap<Wanted, Arc<Item>>,
+}
+
+#[derive(Default)]
+struct Holding {
+    lone: usize,
+    shared: usize,
+}
+
+/// Which requests a task sends.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Lane {
+    /// Of one item each.
+    Lone,
+    /// Of as many items as the limit allows.
+    Shared,
+}
+
+/// The most items that a request may have.
+struct Limit {
+    /// When it doubles, if it was lowered.
+    grows: Option<Instant>,
+    /// It has doubled, and is not known to be right.
+    grown: bool,
+    largest: usize,
+    pause: Duration,
+    /// So many items were refused last, and not taken since.
+    refused: usize,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { grows: None, grown: false, largest: LARGEST_BATCH, pause: FIRST_RECOVERY, refused: usize::MAX }
+    }
+}
+
+impl Limit {
+    fn now(&mut self) -> usize {
+        if self.grows.is_some_and(|at| at <= Instant::now()) {
+            self.largest = (self.largest * 2).min(LARGEST_BATCH);
+            self.grown = self.refused != usize::MAX;
+            self.grows = (self.largest < LARGEST_BATCH).then(|| Instant::now() + self.pause);
+        }
+        self.largest
+    }
+
+    /// A request of `items` was refused; `most` may go for now.
+    fn lower(&mut self, items: usize, most: usize) {
+        // Else another request has found out the same.
+        if most < self.largest {
+            if self.grown {
+                self.pause = (self.pause * 2).min(LONGEST_RECOVERY);
+            }
+            self.grown = false;
+            self.grows = Some(Instant::now() + self.pause);
+            self.largest = most.max(1);
+            self.refused = items;
+        }
+    }
+
+    /// A request of `items` was taken.
+    fn passed(&mut self, items: usize) {
+        if items >= self.refused {
+            self.grown = false;
+            self.pause = FIRST_RECOVERY;
+            self.refused = usize::MAX;
+        }
+    }
+}
+
+#[derive(Clone, Eq, Hash, PartialEq)]
+struct Wanted {
+    ciphertext: Ciphertext,
+    key: KeyRef,
+}
+
+type Outcome = Result<Opened, TransitError>;
+
+/// What those who wait for an item are told.
+enum Answer {
+    Awaited,
+    /// Vault did not answer a request that could wait until `until`. Those who can wait longer do.
+    Missed {
+        error: TransitError,
+        until: Instant,
+    },
+    Done(Outcome),
+}
+
+impl Answer {
+    fn is_for(&self, deadline: Instant) -> bool {
+        match self {
+            Self::Awaited => false,
+            Self::Missed { until, .. } => deadline <= *until,
+            Self::Done(_) => true,
+        }
+    }
+}
+
+/// One thing that is wanted, by all who have a receiver of `answer`.
+struct Item {
+    answer: watch::Sender<Answer>,
+    /// Of the one who asked first.
+    uid: String,
+    /// When the last of those who wait gives up.
+    until: Mutex<Instant>,
+    wanted: Wanted,
+}
+
+impl Coalescer {
+    /// One that asks `transit`; if it is not `enabled`, once for each call.
+    #[must_use]
+    pub fn new(transit: Arc<dyn Transit>, enabled: bool, metrics: Arc<Metrics>) -> Self {
+        let shared = Shared { metrics, state: Mutex::default(), transit };
+        Self { enabled, shared: Arc::new(shared), uncoalesced: Semaphore::new(MOST_AWAY) }
+    }
+
+    /// As [`Transit::decrypt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt(
+        &self,
+        key: &KeyRef,
+        ciphertext: &Ciphertext,
+        call: Call<'_>,
+    ) -> Result<Opened, TransitError> {
+        let late = || {
+            TransitError::new(Fault::DeadlineExceeded, "Vault did not answer before the caller's deadline")
+        };
+        if !self.enabled {
+            let permit = timeout_at(call.deadline, self.uncoalesced.acquire()).await;
+            let _permit = permit.map_err(|_| late())?.map_err(|_| given_up())?;
+            return self.shared.transit.decrypt(key, ciphertext, call).await;
+        }
+        let mut answer = self.shared.join(key, ciphertext, call);
+        let heard = answer.wait_for(|answer| answer.is_for(call.deadline));
+        match timeout_at(call.deadline, heard).await {
+            Ok(Ok(answer)) => match &*answer {
+                Answer::Done(outcome) => outcome.clone(),
+                Answer::Missed { error, .. } => Err(error.clone()),
+                Answer::Awaited => Err(given_up()),
+            },
+            // Only a panic leaves a request unanswered.
+            Ok(Err(_)) => Err(given_up()),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+fn given_up() -> TransitError {
+    TransitError::new(Fault::Nonsense, "the request to Vault ended without an answer: this is a bug")
+}
+
+impl Item {
+    fn is_awaited(&self) -> bool {
+        self.answer.receiver_count() > 0
+    }
+
+    fn until(&self) -> Instant {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until(&self, deadline: Instant) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = deadline.max(*until);
+    }
+}
+
+impl Shared {
+    /// No invariant spans more than one critical section, so a panic in one breaks none.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(
+        self: &Arc<Self>,
+        key: &KeyRef,
+        ciphertext: &Ciphertext,
+        call: Call<'_>,
+    ) -> watch::Receiver<Answer> {
+        let wanted = Wanted { ciphertext: ciphertext.clone(), key: key.clone() };
+        let mut state = self.lock();
+        if let Some(item) = state.wanted.get(&wanted) {
+            item.wait_until(call.deadline);
+            self.metrics.decrypts_deduplicated.inc();
+            return item.answer.subscribe();
+        }
+        let (answer, waiter) = watch::channel(Answer::Awaited);
+        let item = Arc::new(Item {
+            answer,
+            uid: call.uid.to_owned(),
+            until: Mutex::new(call.deadline),
+            wanted: wanted.clone(),
+        });
+        state.wanted.insert(wanted, Arc::clone(&item));
+        state.queue.push_back(item);
+        drop(state);
+        self.send_next();
+        waiter
+    }
+
+    /// Sees to it that what is queued is sent, if it may be.
+    fn send_next(self: &Arc<Self>) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let (lone, shared) = match state.limit.now() {
+            1 => (state.alone.len() + state.queue.len(), 0),
+            _ => (state.alone.len(), state.queue.len()),
+        };
+        let room = MOST_AWAY.saturating_sub(state.away);
+        let lone = LONE_AT_ONCE.saturating_sub(state.holding.lone).min(lone).min(room);
+        let shared = AT_ONCE.saturating_sub(state.holding.shared).min(shared).min(room - lone);
+        for (lane, tasks) in [(Lane::Lone, lone), (Lane::Shared, shared)] {
+            *state.holding.of(lane) += tasks;
+            (0..tasks).for_each(|_| drop(tokio::spawn(send_all(Place { lane, shared: Arc::clone(self) }))));
+        }
+    }
+
+    fn send_alone(self: &Arc<Self>, items: impl Iterator<Item = Arc<Item>>) {
+        self.lock().alone.extend(items);
+        self.send_next();
+    }
+
+    /// What is to be sent now: items of one key that somebody waits for.
+    fn next_flight(self: &Arc<Self>, lane: Lane) -> Option<Flight> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.away >= MOST_AWAY {
+            return None;
+        }
+        let largest = state.limit.now();
+        let items = match lane {
+            Lane::Lone => {
+                let alone = state.take(1, |state| &mut state.alone);
+                if alone.is_empty() && largest == 1 { state.take(1, |state| &mut state.queue) } else { alone }
+            }
+            Lane::Shared => state.take(largest, |state| &mut state.queue),
+        };
+        if items.is_empty() {
+            return None;
+        }
+        state.away += 1;
+        Some(Flight { items, on_its_way: Some(OnItsWay(Arc::clone(self))), shared: Arc::clone(self) })
+    }
+
+    /// Puts `items` back, to be sent before all others.
+    fn requeue(self: &Arc<Self>, items: impl DoubleEndedIterator<Item = Arc<Item>>) {
+        let mut state = self.lock();
+        items.rev().for_each(|item| state.queue.push_front(item));
+        drop(state);
+        self.send_next();
+    }
+}
+
+impl State {
+    /// The first items of `queue` that are awaited, `most` at most, all of one key.
+    fn take(&mut self, most: usize, queue: impl Fn(&mut Self) -> &mut VecDeque<Arc<Item>>) -> Vec<Arc<Item>> {
+        let mut items: Vec<Arc<Item>> = Vec::new();
+        for item in mem::take(queue(self)) {
+            if !item.is_awaited() {
+                self.wanted.remove(&item.wanted);
+            } else if items.len() < most
+                && items.first().is_none_or(|first| first.wanted.key == item.wanted.key)
+            {
+                items.push(item);
+            } else {
+                queue(self).push_back(item);
+            }
+        }
+        items
+    }
+}
+
+impl Holding {
+    fn of(&mut self, lane: Lane) -> &mut usize {
+        match lane {
+            Lane::Lone => &mut self.lone,
+            Lane::Shared => &mut self.shared,
+        }
+    }
+}
+
+/// The right to send requests of a lane.
+struct Place {
+    lane: Lane,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.shared.lock().holding.of(self.lane) -= 1;
+    }
+}
+
+/// Counts as a request that is away.
+struct OnItsWay(Arc<Shared>);
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.0.lock().away -= 1;
+    }
+}
+
+/// Sends what is queued, until there is nothing more.
+async fn send_all(place: Place) {
+    let shared = Arc::clone(&place.shared);
+    while let Some(flight) = shared.next_flight(place.lane) {
+        let running = flight.run();
+        pin!(running);
+        if timeout(STALLED, &mut running).await.is_err() {
+            drop(place);
+            shared.send_next();
+            running.await;
+            return;
+        }
+    }
+    drop(place);
+    // Another call may have come after the last look, and found all places taken.
+    shared.send_next();
+}
+
+/// Items on their way. What is in `items` is its to answer.
+struct Flight {
+    items: Vec<Arc<Item>>,
+    on_its_way: Option<OnItsWay>,
+    shared: Arc<Shared>,
+}
+
+/// By when a request is to be answered.
+#[derive(Clone, Copy)]
+struct Term {
+    /// Of the request.
+    deadline: Instant,
+    /// When the last of those who waited would have given up when the request was made.
+    until: Instant,
+}
+
+impl Flight {
+    /// Asks, unless all who wait for it go.
+    async fn run(mut self) {
+        let items = self.items.clone();
+        tokio::select! {
+            () = self.ask() => {}
+            () = nobody_waits(&items) => {}
+        }
+        let mut state = self.shared.lock();
+        for item in self.items.drain(..).rev() {
+            // Another caller may have joined what all others had just left.
+            if item.is_awaited() {
+                state.queue.push_front(item);
+            } else {
+                state.wanted.remove(&item.wanted);
+            }
+        }
+        drop(state);
+        drop(self.on_its_way.take());
+        self.shared.send_next();
+    }
+
+    async fn ask(&mut self) {
+        let Some(until) = self.items.iter().map(|item| item.until()).max() else { return };
+        let term = Term { deadline: until.checked_sub(LEAD).unwrap_or(until), until };
+        let sent = self.items.len();
+        self.shared.metrics.batch_size.observe(sent as f64);
+        let outcome = match self.items.as_slice() {
+            [item] => Ok(vec![self.alone(item, term.deadline).await]),
+            items => self.together(items, term.deadline).await,
+        };
+        match outcome {
+            Ok(outcomes) => {
+                self.shared.lock().limit.passed(sent);
+                let mut alone = Vec::new();
+                for (item, outcome) in mem::take(&mut self.items).into_iter().zip(outcomes) {
+                    match outcome {
+                        // It is for another node, or not known what for: failover knows what to do
+                        // with a call that has failed, but not with a part of one that has not.
+                        Err(error) if sent > 1 && !is_settled(error.fault) => alone.push(item),
+                        outcome => self.answer(item, outcome, term),
+                    }
+                }
+                self.shared.send_alone(alone.into_iter());
+            }
+            Err(error) if error.fault == Fault::TooMuch => {
+                debug!(%error, items = sent, "half as many Decrypts at once for a while");
+                self.shared.lock().limit.lower(sent, sent / 2);
+                self.shared.requeue(mem::take(&mut self.items).into_iter());
+            }
+            Err(error) if matches!(error.fault, Fault::Denied | Fault::Nonsense) => {
+                self.doubt_batches(error, term).await;
+            }
+            Err(error) => self.answer_all(&error, term),
+        }
+    }
+
+    async fn alone(&self, item: &Item, deadline: Instant) -> Outcome {
+        let Wanted { ciphertext, key } = &item.wanted;
+        self.shared.transit.decrypt(key, ciphertext, Call { deadline, uid: &item.uid }).await
+    }
+
+    async fn together(&self, items: &[Arc<Item>], deadline: Instant) -> Result<Vec<Outcome>, TransitError> {
+        let Some(first) = items.first() else { return Ok(Vec::new()) };
+        let uid = format!("batch-{:016x}", rand::rng().next_u64());
+        let ciphertexts: Vec<_> = items.iter().map(|item| &item.wanted.ciphertext).collect();
+        debug!(uid, key = %first.wanted.key, items = items.len(), "Decrypts go together");
+        self.shared.transit.decrypt_batch(&first.wanted.key, &ciphertexts, Call { deadline, uid: &uid }).await
+    }
+
+    /// A policy may allow only the one parameter that a lone Decrypt has, and not every proxy passes
+    /// on everything: what is said to one of them alone decides.
+    async fn doubt_batches(&mut self, error: TransitError, term: Term) {
+        let Some(first) = self.items.first() else { return };
+        match self.alone(first, term.deadline).await {
+            Err(alone) if alone.fault == error.fault => self.answer_all(&alone, term),
+            outcome => {
+                // An answer without sense says nothing about the next one.
+                if error.fault == Fault::Denied {
+                    warn!(%error, "Decrypts cannot go together, though they can alone: does the policy allow `batch_input`?");
+                    self.shared.lock().limit.lower(2, 1);
+                } else {
+                    debug!(%error, "Decrypts that went together are asked for alone");
+                }
+                let first = self.items.remove(0);
+                self.answer(first, outcome, term);
+                self.shared.send_alone(mem::take(&mut self.items).into_iter());
+            }
+        }
+    }
+
+    fn answer_all(&mut self, error: &TransitError, term: Term) {
+        for item in mem::take(&mut self.items) {
+            self.answer(item, Err(error.clone()), term);
+        }
+    }
+
+    fn answer(&self, item: Arc<Item>, outcome: Outcome, term: Term) {
+        let mut state = self.shared.lock();
+        match outcome {
+            // A caller with more time has joined since. The others hear the reason now.
+            Err(error) if term.was_missed(error.fault) && item.until() > term.until && item.is_awaited() => {
+                item.answer.send_replace(Answer::Missed { error, until: term.until });
+                state.queue.push_back(item);
+                drop(state);
+                self.shared.send_next();
+            }
+            outcome => {
+                // Who comes from now on asks again.
+                state.wanted.remove(&item.wanted);
+                item.answer.send_replace(Answer::Done(outcome));
+            }
+        }
+    }
+}
+
+impl Term {
+    /// Whether the request failed only because its time was up. When it is, failover gives the last
+    /// reason that it has seen, if there is one.
+    fn was_missed(self, fault: Fault) -> bool {
+        match fault {
+            Fault::DeadlineExceeded => true,
+            Fault::Unreachable => Instant::now() >= self.deadline,
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Flight {
+    /// What a panic has left unanswered can be asked for again.
+    fn drop(&mut self) {
+        if !self.items.is_empty() {
+            let mut state = self.shared.lock();
+            self.items.iter().for_each(|item| drop(state.wanted.remove(&item.wanted)));
+        }
+    }
+}
+
+async fn nobody_waits(items: &[Arc<Item>]) {
+    while let Some(item) = items.iter().find(|item| item.is_awaited()) {
+        item.answer.closed().await;
+    }
+}
+
+/// Whether what Vault says of one item of a batch would be the same if that was asked for alone: it is
+/// about the ciphertext, or the type of the key. (A policy refuses batches as a whole.)
+fn is_settled(fault: Fault) -> bool {
+    matches!(fault, Fault::BadCiphertext | Fault::Denied | Fault::TooOld)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use tokio::{
+        sync::Semaphore,
+        task::{JoinHandle, yield_now},
+        time::{advance, sleep_until},
+    };
+    use transit_client::{
+        key::KeyNames,
+        key_id::KeyVersion,
+        transit::{KeyDescription, NodeId, Sealed},
+    };
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    /// Decrypts to the ciphertext itself, once let; keeps a record.
+    struct Engine {
+        /// Each request takes one.
+        lets: Semaphore,
+        /// Requests that were given up before they were answered.
+        given_up: AtomicUsize,
+        keys: KeyNames,
+        /// How requests end that were not let before their deadline.
+        late: Mutex<Fault>,
+        /// The number of items in each request; 1 is a lone one, not a batch.
+        requests: Mutex<Vec<usize>>,
+        /// How requests of more than so many items fail.
+        refuses: Mutex<Option<(usize, Fault)>>,
+    }
+
+    struct OnItsWay<'a>(&'a Engine);
+
+    impl Drop for OnItsWay<'_> {
+        fn drop(&mut self) {
+            self.0.given_up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Engine {
+        async fn request(&self, items: usize, call: Call<'_>) -> Result<(), TransitError> {
+            self.requests.lock().unwrap().push(items);
+            let on_its_way = OnItsWay(self);
+            let outcome = tokio::select! {
+                biased;
+                permit = self.lets.acquire() => {
+                    permit.unwrap().forget();
+                    match *self.refuses.lock().unwrap() {
+                        Some((most, fault)) if items > most => Err(fault),
+                        _ => Ok(()),
+                    }
+                }
+                () = sleep_until(call.deadline) => Err(*self.late.lock().unwrap()),
+            };
+            mem::forget(on_its_way);
+            outcome.map_err(|fault| TransitError::new(fault, fault.name()))
+        }
+
+        fn requests(&self) -> Vec<usize> {
+            self.requests.lock().unwrap().clone()
+        }
+
+        fn given_up(&self) -> usize {
+            self.given_up.load(Ordering::Relaxed)
+        }
+
+        fn refuses(&self, more_than: usize, fault: Fault) {
+            *self.refuses.lock().unwrap() = Some((more_than, fault));
+        }
+    }
+
+    fn opened(ciphertext: &Ciphertext, alone: bool) -> Outcome {
+        let text = ciphertext.as_str();
+        assert!(!text.contains("PANIC"), "as a bug does");
+        if text.contains("BAD") {
+            return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+        }
+        if text.contains("LAG") && !alone {
+            return Err(TransitError::new(Fault::Lagging, "version is too new"));
+        }
+        let plaintext = Zeroizing::new(text.as_bytes().to_vec());
+        Ok(Opened { plaintext, request_id: "request".into() })
+    }
+
+    #[async_trait]
+    impl Transit for Engine {
+        async fn decrypt(&self, _: &KeyRef, ciphertext: &Ciphertext, call: Call<'_>) -> Outcome {
+            self.request(1, call).await?;
+            opened(ciphertext, true)
+        }
+
+        async fn decrypt_batch(
+            &self,
+            _: &KeyRef,
+            ciphertexts: &[&Ciphertext],
+            call: Call<'_>,
+        ) -> Result<Vec<Outcome>, TransitError> {
+            assert!(ciphertexts.len() > 1, "a lone one goes unbatched");
+            self.request(ciphertexts.len(), call).await?;
+            Ok(ciphertexts.iter().map(|ciphertext| opened(ciphertext, false)).collect())
+        }
+
+        async fn encrypt(
+            &self,
+            _: &KeyRef,
+            _: KeyVersion,
+            _: &[u8],
+            _: Call<'_>,
+        ) -> Result<Sealed, TransitError> {
+            Err(given_up())
+        }
+
+        async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
+            Err(given_up())
+        }
+
+        fn keys(&self) -> &KeyNames {
+            &self.keys
+        }
+
+        async fn read_key(&self, _: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
+            Err(given_up())
+        }
+    }
+
+    struct Bench {
+        coalescer: Arc<Coalescer>,
+        engine: Arc<Engine>,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Bench {
+        /// On an engine that answers no request before it is let.
+        fn new() -> Self {
+            Self::with(true)
+        }
+
+        fn with(enabled: bool) -> Self {
+            let engine = Arc::new(Engine {
+                lets: Semaphore::new(0),
+                given_up: AtomicUsize::new(0),
+                keys: KeyNames::new([key("kms")]).unwrap(),
+                late: Mutex::new(Fault::DeadlineExceeded),
+                requests: Mutex::default(),
+                refuses: Mutex::default(),
+            });
+            let metrics = Arc::new(Metrics::new().unwrap());
+            let coalescer = Coalescer::new(Arc::clone(&engine) as _, enabled, Arc::clone(&metrics));
+            Self { coalescer: Arc::new(coalescer), engine, metrics }
+        }
+
+        fn ask(&self, body: &str) -> JoinHandle<Outcome> {
+            self.ask_of("kms", body, 3)
+        }
+
+        fn ask_of(&self, name: &str, body: &str, seconds: u64) -> JoinHandle<Outcome> {
+            let (coalescer, name) = (Arc::clone(&self.coalescer), key(name));
+            let ciphertext = Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            tokio::spawn(
+                async move { coalescer.decrypt(&name, &ciphertext, Call { deadline, uid: "uid" }).await },
+            )
+        }
+
+        fn ask_many(&self, bodies: std::ops::Range<usize>) -> Vec<JoinHandle<Outcome>> {
+            bodies.map(|body| self.ask(&format!("{body:04}"))).collect()
+        }
+
+        async fn answer(&self, requests: usize) {
+            self.engine.lets.add_permits(requests);
+            settle().await;
+        }
+
+        /// That nothing is left behind.
+        fn assert_idle(&self) {
+            let state = self.coalescer.shared.lock();
+            assert_eq!((state.holding.lone, state.holding.shared, state.away), (0, 0, 0));
+            assert_eq!((state.alone.len(), state.queue.len(), state.wanted.len()), (0, 0, 0));
+        }
+    }
+
+    fn key(name: &str) -> KeyRef {
+        KeyRef::in_transit(name)
+    }
+
+    async fn settle() {
+        for _ in 0..50 {
+            yield_now().await;
+        }
+    }
+
+    async fn fault(call: JoinHandle<Outcome>) -> Fault {
+        call.await.unwrap().unwrap_err().fault
+    }
+
+    async fn assert_opened(calls: Vec<JoinHandle<Outcome>>) {
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_twice_at_once_is_asked_once() {
+        let bench = Bench::new();
+        let early: Vec<_> = (0..5).map(|_| bench.ask("QUJD")).collect();
+        settle().await;
+        // When it is on its way, too.
+        let late: Vec<_> = (0..5).map(|_| bench.ask("QUJD")).collect();
+        settle().await;
+        bench.answer(1).await;
+        for call in early.into_iter().chain(late) {
+            assert_eq!(*call.await.unwrap().unwrap().plaintext, b"vault:v1:QUJD");
+        }
+        assert_eq!(bench.engine.requests(), [1]);
+        assert_eq!(bench.metrics.decrypts_deduplicated.get(), 9);
+        bench.assert_idle();
+        // It is no cache.
+        let again = bench.ask("QUJD");
+        settle().await;
+        bench.answer(1).await;
+        again.await.unwrap().unwrap();
+        assert_eq!(bench.engine.requests(), [1, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_while_two_are_away_goes_together_128_at_most() {
+        let bench = Bench::new();
+        let mut calls = bench.ask_many(0..1);
+        settle().await;
+        calls.extend(bench.ask_many(1..41));
+        settle().await;
+        calls.extend(bench.ask_many(41..241));
+        settle().await;
+        assert_eq!(bench.engine.requests(), [1, 40], "two are away, and the others wait");
+        bench.answer(1).await;
+        assert_eq!(bench.engine.requests(), [1, 40, 128]);
+        bench.answer(3).await;
+        assert_eq!(bench.engine.requests(), [1, 40, 128, 72]);
+        for (number, call) in calls.into_iter().enumerate() {
+            assert_eq!(*call.await.unwrap().unwrap().plaintext, format!("vault:v1:{number:04}").into_bytes());
+        }
+        assert_eq!(bench.metrics.batch_size.get_sample_sum(), 241.0);
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_do_not_mix() {
+        let bench = Bench::new();
+        let calls =
+            (0..10).map(|number| bench.ask_of(["kms", "old"][number % 2], &format!("{number:04}"), 3));
+        let calls = calls.collect();
+        settle().await;
+        assert_eq!(bench.engine.requests(), [5, 5]);
+        bench.answer(2).await;
+        assert_opened(calls).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_bad_ciphertext_fails_only_its_caller() {
+        let bench = Bench::new();
+        let (calls, bad) = (bench.ask_many(0..9), bench.ask("BAD="));
+        settle().await;
+        bench.answer(1).await;
+        assert_opened(calls).await;
+        assert_eq!(fault(bad).await, Fault::BadCiphertext);
+        assert_eq!(bench.engine.requests(), [10]);
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_node_may_know_is_asked_alone() {
+        let bench = Bench::new();
+        let (calls, lagging) = (bench.ask_many(0..9), bench.ask("LAG="));
+        settle().await;
+        bench.answer(1).await;
+        assert_opened(calls).await;
+        bench.answer(1).await;
+        lagging.await.unwrap().unwrap();
+        assert_eq!(bench.engine.requests(), [10, 1]);
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_who_asked_first_may_leave() {
+        let bench = Bench::new();
+        let first = bench.ask("QUJD");
+        settle().await;
+        let second = bench.ask("QUJD");
+        settle().await;
+        first.abort();
+        settle().await;
+        assert_eq!(bench.engine.given_up(), 0);
+        bench.answer(1).await;
+        second.await.unwrap().unwrap();
+        assert_eq!(bench.engine.requests(), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_stops() {
+        let bench = Bench::new();
+        let away = bench.ask_many(0..4);
+        settle().await;
+        let mut queued = bench.ask_many(4..9);
+        settle().await;
+        let more = bench.ask_many(9..12);
+        settle().await;
+        let asked = bench.engine.requests().len();
+        // One of several leaves: the others are none the worse.
+        queued.pop().unwrap().abort();
+        settle().await;
+        assert_eq!(bench.engine.given_up(), 0);
+        away.iter().chain(&queued).chain(&more).for_each(JoinHandle::abort);
+        settle().await;
+        assert_eq!(bench.engine.given_up(), asked, "all that were away");
+        assert_eq!(bench.engine.requests().len(), asked, "none that was queued was sent");
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_waiter_keeps_its_own_deadline() {
+        let bench = Bench::new();
+        let hasty = bench.ask_of("kms", "QUJD", 1);
+        settle().await;
+        let patient = bench.ask_of("kms", "QUJD", 5);
+        settle().await;
+        advance(Duration::from_millis(1001)).await;
+        settle().await;
+        assert!(hasty.is_finished() && !patient.is_finished());
+        let error = hasty.await.unwrap().unwrap_err();
+        assert_eq!(error.message, "deadline_exceeded", "what the request ended with");
+        // The request had the first one's patience; there is another one for the second.
+        assert_eq!(bench.engine.requests(), [1, 1]);
+        bench.answer(1).await;
+        patient.await.unwrap().unwrap();
+        bench.assert_idle();
+
+        // Among those that share a batch, too.
+        let (hasty, patient) = (bench.ask_of("kms", "AAAA", 1), bench.ask_of("kms", "BBBB", 5));
+        settle().await;
+        advance(Duration::from_millis(1001)).await;
+        settle().await;
+        assert!(hasty.is_finished() && !patient.is_finished());
+        bench.answer(1).await;
+        patient.await.unwrap().unwrap();
+        assert_eq!(bench.engine.requests(), [1, 1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_joins_later_does_not_cost_the_first_its_reason() {
+        // As failover ends when a node has refused and time is up.
+        let bench = Bench::new();
+        *bench.engine.late.lock().unwrap() = Fault::Unreachable;
+        let hasty = bench.ask_of("kms", "QUJD", 1);
+        settle().await;
+        let patient = bench.ask_of("kms", "QUJD", 5);
+        settle().await;
+        advance(Duration::from_millis(981)).await;
+        settle().await;
+        assert_eq!(fault(hasty).await, Fault::Unreachable);
+        assert!(!patient.is_finished());
+        assert_eq!(bench.engine.requests(), [1, 1]);
+        bench.answer(1).await;
+        patient.await.unwrap().unwrap();
+        bench.assert_idle();
+
+        // What is said before time is up, is said to all.
+        let bench = Bench::new();
+        bench.engine.refuses(0, Fault::Unreachable);
+        let calls = [1, 5].map(|seconds| (bench.ask_of("kms", "QUJD", seconds), seconds));
+        settle().await;
+        let late = bench.ask_of("kms", "QUJD", 9);
+        settle().await;
+        bench.answer(1).await;
+        assert_eq!(fault(late).await, Fault::Unreachable);
+        for (call, _) in calls {
+            assert_eq!(fault(call).await, Fault::Unreachable);
+        }
+        assert_eq!(bench.engine.requests(), [1]);
+        bench.assert_idle();
+    }
+
+    /// The sizes of the requests for `calls` calls at once.
+    async fn burst(bench: &Bench, calls: usize) -> Vec<usize> {
+        let before = bench.engine.requests().len();
+        let calls = bench.ask_many(0..calls);
+        settle().await;
+        for _ in 0..10 {
+            bench.answer(100).await;
+        }
+        assert_opened(calls).await;
+        // What was let and not asked for.
+        let left = bench.engine.lets.available_permits();
+        bench.engine.lets.forget_permits(left);
+        bench.assert_idle();
+        bench.engine.requests().split_off(before)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_much_at_once_is_halved_and_the_limit_recovers() {
+        let bench = Bench::new();
+        bench.engine.refuses(40, Fault::TooMuch);
+        assert_eq!(burst(&bench, 128).await, [128, 64, 32, 32, 32, 32]);
+        assert_eq!(burst(&bench, 64).await, [32, 32], "it is remembered");
+        // What refuses for good is tried again ever more seldom.
+        for pause in [10, 20, 40] {
+            advance(Duration::from_secs(pause) - Duration::from_millis(1)).await;
+            assert_eq!(burst(&bench, 64).await, [32, 32], "before {pause} s");
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(burst(&bench, 64).await, [64, 32, 32], "after {pause} s");
+        }
+        // A moment's refusal is soon forgotten.
+        bench.engine.refuses(1000, Fault::TooMuch);
+        advance(Duration::from_secs(80)).await;
+        assert_eq!(burst(&bench, 128).await, [64, 64]);
+        advance(FIRST_RECOVERY).await;
+        assert_eq!(burst(&bench, 128).await, [64, 64], "the pause was that of before");
+        advance(Duration::from_secs(80)).await;
+        assert_eq!(burst(&bench, 128).await, [128]);
+        bench.engine.refuses(100, Fault::TooMuch);
+        assert_eq!(burst(&bench, 128).await, [128, 64, 64]);
+        bench.engine.refuses(1000, Fault::TooMuch);
+        advance(FIRST_RECOVERY).await;
+        assert_eq!(burst(&bench, 128).await, [128], "and so is the long pause");
+
+        // Down to one, which cannot be halved.
+        bench.engine.refuses(0, Fault::TooMuch);
+        let calls = bench.ask_many(0..3);
+        settle().await;
+        bench.answer(10).await;
+        for call in calls {
+            assert_eq!(fault(call).await, Fault::TooMuch);
+        }
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_without_sense_changes_nothing() {
+        let bench = Bench::new();
+        bench.engine.refuses(1, Fault::Nonsense);
+        let mut expected = vec![20];
+        expected.extend([1; 20]);
+        assert_eq!(burst(&bench, 20).await, expected, "all are asked for alone");
+        bench.engine.refuses(1000, Fault::Nonsense);
+        assert_eq!(burst(&bench, 20).await, [20]);
+        // To all alike it is the answer.
+        bench.engine.refuses(0, Fault::Nonsense);
+        let calls = bench.ask_many(0..20);
+        settle().await;
+        bench.answer(2).await;
+        for call in calls {
+            assert_eq!(fault(call).await, Fault::Nonsense);
+        }
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lone_requests_are_not_sent_all_at_once() {
+        let bench = Bench::new();
+        bench.engine.refuses(1, Fault::Denied);
+        let first = bench.ask_many(0..100);
+        settle().await;
+        bench.answer(2).await;
+        assert_eq!(bench.engine.requests().len(), 2 + LONE_AT_ONCE);
+        bench.answer(10).await;
+        assert_eq!(bench.engine.requests().len(), 12 + LONE_AT_ONCE, "as one ends, another begins");
+        bench.answer(89).await;
+        assert_opened(first).await;
+        bench.assert_idle();
+
+        // Those that stall do not keep others from being sent, but there is an end to that, too.
+        let before = bench.engine.requests().len();
+        let calls: Vec<_> = (0..300).map(|number| bench.ask_of("kms", &format!("{number:04}"), 30)).collect();
+        for _ in 0..20 {
+            settle().await;
+            advance(STALLED + Duration::from_millis(1)).await;
+        }
+        settle().await;
+        assert_eq!(bench.engine.requests().len() - before, MOST_AWAY);
+        bench.engine.refuses(1000, Fault::Denied);
+        for _ in 0..10 {
+            bench.answer(100).await;
+        }
+        assert_opened(calls).await;
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_as_a_whole_fails_all_with_its_meaning() {
+        for refused in [Fault::TokenDead, Fault::KeyLost, Fault::Unreachable] {
+            let bench = Bench::new();
+            bench.engine.refuses(0, refused);
+            let calls = bench.ask_many(0..20);
+            settle().await;
+            bench.answer(1).await;
+            for call in calls {
+                assert_eq!(fault(call).await, refused);
+            }
+            assert_eq!(bench.engine.requests(), [20], "nothing loops");
+            bench.assert_idle();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_of_batches_alone_ends_them_for_a_while() {
+        let bench = Bench::new();
+        bench.engine.refuses(1, Fault::Denied);
+        let mut expected = vec![20];
+        expected.extend([1; 20]);
+        assert_eq!(burst(&bench, 20).await, expected);
+        assert_eq!(burst(&bench, 20).await, [1; 20], "and none is tried again");
+        advance(FIRST_RECOVERY).await;
+        assert_eq!(burst(&bench, 20).await[..2], [2, 2], "but later");
+        // The policy was changed.
+        bench.engine.refuses(1000, Fault::Denied);
+        for size in [2, 4, 8, 16, 20] {
+            advance(FIRST_RECOVERY * 2).await;
+            assert_eq!(burst(&bench, 20).await[0], size);
+        }
+
+        // A refusal of lone Decrypts too is asked about only once more.
+        let bench = Bench::new();
+        bench.engine.refuses(0, Fault::Denied);
+        let calls = bench.ask_many(0..20);
+        settle().await;
+        bench.answer(30).await;
+        for call in calls {
+            assert_eq!(fault(call).await, Fault::Denied);
+        }
+        assert_eq!(bench.engine.requests(), [20, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_stalls_does_not_keep_others_from_being_sent() {
+        let bench = Bench::new();
+        for body in ["AAAA", "BBBB", "CCCC"] {
+            bench.ask(body);
+            settle().await;
+        }
+        assert_eq!(bench.engine.requests(), [1, 1]);
+        advance(STALLED + Duration::from_millis(1)).await;
+        settle().await;
+        assert_eq!(bench.engine.requests(), [1, 1, 1]);
+        bench.answer(3).await;
+        bench.assert_idle();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_fails_only_who_waits_for_it() {
+        let bench = Bench::new();
+        let broken = bench.ask("PANIC");
+        settle().await;
+        bench.answer(1).await;
+        assert_eq!(fault(broken).await, Fault::Nonsense);
+        bench.assert_idle();
+        let calls = bench.ask_many(0..3);
+        settle().await;
+        bench.answer(1).await;
+        assert_opened(calls).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_coalescing_every_call_is_one_of_its_own() {
+        let bench = Bench::with(false);
+        let calls = (0..10).map(|_| bench.ask("QUJD")).collect();
+        settle().await;
+        assert_eq!(bench.engine.requests(), [1; 10]);
+        bench.answer(10).await;
+        assert_opened(calls).await;
+    }
+}

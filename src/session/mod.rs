@@ -1,0 +1,18 @@
+//! Sessions with Vault: how they are verified, published, checked and replaced.
+//!
+//! This module knows the trait [`Transit`](transit_client::Transit) and the sessions that implement it, and
+//! not the KMS API.
+
+pub mod coalescer;
+pub mod health;
+pub mod health_checker;
+pub mod kek_store;
+pub mod keyring;
+pub mod local_kek;
+pub mod manager;
+mod progress;
+pub mod state;
+pub mod verification;
+
+pub use manager::Keeper;
+pub use state::{Board, Snapshot};
