@@ -39,7 +39,7 @@ use crate::{
         takeover::{self, Listeners, Stand, Watched},
     },
     session::{
-        Board, Keeper,
+        SessionManager, StateStore,
         health::{Answer, HealthSettings},
         health_checker, kek_store,
     },
@@ -55,7 +55,7 @@ const RUNTIME_STUCK: Duration = Duration::from_secs(10);
 /// How often the directories of the sockets are looked at.
 const LOOK_AT_DIRECTORIES: Duration = Duration::from_secs(5);
 /// Longer than the longest probe and the keeper's patience with it.
-const PROBER_MARGIN: Duration = Duration::from_secs(30);
+const HEALTH_CHECKER_MARGIN: Duration = Duration::from_secs(30);
 
 /// How long connections wait for us to know anything: a session, or why there is none. An answer that
 /// all is unknown would cost kube-apiserver ten seconds until it asks again, and a caller gives up
@@ -162,8 +162,8 @@ impl App {
     /// If the runtime cannot be set up; never because of Vault or the config.
     pub async fn run(self, shutdown: CancellationToken, reread: impl AsyncReread) -> anyhow::Result<CutOff> {
         let Self { admin, kms, kms_v1, metrics, settings } = self;
-        let board = Board::new(settings.health, Arc::clone(&metrics));
-        let board = Arc::new(if settings.coalescing { board } else { board.without_coalescing() });
+        let store = StateStore::new(settings.health, Arc::clone(&metrics));
+        let store = Arc::new(if settings.coalescing { store } else { store.without_coalescing() });
         let sockets = [Some(&kms), kms_v1.as_ref()];
         let sockets: Vec<PathBuf> =
             sockets.into_iter().flatten().filter_map(|kms| Some(kms.address().path()?.to_owned())).collect();
@@ -178,12 +178,12 @@ impl App {
         );
         let (directories, directory_warnings) = watch::channel(Vec::new());
         let inspector = Inspector {
-            board: Arc::clone(&board),
+            store: Arc::clone(&store),
             config_warnings: Box::new(watcher.warnings()),
             directory_warnings,
             ended: Arc::default(),
             metrics: Arc::clone(&metrics),
-            prober: Heartbeat::new(),
+            health_checker: Heartbeat::new(),
             runtime: Heartbeat::new(),
             stands: std::iter::once(stand).chain(stand_v1).collect(),
             stopping: shutdown.clone(),
@@ -194,11 +194,11 @@ impl App {
         let mut background = JoinSet::new();
         background.spawn(beat(inspector.runtime.clone()));
         background.spawn(health_checker::run(
-            Arc::clone(&board),
+            Arc::clone(&store),
             Arc::clone(&metrics),
-            inspector.prober.clone(),
+            inspector.health_checker.clone(),
         ));
-        background.spawn(kek_store::look_after(Arc::clone(&board)));
+        background.spawn(kek_store::look_after(Arc::clone(&store)));
         background.spawn(watch_directories(sockets, directories));
         let rereader = watcher.rereader();
         let watching = watcher.rereader();
@@ -209,7 +209,7 @@ impl App {
             }
             std::future::pending::<()>().await;
         });
-        background.spawn(Keeper::new(watcher, Arc::clone(&board), Arc::clone(&metrics)).run());
+        background.spawn(SessionManager::new(watcher, Arc::clone(&store), Arc::clone(&metrics)).run());
 
         let ended = Arc::clone(&inspector.ended);
         let stands = inspector.stands.clone();
@@ -240,12 +240,12 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 peers: settings.allowed_peers,
             },
-            board: Arc::clone(&board),
+            store: Arc::clone(&store),
             shutdown,
             socket: settings.socket,
         };
-        let v2 = KmsV2::new(Arc::clone(&board), Arc::clone(&metrics)).into_server();
-        let v1 = KmsV1::new(board, metrics).into_server();
+        let v2 = KmsV2::new(Arc::clone(&store), Arc::clone(&metrics)).into_server();
+        let v1 = KmsV1::new(store, metrics).into_server();
         let serving = async {
             let v2 = kms.serve(v2, &backstage);
             let Some(kms_v1) = kms_v1 else { return v2.await };
@@ -281,7 +281,7 @@ impl App {
 /// What both KMS sockets are served with.
 struct Backstage {
     accepting: accept::Settings,
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     shutdown: CancellationToken,
     socket: SocketOptions,
 }
@@ -301,7 +301,7 @@ impl Front {
     }
 
     async fn serve(mut self, service: impl GrpcService, backstage: &Backstage) -> anyhow::Result<CutOff> {
-        let Backstage { accepting, board, shutdown, socket: options } = backstage;
+        let Backstage { accepting, store, shutdown, socket: options } = backstage;
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {
@@ -309,7 +309,7 @@ impl Front {
                 forget(&self.socket).await;
                 return Ok(CutOff::default());
             }
-            () = takeover::take_over(&mut self.socket, *options, board.well()) => {}
+            () = takeover::take_over(&mut self.socket, *options, store.well()) => {}
         }
         let (listener, mut file) = self.socket.into_listener().context("cannot serve the KMS socket")?;
         let (listeners, to_listeners) = Listeners::new(listener);
@@ -320,7 +320,7 @@ impl Front {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => {}
-            () = knows_anything(board) => {}
+            () = knows_anything(store) => {}
         }
         let cut_off = tokio::select! {
             cut_off = accept::serve(listeners, service, accepting.clone(), shutdown.clone()) => cut_off,
@@ -352,8 +352,8 @@ pub trait AsyncReread: Send + 'static {
 }
 
 /// Waits for the first news, but no longer than callers would.
-async fn knows_anything(board: &Board) {
-    drop(timeout(FIRST_NEWS_WITHIN, board.first_news()).await);
+async fn knows_anything(store: &StateStore) {
+    drop(timeout(FIRST_NEWS_WITHIN, store.first_news()).await);
 }
 
 async fn beat(heart: Heartbeat) {
@@ -396,14 +396,14 @@ async fn watch_directories(sockets: Vec<PathBuf>, known: watch::Sender<Vec<Strin
 
 /// What the admin listeners are told; asked on their thread, not on ours.
 struct Inspector {
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     /// Of the file as it is now.
     config_warnings: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     directory_warnings: watch::Receiver<Vec<String>>,
     /// A task that runs for ever has ended.
     ended: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
-    prober: Heartbeat,
+    health_checker: Heartbeat,
     runtime: Heartbeat,
     stands: Vec<watch::Receiver<Stand>>,
     /// From SIGTERM on.
@@ -452,15 +452,15 @@ impl Inspect for Inspector {
         if runtime > RUNTIME_STUCK {
             return stuck("the runtime", runtime);
         }
-        let prober = self.prober.age();
-        if prober > self.board.settings().health_check_interval + PROBER_MARGIN {
-            return stuck("the prober", prober);
+        let health_checker = self.health_checker.age();
+        if health_checker > self.store.settings().health_check_interval + HEALTH_CHECKER_MARGIN {
+            return stuck("the health_checker", health_checker);
         }
         Ok(())
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.board.measure();
+        self.store.measure();
         let superseded = matches!(self.not_serving(), Some(Stand::Superseded(_)));
         self.metrics.superseded.set(i64::from(superseded));
         self.metrics.render().map_err(|error| error.to_string())
@@ -479,7 +479,7 @@ impl Inspector {
         if self.stopping.is_cancelled() {
             return Err("stopping: calls in flight are finished, and no new connection is taken".into());
         }
-        let (answer, snapshot) = self.board.status();
+        let (answer, snapshot) = self.store.status();
         match (answer.reason(), snapshot, self.takes_no_connections()) {
             (Some(reason), ..) => Err(reason.to_owned()),
             (None, None, _) => Err("nothing is known yet".into()),
@@ -501,9 +501,9 @@ impl Inspector {
                         None => "the outage grace",
                     });
                 }
-                if let Some(trouble) = self.board.trouble() {
+                if let Some(config_error) = self.store.config_error() {
                     text.push_str("; the newest config is not in use: ");
-                    text.push_str(&trouble);
+                    text.push_str(&config_error);
                 }
                 if let Some(stand) = self.not_serving() {
                     text.push_str(&format!("; {stand}"));
@@ -518,19 +518,19 @@ impl Inspector {
 mod tests {
     use super::*;
 
-    fn inspector(runtime: Duration, prober: Duration) -> Inspector {
+    fn inspector(runtime: Duration, health_checker: Duration) -> Inspector {
         let metrics = Arc::new(Metrics::new().unwrap());
         let health = HealthSettings {
             outage_grace: Duration::from_secs(60),
             health_check_interval: Duration::from_secs(30),
         };
         Inspector {
-            board: Arc::new(Board::new(health, Arc::clone(&metrics))),
+            store: Arc::new(StateStore::new(health, Arc::clone(&metrics))),
             config_warnings: Box::new(Vec::new),
             directory_warnings: watch::channel(Vec::new()).1,
             ended: Arc::default(),
             metrics,
-            prober: Heartbeat::aged(prober),
+            health_checker: Heartbeat::aged(health_checker),
             runtime: Heartbeat::aged(runtime),
             stands: Vec::new(),
             stopping: CancellationToken::new(),
@@ -546,25 +546,25 @@ mod tests {
         let ended = inspector(seconds(0), seconds(0));
         ended.ended.store(true, Ordering::Relaxed);
         assert!(ended.live().unwrap_err().contains("has ended"));
-        assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("prober"));
+        assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("health_checker"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_calls_at_the_start_waits_for_news_and_not_for_ever() {
-        let board = inspector(Duration::ZERO, Duration::ZERO).board;
+        let store = inspector(Duration::ZERO, Duration::ZERO).store;
         let callers_patience = Duration::from_secs(3);
-        timeout(callers_patience, knows_anything(&board)).await.unwrap();
+        timeout(callers_patience, knows_anything(&store)).await.unwrap();
         // What is being waited for may be there in a moment.
-        board.set_progress("waiting for Vault".into());
-        assert!(timeout(Duration::from_secs(1), knows_anything(&board)).await.is_err());
-        board.set_trouble(Some("no config".into()));
-        timeout(Duration::from_millis(1), knows_anything(&board)).await.unwrap();
+        store.set_progress("waiting for Vault".into());
+        assert!(timeout(Duration::from_secs(1), knows_anything(&store)).await.is_err());
+        store.set_config_error(Some("no config".into()));
+        timeout(Duration::from_millis(1), knows_anything(&store)).await.unwrap();
     }
 
     #[test]
     fn readyz_says_why_not() {
         let inspector = inspector(Duration::ZERO, Duration::ZERO);
-        inspector.board.set_trouble(Some("config.yaml:3: vault.token: must not be empty".into()));
+        inspector.store.set_config_error(Some("config.yaml:3: vault.token: must not be empty".into()));
         assert!(inspector.ready().unwrap_err().contains("must not be empty"));
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tonic::Status;
-use transit_client::{Fault, TransitError};
+use transit_client::{ErrorKind, TransitError};
 
 /// Calls that ask Vault. Each may hold a connection to Vault, or a few; more than this at once is not
 /// faster.
@@ -91,7 +91,9 @@ impl Place<'_> {
 
     /// What `error` leaves out: how much of the caller's time went by before Vault was asked.
     pub(super) fn explain(&self, error: &mut TransitError) {
-        if matches!(error.fault, Fault::DeadlineExceeded | Fault::Unreachable) && !self.waited.is_zero() {
+        if matches!(error.kind, ErrorKind::DeadlineExceeded | ErrorKind::Unreachable)
+            && !self.waited.is_zero()
+        {
             let waited = self.waited.as_millis();
             error.message.push_str(&format!(
                 "; before that the call waited {waited} ms for its turn, because {RUNNING} calls asked Vault already"

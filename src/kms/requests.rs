@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Response, Status};
 use tracing::debug;
 use transit_client::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     ciphertext::Ciphertext,
     key_id::key_id_hash,
     transit::{Call, Opened},
@@ -27,7 +27,7 @@ use crate::{
     session::{
         keyring::{KeyEntry, Route},
         local_kek::{self, ANNOTATION, LocalKek},
-        state::{Board, Published, Snapshot},
+        state::{Published, Snapshot, StateStore},
     },
 };
 
@@ -43,17 +43,17 @@ const TIME_FOR_A_RETRY: Duration = Duration::from_millis(100);
 
 const LATE: &str = "Vault did not answer before the caller's deadline";
 
-/// Answers calls from what the board says.
+/// Answers calls from what the store says.
 #[derive(Clone)]
 pub(super) struct Calls {
-    pub(super) board: Arc<Board>,
+    pub(super) store: Arc<StateStore>,
     gate: Arc<Gate>,
     metrics: Arc<Metrics>,
 }
 
 impl Calls {
-    pub(super) fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Self { board, gate: Arc::new(Gate::new()), metrics }
+    pub(super) fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
+        Self { store, gate: Arc::new(Gate::new()), metrics }
     }
 
     /// Runs `work` within the caller's deadline, and records how it ended.
@@ -70,8 +70,8 @@ impl Calls {
         let outcome = match timeout_at(record.began + patience, work).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                // Nobody knows why it took so long; the prober is to find out.
-                self.board.probe_soon();
+                // Nobody knows why it took so long; the health_checker is to find out.
+                self.store.request_check();
                 Err(Status::deadline_exceeded(LATE))
             }
         };
@@ -142,7 +142,7 @@ impl Calls {
     /// Does `work` on the session in use. If that session is replaced meanwhile, or its token turns
     /// out dead, does it once more, on the next session's snapshot alone.
     async fn on_a_session(&self, call: Call<'_>, work: Work<'_>) -> Result<(Done, Arc<Snapshot>), Status> {
-        let mut now = self.board.read();
+        let mut now = self.store.read();
         let mut place = None;
         let mut tried = false;
         loop {
@@ -158,7 +158,7 @@ impl Calls {
                 now = self.next_session(&now, call).await?;
                 continue;
             }
-            match work.without_vault(&snapshot, &self.board).map_err(into_status)? {
+            match work.without_vault(&snapshot, &self.store).map_err(into_status)? {
                 Attempt::Done(done) => return Ok((done, snapshot)),
                 Attempt::NeedsKek => {
                     self.resting_place(&mut place)?;
@@ -174,26 +174,26 @@ impl Calls {
             let place = place.insert(entered);
             if place.may_ask_vault(call.deadline).await? {
                 // What was read before the wait is old news.
-                now = self.board.read();
+                now = self.store.read();
                 continue;
             }
-            let asking = timeout_at(call.deadline, work.with_vault(&snapshot, &self.board, call));
+            let asking = timeout_at(call.deadline, work.with_vault(&snapshot, &self.store, call));
             let mut error = match asking.await {
                 Ok(Ok(done)) => return Ok((done, snapshot)),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    let error = TransitError::new(Fault::DeadlineExceeded, LATE);
-                    self.board.call_failed(snapshot.generation, &error);
+                    let error = TransitError::new(ErrorKind::DeadlineExceeded, LATE);
+                    self.store.call_failed(snapshot.generation, &error);
                     error
                 }
             };
             place.explain(&mut error);
-            now = self.board.read();
+            now = self.store.read();
             let replaced = now.generation() > snapshot.generation;
-            let again = match error.fault {
-                Fault::TokenDead => Some("token_dead"),
+            let again = match error.kind {
+                ErrorKind::TokenInvalid => Some("token_invalid"),
                 // The session that is in use now may be allowed to, or know the key.
-                Fault::Denied | Fault::KeyLost if replaced => Some("session_replaced"),
+                ErrorKind::Denied | ErrorKind::KeyNotFound if replaced => Some("session_replaced"),
                 _ => None,
             };
             match again {
@@ -221,8 +221,8 @@ impl Calls {
             .checked_sub(TIME_FOR_A_RETRY)
             .unwrap_or(call.deadline)
             .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
-        timeout_at(until, self.board.after_death_of(dead.generation())).await.map_err(|_| {
-            let (answer, _) = self.board.status();
+        timeout_at(until, self.store.after_death_of(dead.generation())).await.map_err(|_| {
+            let (answer, _) = self.store.status();
             Status::permission_denied(
                 answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
             )
@@ -231,18 +231,18 @@ impl Calls {
 
     /// Waits for a local KEK that may be used, if Vault is well: then the next probe brings one.
     async fn next_kek(&self, lacking: &Published, call: Call<'_>) -> Result<Published, Status> {
-        self.board.probe_soon();
+        self.store.request_check();
         if !lacking.is_well() {
-            let fault = match lacking.answer.state() {
-                "refused" => Fault::Denied,
-                _ => Fault::Unreachable,
+            let kind = match lacking.answer.state() {
+                "refused" => ErrorKind::Denied,
+                _ => ErrorKind::Unreachable,
             };
             let reason = lacking.answer.reason().or(lacking.outage.as_deref());
             let reason = reason.unwrap_or("Vault has to wrap a new one");
             let message = format!("the local KEK may not be used any longer: {reason}");
-            return Err(into_status(TransitError::new(fault, message)));
+            return Err(into_status(TransitError::new(kind, message)));
         }
-        timeout_at(call.deadline, self.board.kek_or_reason()).await.map_err(|_| {
+        timeout_at(call.deadline, self.store.kek_or_reason()).await.map_err(|_| {
             Status::deadline_exceeded(
                 "the local KEK may not be used any longer, and Vault has wrapped no new one before the caller's \
                  deadline",
@@ -340,16 +340,16 @@ enum Attempt {
 
 impl Work<'_> {
     /// Does what needs no Vault, or refuses it; waits for nothing.
-    fn without_vault(self, snapshot: &Snapshot, board: &Board) -> Result<Attempt, TransitError> {
+    fn without_vault(self, snapshot: &Snapshot, store: &StateStore) -> Result<Attempt, TransitError> {
         match self {
             Self::Encrypt { keeps_annotation, plaintext } => {
                 let Some(kek) = snapshot.local_kek.as_ref().filter(|_| keeps_annotation) else {
                     return Ok(Attempt::NeedsVault);
                 };
-                if !board.keks.is_usable(kek) {
+                if !store.keks.is_usable(kek) {
                     return Ok(Attempt::NeedsKek);
                 }
-                encrypt_locally(snapshot, board, kek, plaintext)
+                encrypt_locally(snapshot, store, kek, plaintext)
                     .map(|encrypted| Attempt::Done(Done::Encrypted(encrypted)))
             }
             Self::Decrypt { key_id, sealed: None, transits } => {
@@ -357,8 +357,8 @@ impl Work<'_> {
                 Ok(Attempt::NeedsVault)
             }
             Self::Decrypt { key_id, sealed: Some(sealed), transits } => {
-                entry_of_kek(snapshot, board, key_id, transits)?;
-                let Some(kek) = board.keks.get(transits) else { return Ok(Attempt::NeedsVault) };
+                entry_of_kek(snapshot, store, key_id, transits)?;
+                let Some(kek) = store.keks.get(transits) else { return Ok(Attempt::NeedsVault) };
                 let plaintext = kek.open(key_id, sealed)?;
                 Ok(Attempt::Done(Done::Opened(Opened { plaintext, request_id: String::new() })))
             }
@@ -369,7 +369,7 @@ impl Work<'_> {
     async fn with_vault(
         self,
         snapshot: &Snapshot,
-        board: &Board,
+        store: &StateStore,
         call: Call<'_>,
     ) -> Result<Done, TransitError> {
         match self {
@@ -384,11 +384,11 @@ impl Work<'_> {
                             wrapped_kek: None,
                         })
                     })
-                    .inspect_err(|error| board.call_failed(snapshot.generation, error))
+                    .inspect_err(|error| store.call_failed(snapshot.generation, error))
             }
             Self::Decrypt { key_id, sealed, transits } => match sealed {
-                Some(sealed) => decrypt_sealed(snapshot, board, key_id, sealed, transits, call).await,
-                None => decrypt(snapshot, board, key_id, transits, call).await,
+                Some(sealed) => decrypt_sealed(snapshot, store, key_id, sealed, transits, call).await,
+                None => decrypt(snapshot, store, key_id, transits, call).await,
             }
             .map(Done::Opened),
         }
@@ -397,15 +397,15 @@ impl Work<'_> {
 
 fn encrypt_locally(
     snapshot: &Snapshot,
-    board: &Board,
+    store: &StateStore,
     kek: &LocalKek,
     plaintext: &[u8],
 ) -> Result<Encrypted, TransitError> {
     if let Encryption::LocalKek(limits) = snapshot.encryption
         && kek.is_worn(limits)
     {
-        // The proof of a probe brings a new one; until then, and in an outage, this one serves on.
-        board.probe_soon();
+        // The verification of a probe brings a new one; until then, and in an outage, this one serves on.
+        store.request_check();
     }
     Ok(Encrypted {
         ciphertext: kek.seal(&snapshot.keyring.current().key_id, plaintext)?,
@@ -417,21 +417,21 @@ fn encrypt_locally(
 /// The Transit key that has wrapped the local KEK, if that KEK may be used at all.
 fn entry_of_kek<'a>(
     snapshot: &'a Snapshot,
-    board: &Board,
+    store: &StateStore,
     key_id: &str,
     wrapped: &Ciphertext,
 ) -> Result<&'a KeyEntry, TransitError> {
     let Route::Named { entry, unseen } = snapshot.keyring.route(key_id, wrapped)? else {
         let message = "a local KEK made the ciphertext, but the key_id is of another provider";
-        return Err(TransitError::new(Fault::BadCiphertext, message));
+        return Err(TransitError::new(ErrorKind::BadCiphertext, message));
     };
     if unseen {
-        board.probe_soon();
+        store.request_check();
     }
     if wrapped.version().number() < entry.min_decryption {
         let message = "the key version that wrapped the local KEK is below min_decryption_version of the key: \
                        lower it to read this value again";
-        return Err(TransitError::new(Fault::TooOld, message));
+        return Err(TransitError::new(ErrorKind::VersionTooOld, message));
     }
     Ok(entry)
 }
@@ -439,27 +439,27 @@ fn entry_of_kek<'a>(
 /// Has Transit unwrap a local KEK, which decrypts from then on.
 async fn decrypt_sealed(
     snapshot: &Snapshot,
-    board: &Board,
+    store: &StateStore,
     key_id: &str,
     sealed: &[u8],
     wrapped: &Ciphertext,
     call: Call<'_>,
 ) -> Result<Opened, TransitError> {
-    let entry = entry_of_kek(snapshot, board, key_id, wrapped)?;
-    let stamp = board.keks.stamp(snapshot.generation);
+    let entry = entry_of_kek(snapshot, store, key_id, wrapped)?;
+    let stamp = store.keks.stamp(snapshot.generation);
     let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.map_err(|error| {
-        let error = board.decrypt_failed(snapshot, entry, error);
-        board.keks.failed(wrapped, entry.scope, &error, stamp);
+        let error = store.decrypt_failed(snapshot, entry, error);
+        store.keks.failed(wrapped, entry.scope, &error, stamp);
         error
     })?;
     let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
-    board.keks.put(Arc::clone(&kek), stamp);
+    store.keks.put(Arc::clone(&kek), stamp);
     Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
 }
 
 async fn decrypt(
     snapshot: &Snapshot,
-    board: &Board,
+    store: &StateStore,
     key_id: &str,
     ciphertext: &Ciphertext,
     call: Call<'_>,
@@ -469,7 +469,7 @@ async fn decrypt(
         Route::Named { entry, unseen } => {
             if unseen {
                 debug!(key = %entry.key, version = %ciphertext.version(), "another node has seen a newer key version");
-                board.probe_soon();
+                store.request_check();
             }
             vec![entry]
         }
@@ -484,16 +484,16 @@ async fn decrypt(
             // It must not leave: it would open every seed that it has wrapped.
             Ok(opened) if local_kek::is_payload(&opened.plaintext) => {
                 let message = "the ciphertext is a wrapped local KEK, not a seed";
-                return Err(TransitError::new(Fault::BadCiphertext, message));
+                return Err(TransitError::new(ErrorKind::BadCiphertext, message));
             }
             Ok(opened) => return Ok(opened),
             Err(error) => {
-                let error = board.decrypt_failed(snapshot, entry, error);
-                let ends_all = match error.fault {
+                let error = store.decrypt_failed(snapshot, entry, error);
+                let ends_all = match error.kind {
                     // No time is left, or no other key has a better token, or it is made worse.
-                    Fault::DeadlineExceeded | Fault::Throttled | Fault::TokenDead => true,
+                    ErrorKind::DeadlineExceeded | ErrorKind::Throttled | ErrorKind::TokenInvalid => true,
                     // An outage, unless some node is well: then this key alone cannot be used.
-                    Fault::Unreachable => {
+                    ErrorKind::Unreachable => {
                         let nodes = snapshot.nodes.as_ref().map(|nodes| nodes.health()).unwrap_or_default();
                         !nodes.is_empty() && !nodes.iter().any(|(_, is_well)| *is_well)
                     }
@@ -525,22 +525,24 @@ struct Failures<'a> {
 impl<'a> Failures<'a> {
     fn note(&mut self, entry: &'a KeyEntry, error: TransitError) {
         self.tried += 1;
-        if self.worst.as_ref().is_none_or(|(_, worst)| usefulness(error.fault) > usefulness(worst.fault)) {
+        if self.worst.as_ref().is_none_or(|(_, worst)| usefulness(error.kind) > usefulness(worst.kind)) {
             self.worst = Some((entry, error));
         }
     }
 
     fn conclusion(self) -> TransitError {
         let mut error = match self.worst {
-            None if self.not_asked.is_empty() => TransitError::new(Fault::Nonsense, "no key is configured"),
-            None => return TransitError::new(Fault::KeyLost, self.not_asked.join("; ")),
+            None if self.not_asked.is_empty() => {
+                TransitError::new(ErrorKind::InvalidResponse, "no key is configured")
+            }
+            None => return TransitError::new(ErrorKind::KeyNotFound, self.not_asked.join("; ")),
             Some((_, error)) if self.cut_short => return error,
             Some((_, error)) if self.tried + self.not_asked.len() == 1 => return error,
-            Some((_, error)) if error.fault == Fault::BadCiphertext => {
-                TransitError::new(error.fault, "none of the keys in vault.keynames decrypts this ciphertext")
+            Some((_, error)) if error.kind == ErrorKind::BadCiphertext => {
+                TransitError::new(error.kind, "none of the keys in vault.keynames decrypts this ciphertext")
             }
-            Some((entry, TransitError { fault, message })) => TransitError::new(
-                fault,
+            Some((entry, TransitError { kind, message })) => TransitError::new(
+                kind,
                 format!(
                     "key `{}`: {message}; no other key in vault.keynames decrypts this ciphertext",
                     entry.key
@@ -556,18 +558,18 @@ impl<'a> Failures<'a> {
 
 /// How much an operator learns from a key's failure, where several keys were tried and each failed in
 /// its own way. "Not with this key" is what all the wrong ones say, so it tells the least.
-fn usefulness(fault: Fault) -> u8 {
-    match fault {
-        Fault::BadCiphertext => 0,
+fn usefulness(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::BadCiphertext => 0,
         // The ciphertext has a version that this key never had: probably it is another key's.
-        Fault::Lagging => 1,
-        Fault::Nonsense | Fault::TooMuch => 2,
-        Fault::KeyLost => 3,
-        Fault::Denied => 4,
-        Fault::TooOld => 5,
+        ErrorKind::VersionUnavailable => 1,
+        ErrorKind::InvalidResponse | ErrorKind::BatchTooLarge => 2,
+        ErrorKind::KeyNotFound => 3,
+        ErrorKind::Config | ErrorKind::Denied => 4,
+        ErrorKind::VersionTooOld => 5,
         // It may be the right key: trying again may help, so no other reason may hide that.
-        Fault::Unreachable => 6,
-        Fault::DeadlineExceeded | Fault::Throttled | Fault::TokenDead => 7,
+        ErrorKind::Unreachable => 6,
+        ErrorKind::DeadlineExceeded | ErrorKind::Throttled | ErrorKind::TokenInvalid => 7,
     }
 }
 
@@ -587,14 +589,14 @@ pub(super) fn at_most(what: &str, length: usize, most: usize) -> Result<(), Stat
 }
 
 fn into_status(error: TransitError) -> Status {
-    let code = match error.fault {
-        Fault::BadCiphertext => Code::InvalidArgument,
-        Fault::DeadlineExceeded => Code::DeadlineExceeded,
-        Fault::Denied | Fault::TokenDead => Code::PermissionDenied,
-        Fault::KeyLost | Fault::TooOld => Code::FailedPrecondition,
-        Fault::Lagging | Fault::Unreachable => Code::Unavailable,
-        Fault::Nonsense | Fault::TooMuch => Code::Internal,
-        Fault::Throttled => Code::ResourceExhausted,
+    let code = match error.kind {
+        ErrorKind::BadCiphertext => Code::InvalidArgument,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Config | ErrorKind::Denied | ErrorKind::TokenInvalid => Code::PermissionDenied,
+        ErrorKind::KeyNotFound | ErrorKind::VersionTooOld => Code::FailedPrecondition,
+        ErrorKind::VersionUnavailable | ErrorKind::Unreachable => Code::Unavailable,
+        ErrorKind::InvalidResponse | ErrorKind::BatchTooLarge => Code::Internal,
+        ErrorKind::Throttled => Code::ResourceExhausted,
     };
     Status::new(code, error.message)
 }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tonic::{Code, Request, Status};
 use transit_client::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     ciphertext::Ciphertext,
     key::{KeyName, KeyRef, MountPath, Namespace},
     key_id::KeyId,
@@ -34,11 +34,11 @@ use crate::{
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     session::{
         health::HealthSettings,
-        health_checker as prober, kek_store,
+        health_checker, kek_store,
         keyring::KeyEntry,
         local_kek::ANNOTATION,
-        state::{Board, NewSession},
-        verification::{Before, ProbeFailure, probe},
+        state::{NewSession, StateStore},
+        verification::{PreviousState, VerificationError, verify},
     },
 };
 
@@ -77,13 +77,13 @@ impl Deref for Model {
     }
 }
 
-/// A service on a model, with or without a running prober.
+/// A service on a model, with or without a running health_checker.
 struct Bench {
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     looker: Option<JoinHandle<()>>,
     metrics: Arc<Metrics>,
     model: Model,
-    prober: Option<JoinHandle<()>>,
+    health_checker: Option<JoinHandle<()>>,
     service: KmsV2,
     session: Arc<ModelSession>,
 }
@@ -92,10 +92,10 @@ impl Bench {
     /// Nothing known yet.
     fn bare(model: Model) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let board = Arc::new(Board::new(SETTINGS, Arc::clone(&metrics)));
-        let service = KmsV2::new(Arc::clone(&board), Arc::clone(&metrics));
+        let store = Arc::new(StateStore::new(SETTINGS, Arc::clone(&metrics)));
+        let service = KmsV2::new(Arc::clone(&store), Arc::clone(&metrics));
         let session = model.session(&["kms"]);
-        Self { board, looker: None, metrics, model, prober: None, service, session }
+        Self { store, looker: None, metrics, model, health_checker: None, service, session }
     }
 
     /// With a session taken.
@@ -105,27 +105,29 @@ impl Bench {
         bench
     }
 
-    async fn with_prober(model: Model) -> Self {
+    async fn with_health_checker(model: Model) -> Self {
         let mut bench = Self::ready(model, &["kms"]).await;
         let metrics = Arc::new(Metrics::new().unwrap());
-        bench.prober = Some(tokio::spawn(prober::run(Arc::clone(&bench.board), metrics, Heartbeat::new())));
+        bench.health_checker =
+            Some(tokio::spawn(health_checker::run(Arc::clone(&bench.store), metrics, Heartbeat::new())));
         settle().await;
         bench
     }
 
     /// What the keeper does with a candidate.
-    async fn take_session(&mut self, keys: &[&str]) -> Result<(), ProbeFailure> {
+    async fn take_session(&mut self, keys: &[&str]) -> Result<(), VerificationError> {
         let session = self.model.session(keys);
-        let before = self.board.snapshot();
-        let against = before.as_ref().map(|before| Before {
+        let before = self.store.snapshot();
+        let against = before.as_ref().map(|before| PreviousState {
             keyring: &before.keyring,
             insist: false,
             lost: false,
             own: false,
-            witness: &before.witness,
+            canary: &before.canary,
         });
-        let proof = probe(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
-        self.board.take_session(self.model.offer(&session), proof).unwrap();
+        let verification =
+            verify(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
+        self.store.take_session(self.model.offer(&session), verification).unwrap();
         self.session = session;
         Ok(())
     }
@@ -193,7 +195,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.looker.iter().chain(&self.prober).for_each(JoinHandle::abort);
+        self.looker.iter().chain(&self.health_checker).for_each(JoinHandle::abort);
     }
 }
 
@@ -211,10 +213,10 @@ fn local(model: Model) -> Model {
     model
 }
 
-/// As [`Bench::with_prober`], in mode `local-kek`; its KEKs are looked after.
+/// As [`Bench::with_health_checker`], in mode `local-kek`; its KEKs are looked after.
 async fn local_bench(model: Model) -> Bench {
-    let mut bench = Bench::with_prober(local(model)).await;
-    bench.looker = Some(tokio::spawn(kek_store::look_after(Arc::clone(&bench.board))));
+    let mut bench = Bench::with_health_checker(local(model)).await;
+    bench.looker = Some(tokio::spawn(kek_store::look_after(Arc::clone(&bench.store))));
     settle().await;
     bench
 }
@@ -366,7 +368,7 @@ async fn what_is_encrypted_is_decrypted_under_the_key_id_of_status() {
 #[tokio::test(start_paused = true)]
 async fn status_nothing_known_yet_is_unavailable_with_the_reason() {
     let bench = Bench::bare(Model::new());
-    bench.board.set_trouble(Some("/etc/kms.yaml:3: vault.token is missing".into()));
+    bench.store.set_config_error(Some("/etc/kms.yaml:3: vault.token is missing".into()));
     for error in [bench.status().await.unwrap_err(), bench.encrypt(b"x").await.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable);
         assert!(error.message().contains("vault.token is missing"), "{error}");
@@ -375,7 +377,7 @@ async fn status_nothing_known_yet_is_unavailable_with_the_reason() {
 
 #[tokio::test(start_paused = true)]
 async fn status_is_ok_while_probes_are_good_and_costs_no_call() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     pass(300).await;
     let calls = bench.model.calls();
     for _ in 0..1000 {
@@ -386,10 +388,10 @@ async fn status_is_ok_while_probes_are_good_and_costs_no_call() {
 
 #[tokio::test(start_paused = true)]
 async fn status_survives_an_outage_for_the_grace_and_then_says_why() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     pass(35).await;
     bench.model.change(|state| {
-        state.fails.insert("read_key", Fault::Unreachable);
+        state.fails.insert("read_key", ErrorKind::Unreachable);
     });
     pass(30).await;
     // The outage was noticed by a probe within the last 30 s.
@@ -417,7 +419,7 @@ async fn status_is_not_ok_if_the_prober_is_stuck() {
 
 #[tokio::test(start_paused = true)]
 async fn status_a_silent_vault_is_an_outage_not_a_stuck_prober() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     bench.model.change(|state| state.silent = true);
     pass(80).await;
     assert_eq!(bench.healthz().await, "ok");
@@ -427,11 +429,11 @@ async fn status_a_silent_vault_is_an_outage_not_a_stuck_prober() {
 
 #[tokio::test(start_paused = true)]
 async fn status_a_refusal_counts_from_the_first_call_that_shows_it() {
-    for (what, fault) in [("encrypt", Fault::Denied), ("decrypt", Fault::Denied)] {
-        let bench = Bench::with_prober(Model::new()).await;
+    for (what, kind) in [("encrypt", ErrorKind::Denied), ("decrypt", ErrorKind::Denied)] {
+        let bench = Bench::with_health_checker(Model::new()).await;
         let sealed = bench.encrypt(b"seed").await.unwrap();
         bench.model.change(|state| {
-            state.fails.insert(what, fault);
+            state.fails.insert(what, kind);
         });
         let error = match what {
             "encrypt" => bench.encrypt(b"seed").await.unwrap_err(),
@@ -449,7 +451,7 @@ async fn status_a_refusal_counts_from_the_first_call_that_shows_it() {
 
 #[tokio::test(start_paused = true)]
 async fn status_a_refusal_is_found_by_the_probe_too() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     bench.session.kill_token();
     pass(31).await;
     assert!(bench.healthz().await.contains("token is dead"));
@@ -465,7 +467,7 @@ async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
         // Within the second in which it was made.
         ("made anew", Some(ModelKey::new(2, &[100]))),
     ] {
-        let bench = Bench::with_prober(Model::new()).await;
+        let bench = Bench::with_health_checker(Model::new()).await;
         bench.model.change(|state| {
             state.keys.remove("kms");
             if let Some(key) = lose {
@@ -486,14 +488,14 @@ async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
 #[tokio::test(start_paused = true)]
 async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.board.probe_failed(1, &TransitError::new(Fault::KeyLost, "the key is gone"));
+    bench.store.check_failed(1, &TransitError::new(ErrorKind::KeyNotFound, "the key is gone"));
     // As Vault answers an Encrypt with a key that is not there.
-    bench.board.call_failed(1, &TransitError::new(Fault::Denied, "permission denied"));
+    bench.store.call_failed(1, &TransitError::new(ErrorKind::Denied, "permission denied"));
     let error = bench.status().await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
     // Nor at the word of a probe: what refuses us says nothing about the key being there again.
-    for fault in [Fault::Denied, Fault::TokenDead, Fault::Unreachable] {
-        bench.board.probe_failed(1, &TransitError::new(fault, "no"));
+    for kind in [ErrorKind::Denied, ErrorKind::TokenInvalid, ErrorKind::Unreachable] {
+        bench.store.check_failed(1, &TransitError::new(kind, "no"));
         assert_eq!(bench.status().await.unwrap_err().message(), "the key is gone");
         assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::FailedPrecondition);
     }
@@ -501,9 +503,9 @@ async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call(
 
 #[tokio::test(start_paused = true)]
 async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     bench.session.kill_token();
-    bench.board.set_trouble(Some("line 3: vault.token must not be empty".into()));
+    bench.store.set_config_error(Some("line 3: vault.token must not be empty".into()));
     pass(31).await;
     let reason = bench.healthz().await;
     assert!(reason.contains("token is dead") && reason.contains("line 3"), "{reason}");
@@ -513,7 +515,7 @@ async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
 
 /// The KMS v1 face of `bench`.
 fn v1(bench: &Bench) -> KmsV1 {
-    KmsV1::new(Arc::clone(&bench.board), Arc::new(Metrics::new().unwrap()))
+    KmsV1::new(Arc::clone(&bench.store), Arc::new(Metrics::new().unwrap()))
 }
 
 async fn v1_decrypt(service: &KmsV1, cipher: &[u8]) -> Result<Bytes, Status> {
@@ -589,7 +591,7 @@ async fn a_call_that_meets_a_dead_token_waits_for_the_next_session() {
     settle().await;
     assert!(!call.is_finished());
     let mut died = None;
-    bench.board.token_died(&mut died).await;
+    bench.store.token_died(&mut died).await;
     assert_eq!(died, Some(1));
     bench.take_session(&["kms"]).await.unwrap();
     assert!(call.await.unwrap().is_ok());
@@ -618,32 +620,32 @@ async fn a_token_that_stays_dead_is_not_asked_again_by_calls() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_dies_after_a_long_refusal_is_only_just_dead() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.board.call_failed(1, &TransitError::new(Fault::Denied, "the policy refuses"));
+    bench.store.call_failed(1, &TransitError::new(ErrorKind::Denied, "the policy refuses"));
     advance(Duration::from_secs(60)).await;
-    assert_eq!(bench.board.read().token_dead_for, None);
-    let dead = TransitError::new(Fault::TokenDead, "the token is dead");
-    bench.board.call_failed(1, &dead);
-    assert_eq!(bench.board.read().token_dead_for, Some(Duration::ZERO), "calls wait for the next token");
+    assert_eq!(bench.store.read().token_dead_for, None);
+    let dead = TransitError::new(ErrorKind::TokenInvalid, "the token is dead");
+    bench.store.call_failed(1, &dead);
+    assert_eq!(bench.store.read().token_dead_for, Some(Duration::ZERO), "calls wait for the next token");
     advance(Duration::from_secs(5)).await;
-    bench.board.call_failed(1, &dead);
-    assert_eq!(bench.board.read().token_dead_for, Some(Duration::from_secs(5)));
+    bench.store.call_failed(1, &dead);
+    assert_eq!(bench.store.read().token_dead_for, Some(Duration::from_secs(5)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn news_of_an_old_session_says_nothing_about_the_new_one() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.take_session(&["kms"]).await.unwrap();
-    let dead = TransitError::new(Fault::TokenDead, "the old token is dead");
-    bench.board.call_failed(1, &dead);
-    bench.board.probe_failed(1, &dead);
+    let dead = TransitError::new(ErrorKind::TokenInvalid, "the old token is dead");
+    bench.store.call_failed(1, &dead);
+    bench.store.check_failed(1, &dead);
     assert_eq!(bench.healthz().await, "ok");
-    bench.board.call_failed(2, &dead);
+    bench.store.call_failed(2, &dead);
     assert_ne!(bench.healthz().await, "ok");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_replaced_session_may_not_is_asked_of_the_one_in_use() {
-    for fault in [Fault::TokenDead, Fault::Denied, Fault::KeyLost] {
+    for kind in [ErrorKind::TokenInvalid, ErrorKind::Denied, ErrorKind::KeyNotFound] {
         let mut bench = Bench::ready(Model::new(), &["kms"]).await;
         let sealed = bench.encrypt(b"seed").await.unwrap();
         bench.model.change(|state| state.delays = [200, 200].into());
@@ -651,14 +653,14 @@ async fn what_a_replaced_session_may_not_is_asked_of_the_one_in_use() {
         settle().await;
         let old = Arc::clone(&bench.session);
         bench.take_session(&["kms"]).await.unwrap();
-        old.refuse(fault);
+        old.refuse(kind);
         assert_eq!(encrypt.await.unwrap().unwrap().key_id, sealed.key_id);
         assert_eq!(decrypt.await.unwrap().unwrap(), b"seed"[..]);
         assert_eq!(bench.healthz().await, "ok");
     }
     // Of the session in use, a refusal is an answer.
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.session.refuse(Fault::Denied);
+    bench.session.refuse(ErrorKind::Denied);
     assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::PermissionDenied);
 }
 
@@ -686,8 +688,10 @@ async fn a_session_with_another_key_of_the_same_name_is_refused() {
     for versions in [&[100][..], &[200][..]] {
         bench.model = Model::new();
         bench.model.change(|state| state.keys.insert("kms".into(), ModelKey::new(2, versions)));
-        let Err(ProbeFailure::Failed(error)) = bench.take_session(&["kms"]).await else { panic!("taken") };
-        assert_eq!(error.fault, Fault::KeyLost);
+        let Err(VerificationError::Failed(error)) = bench.take_session(&["kms"]).await else {
+            panic!("taken")
+        };
+        assert_eq!(error.kind, ErrorKind::KeyNotFound);
         assert!(error.message.contains("not the one that was in use"), "{error}");
     }
     assert_eq!(bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap(), &b"seed"[..]);
@@ -718,18 +722,19 @@ async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_o
         state.keys.insert("moved".into(), ModelKey::new(1, &[100]));
     });
     let bench = Bench::ready(model, &["kms"]).await;
-    let before = bench.board.snapshot().unwrap();
+    let before = bench.store.snapshot().unwrap();
     let try_session = async |keys: &[&str], insist, lost| {
         let session = bench.model.session(keys);
-        let against = Before { keyring: &before.keyring, insist, lost, own: false, witness: &before.witness };
+        let against =
+            PreviousState { keyring: &before.keyring, insist, lost, own: false, canary: &before.canary };
         let outcome =
-            probe(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
+            verify(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
         outcome.map(drop).map_err(TransitError::from)
     };
     let remedy = "add { name: kms, mount: transit, namespace: root } behind the new key, or restart";
     for (keys, insist) in [(["new"], true), (["moved"], true), (["new"], false)] {
         let error = try_session(&keys, insist, false).await.unwrap_err();
-        assert_eq!(error.fault, Fault::KeyLost, "{keys:?}");
+        assert_eq!(error.kind, ErrorKind::KeyNotFound, "{keys:?}");
         assert!(error.message.contains(remedy), "{error}");
     }
     try_session(&["new", "kms"], true, false).await.unwrap();
@@ -743,23 +748,28 @@ async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_o
 #[tokio::test(start_paused = true)]
 async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_session_is_not_well() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
-    let first = bench.board.snapshot().unwrap();
+    let first = bench.store.snapshot().unwrap();
     bench.model.rotate("kms");
     bench.take_session(&["kms"]).await.unwrap();
-    // Versions 1 and 2 are known, the witness is of version 1, and that is excluded now.
-    let second = bench.board.snapshot().unwrap();
+    // Versions 1 and 2 are known, the canary is of version 1, and that is excluded now.
+    let second = bench.store.snapshot().unwrap();
     let minimum =
         |version| bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = version);
     let try_session = async |insist| {
         let session = bench.model.session(&["kms"]);
-        let against =
-            Before { keyring: &second.keyring, insist, lost: false, own: false, witness: &first.witness };
-        probe(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await
+        let against = PreviousState {
+            keyring: &second.keyring,
+            insist,
+            lost: false,
+            own: false,
+            canary: &first.canary,
+        };
+        verify(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await
     };
     assert!(try_session(true).await.is_ok());
     minimum(2);
     assert!(
-        matches!(try_session(true).await, Err(ProbeFailure::Failed(error)) if error.fault == Fault::TooOld)
+        matches!(try_session(true).await, Err(VerificationError::Failed(error)) if error.kind == ErrorKind::VersionTooOld)
     );
     assert!(try_session(false).await.is_ok());
     bench.model.rotate("kms");
@@ -786,7 +796,7 @@ async fn an_additional_key_made_anew_stops_nothing_but_its_own_key_ids() {
 #[tokio::test(start_paused = true)]
 async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.model.change(|state| state.fails.insert("encrypt", Fault::TokenDead));
+    bench.model.change(|state| state.fails.insert("encrypt", ErrorKind::TokenInvalid));
     let service = bench.service.clone();
     let call = tokio::spawn(async move {
         let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: "uid".into() };
@@ -794,17 +804,17 @@ async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
     });
     settle().await;
     bench.model.change(|state| state.fails.clear());
-    let snapshot = bench.board.snapshot().unwrap();
-    let against = Before {
+    let snapshot = bench.store.snapshot().unwrap();
+    let against = PreviousState {
         keyring: &snapshot.keyring,
         insist: false,
         lost: false,
         own: true,
-        witness: &snapshot.witness,
+        canary: &snapshot.canary,
     };
-    let proof =
-        probe(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
-    bench.board.probe_passed(1, proof.unwrap());
+    let verification =
+        verify(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
+    bench.store.check_passed(1, verification.unwrap());
     assert!(call.await.unwrap().is_ok());
 }
 
@@ -860,17 +870,17 @@ async fn with_an_old_key() -> (Model, EncryptResponse) {
 async fn a_key_that_cannot_be_used_hides_none_of_those_behind_it() {
     let (model, theirs) = with_an_old_key().await;
     let good = ModelKey::new(5, &[60]);
-    let broken = |fault| ModelKey { fails: Some(fault), ..good.clone() };
+    let broken = |kind| ModelKey { fails: Some(kind), ..good.clone() };
     let middle = [
         ("hmac", ModelKey { kind: "hmac", ..good.clone() }),
         ("derived", ModelKey { derived: true, ..good.clone() }),
-        ("forbidden", broken(Fault::Denied)),
-        ("gone", broken(Fault::KeyLost)),
-        ("broken", broken(Fault::Unreachable)),
-        ("silent", broken(Fault::DeadlineExceeded)),
-        ("foreign", broken(Fault::Nonsense)),
-        ("lagging", broken(Fault::Lagging)),
-        ("limited", broken(Fault::Throttled)),
+        ("forbidden", broken(ErrorKind::Denied)),
+        ("gone", broken(ErrorKind::KeyNotFound)),
+        ("broken", broken(ErrorKind::Unreachable)),
+        ("silent", broken(ErrorKind::DeadlineExceeded)),
+        ("foreign", broken(ErrorKind::InvalidResponse)),
+        ("version_unavailable", broken(ErrorKind::VersionUnavailable)),
+        ("limited", broken(ErrorKind::Throttled)),
     ];
     for (name, key) in middle {
         let ends_all = matches!(name, "silent" | "limited");
@@ -891,8 +901,8 @@ async fn of_several_failures_the_one_that_tells_the_most_is_told() {
     let with = |name: &str, key: ModelKey| model.change(|state| state.keys.insert(name.into(), key));
     with("hmac", ModelKey { kind: "hmac", ..ModelKey::new(5, &[60]) });
     with("old", ModelKey { min_decryption: 2, ..ModelKey::new(9, &[50, 51]) });
-    with("forbidden", ModelKey { fails: Some(Fault::Denied), ..ModelKey::new(5, &[60]) });
-    with("broken", ModelKey { fails: Some(Fault::Unreachable), ..ModelKey::new(5, &[60]) });
+    with("forbidden", ModelKey { fails: Some(ErrorKind::Denied), ..ModelKey::new(5, &[60]) });
+    with("broken", ModelKey { fails: Some(ErrorKind::Unreachable), ..ModelKey::new(5, &[60]) });
     for (keys, code, words) in [
         (&["kms", "hmac"][..], Code::InvalidArgument, "none of the keys"),
         (&["kms", "old"], Code::FailedPrecondition, "key `old`: too old; no other key"),
@@ -917,18 +927,18 @@ async fn of_several_failures_the_one_that_tells_the_most_is_told() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_another_namespace_does_not_take_is_not_dead() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    let snapshot = bench.board.snapshot().unwrap();
-    let dead = || TransitError::new(Fault::TokenDead, "permission denied");
+    let snapshot = bench.store.snapshot().unwrap();
+    let dead = || TransitError::new(ErrorKind::TokenInvalid, "permission denied");
     let elsewhere = KeyRef::elsewhere(
         KeyName::new("old").unwrap(),
         MountPath::default(),
         Namespace::new("team-b").unwrap(),
     );
     let entry = KeyEntry::unread(elsewhere, None, "permission denied");
-    assert_eq!(bench.board.decrypt_failed(&snapshot, &entry, dead()).fault, Fault::Denied);
+    assert_eq!(bench.store.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::Denied);
     assert_eq!(bench.healthz().await, "ok");
     let entry = KeyEntry::unread(KeyRef::in_transit("old"), None, "permission denied");
-    assert_eq!(bench.board.decrypt_failed(&snapshot, &entry, dead()).fault, Fault::TokenDead);
+    assert_eq!(bench.store.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::TokenInvalid);
     assert_ne!(bench.healthz().await, "ok");
 }
 
@@ -967,7 +977,7 @@ async fn a_refused_additional_key_does_not_make_the_first_look_unwell() {
     let old = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
     let bench = Bench::ready(model, &["kms", "old"]).await;
     bench.model.change(|state| {
-        state.fails.insert("decrypt", Fault::Denied);
+        state.fails.insert("decrypt", ErrorKind::Denied);
     });
     assert_eq!(bench.decrypt(&old.ciphertext, &old.key_id).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(bench.healthz().await, "ok");
@@ -1131,7 +1141,7 @@ async fn an_outage_is_outlived_until_the_hard_limit() {
 
     bench.model.change(|state| {
         for what in ["decrypt", "decrypt_batch", "encrypt", "read_key"] {
-            state.fails.insert(what, Fault::Unreachable);
+            state.fails.insert(what, ErrorKind::Unreachable);
         }
     });
     for _ in 0..3 {
@@ -1164,7 +1174,7 @@ async fn a_kek_that_was_named_in_an_outage_is_there_in_the_next() {
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     let outage = |bench: &Bench| {
         bench.model.change(|state| {
-            state.fails.insert("decrypt", Fault::Unreachable);
+            state.fails.insert("decrypt", ErrorKind::Unreachable);
         });
     };
     outage(&bench);
@@ -1181,11 +1191,12 @@ async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_brings_them_bac
     let sealed = bench.encrypt(b"seed").await.unwrap();
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     bench.open(&theirs).await.unwrap();
-    for (fault, code) in [(Fault::Denied, Code::PermissionDenied), (Fault::KeyLost, Code::FailedPrecondition)]
+    for (kind, code) in
+        [(ErrorKind::Denied, Code::PermissionDenied), (ErrorKind::KeyNotFound, Code::FailedPrecondition)]
     {
         bench.model.change(|state| {
             for what in ["decrypt", "decrypt_batch", "read_key"] {
-                state.fails.insert(what, fault);
+                state.fails.insert(what, kind);
             }
         });
         pass(31).await;
@@ -1199,7 +1210,7 @@ async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_brings_them_bac
         // Silence afterwards gives nothing back.
         bench.model.change(|state| {
             for what in ["decrypt", "decrypt_batch", "read_key"] {
-                state.fails.insert(what, Fault::Unreachable);
+                state.fails.insert(what, ErrorKind::Unreachable);
             }
         });
         pass(10).await;
@@ -1223,7 +1234,7 @@ async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_brings_them_bac
 
 #[tokio::test(start_paused = true)]
 async fn a_late_refusal_of_a_replaced_session_takes_no_kek_from_the_one_in_use() {
-    for fault in [Fault::TokenDead, Fault::Denied, Fault::KeyLost] {
+    for kind in [ErrorKind::TokenInvalid, ErrorKind::Denied, ErrorKind::KeyNotFound] {
         let mut bench = Bench::ready(local(Model::new()), &["kms"]).await;
         let own = bench.encrypt(b"own").await.unwrap();
         let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
@@ -1232,12 +1243,12 @@ async fn a_late_refusal_of_a_replaced_session_takes_no_kek_from_the_one_in_use()
         settle().await;
         let old = Arc::clone(&bench.session);
         bench.take_session(&["kms"]).await.unwrap();
-        old.refuse(fault);
+        old.refuse(kind);
         assert_eq!(late.await.unwrap().unwrap(), b"theirs"[..]);
         let calls = bench.model.calls();
         assert_eq!(bench.open(&own).await.unwrap(), b"own"[..]);
         bench.encrypt(b"seed").await.unwrap();
-        assert_eq!(bench.model.calls(), calls, "{fault:?}");
+        assert_eq!(bench.model.calls(), calls, "{kind:?}");
     }
 }
 
@@ -1246,7 +1257,7 @@ async fn with_vault_well_an_encrypt_waits_for_a_kek() {
     let bench = local_bench(Model::new()).await;
     pass(1).await;
     let before = wrapped_kek(&bench.encrypt(b"seed").await.unwrap());
-    bench.board.keks.refused(1, None);
+    bench.store.keks.refused(1, None);
     assert_eq!(bench.healthz().await, "ok");
     let sealed = bench.begin_encrypt();
     pass(2).await;
@@ -1256,7 +1267,7 @@ async fn with_vault_well_an_encrypt_waits_for_a_kek() {
 
     // With nobody to bring one it ends in time, and says what it waited for.
     let bench = Bench::ready(local(Model::new()), &["kms"]).await;
-    bench.board.keks.refused(1, None);
+    bench.store.keks.refused(1, None);
     let began = Instant::now();
     let error = bench.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded);
@@ -1270,10 +1281,10 @@ async fn the_silence_of_a_replaced_session_does_not_hold_up_the_keks_of_the_next
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     bench.open(&theirs).await.unwrap();
     // Looks come ten seconds after a refusal. They and a probe are on their way, and will not be answered.
-    bench.board.keks.refused(1, None);
+    bench.store.keks.refused(1, None);
     pass(9).await;
     bench.model.change(|state| state.silent = true);
-    bench.board.probe_soon();
+    bench.store.request_check();
     pass(3).await;
     bench.model.change(|state| state.silent = false);
     bench.take_session(&["kms"]).await.unwrap();
@@ -1281,7 +1292,7 @@ async fn the_silence_of_a_replaced_session_does_not_hold_up_the_keks_of_the_next
     let calls = bench.model.calls();
     assert_eq!(bench.open(&theirs).await.unwrap(), b"theirs"[..]);
     assert_eq!(bench.model.calls(), calls, "the next session has unwrapped it");
-    bench.board.keks.refused(2, None);
+    bench.store.keks.refused(2, None);
     let sealed = bench.begin_encrypt();
     pass(1).await;
     assert!(sealed.is_finished());
@@ -1334,7 +1345,7 @@ async fn kms_v1_has_no_annotations_and_so_no_local_kek() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rotation_moves_status_and_encrypt_together() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     let first = bench.encrypt(b"seed").await.unwrap();
     bench.model.rotate("kms");
     assert_eq!(bench.encrypt(b"seed").await.unwrap().key_id, first.key_id, "not before it is proven");
@@ -1348,11 +1359,11 @@ async fn a_rotation_moves_status_and_encrypt_together() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_version_that_cannot_be_used_yet_is_not_published() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     let first = bench.status().await.unwrap().key_id;
     bench.model.rotate("kms");
     bench.model.change(|state| {
-        state.fails.insert("encrypt", Fault::Lagging);
+        state.fails.insert("encrypt", ErrorKind::VersionUnavailable);
     });
     pass(40).await;
     assert_eq!(bench.status().await.unwrap().key_id, first);
@@ -1363,19 +1374,19 @@ async fn a_new_version_that_cannot_be_used_yet_is_not_published() {
 
 #[tokio::test(start_paused = true)]
 async fn a_version_that_another_node_saw_first_is_decrypted_and_then_published() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     pass(1).await;
     bench.model.rotate("kms");
     let other = Bench::ready(bench.model.clone(), &["kms"]).await;
     let newer = other.encrypt(b"seed").await.unwrap();
     assert_eq!(bench.decrypt(&newer.ciphertext, &newer.key_id).await.unwrap(), &b"seed"[..]);
     pass(1).await;
-    assert_eq!(bench.status().await.unwrap().key_id, newer.key_id, "probed at once, not after an interval");
+    assert_eq!(bench.status().await.unwrap().key_id, newer.key_id, "checked at once, not after an interval");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_raised_min_encryption_version_fails_one_call_and_is_refreshed_at_once() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     pass(1).await;
     bench.model.rotate("kms");
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_encryption = 2);
@@ -1388,7 +1399,7 @@ async fn a_raised_min_encryption_version_fails_one_call_and_is_refreshed_at_once
 async fn a_lagging_standby_never_moves_the_key_id_back() {
     let model = Model::new();
     model.rotate("kms");
-    let bench = Bench::with_prober(model).await;
+    let bench = Bench::with_health_checker(model).await;
     let newest = bench.status().await.unwrap();
     bench.model.change(|state| state.lag = 1);
     for _ in 0..50 {
@@ -1403,7 +1414,7 @@ async fn an_older_version_is_published_after_three_probes_of_the_active_node() {
     let model = Model::new();
     let first = Bench::ready(model.clone(), &["kms"]).await.status().await.unwrap().key_id;
     model.rotate("kms");
-    let bench = Bench::with_prober(model).await;
+    let bench = Bench::with_health_checker(model).await;
     let second = bench.status().await.unwrap().key_id;
     assert_ne!(first, second);
     // A backup was restored.
@@ -1423,7 +1434,7 @@ async fn an_older_version_is_published_after_three_probes_of_the_active_node() {
 async fn what_one_session_said_of_older_versions_does_not_count_for_the_next() {
     let model = Model::new();
     model.rotate("kms");
-    let mut bench = Bench::with_prober(model).await;
+    let mut bench = Bench::with_health_checker(model).await;
     let second = bench.status().await.unwrap().key_id;
     let versions = |count: i64| {
         let key = ModelKey::new(1, &(1..=count).map(|version| version * 100).collect::<Vec<_>>());
@@ -1431,12 +1442,12 @@ async fn what_one_session_said_of_older_versions_does_not_count_for_the_next() {
     };
     versions(1);
     pass(31).await;
-    bench.board.probe_soon();
+    bench.store.request_check();
     pass(1).await;
     versions(2);
     bench.take_session(&["kms"]).await.unwrap();
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
-    bench.board.probe_soon();
+    bench.store.request_check();
     pass(2).await;
     assert_eq!(bench.status().await.unwrap().key_id, second, "the third of two sessions");
     pass(15).await;
@@ -1450,34 +1461,34 @@ async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_k
     let mut bench = Bench::ready(model, &["kms"]).await;
     bench.session.kill_token();
     let try_session = async |bench: &Bench, accept_older| {
-        let (session, before) = (bench.model.session(&["kms"]), bench.board.snapshot().unwrap());
-        let against = Before {
+        let (session, before) = (bench.model.session(&["kms"]), bench.store.snapshot().unwrap());
+        let against = PreviousState {
             keyring: &before.keyring,
             insist: false,
             lost: false,
             own: false,
-            witness: &before.witness,
+            canary: &before.canary,
         };
-        probe(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
+        verify(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
     };
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
-    assert!(matches!(try_session(&bench, false).await, Err(ProbeFailure::Older(_))));
+    assert!(matches!(try_session(&bench, false).await, Err(VerificationError::Older(_))));
     assert!(try_session(&bench, true).await.is_ok());
 
     bench.model = Model::new();
     for other in [ModelKey::new(2, &[999]), ModelKey { min_decryption: 2, ..ModelKey::new(2, &[100]) }] {
         bench.model.change(|state| state.keys.insert("kms".into(), other));
         let error = TransitError::from(try_session(&bench, true).await.unwrap_err());
-        assert_ne!(error.fault, Fault::Lagging, "{error}");
+        assert_ne!(error.kind, ErrorKind::VersionUnavailable, "{error}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_storm_of_calls_is_not_a_storm_of_probes() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     let before = bench.model.calls();
     for _ in 0..1000 {
-        bench.board.probe_soon();
+        bench.store.request_check();
         settle().await;
     }
     assert!(bench.model.calls() - before <= 3, "one probe has three calls");
@@ -1485,11 +1496,11 @@ async fn a_storm_of_calls_is_not_a_storm_of_probes() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_go_on_failing_do_not_make_for_more_and_more_probes() {
-    let bench = Bench::with_prober(Model::new()).await;
+    let bench = Bench::with_health_checker(Model::new()).await;
     pass(1).await;
     let before = bench.model.calls();
     for _ in 0..120 {
-        bench.board.probe_soon();
+        bench.store.request_check();
         pass(1).await;
     }
     let probes = (bench.model.calls() - before) / 4;
@@ -1562,46 +1573,46 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                 key.min_encryption = u32::try_from(key.versions.len()).unwrap();
             }),
             Step::Probe => {
-                let board = Arc::clone(&bench.board);
+                let store = Arc::clone(&bench.store);
                 others.push(tokio::spawn(async move {
-                    let snapshot = board.snapshot().unwrap();
-                    let before = Before {
+                    let snapshot = store.snapshot().unwrap();
+                    let before = PreviousState {
                         keyring: &snapshot.keyring,
                         insist: false,
                         lost: false,
                         own: true,
-                        witness: &snapshot.witness,
+                        canary: &snapshot.canary,
                     };
                     let deadline = Instant::now() + Duration::from_secs(10);
-                    match probe(snapshot.transit.as_ref(), Some(before), false, deadline).await {
-                        Ok(proof) => board.probe_passed(snapshot.generation, proof),
-                        Err(failure) => board.probe_failed(snapshot.generation, &failure.into()),
+                    match verify(snapshot.transit.as_ref(), Some(before), false, deadline).await {
+                        Ok(verification) => store.check_passed(snapshot.generation, verification),
+                        Err(failure) => store.check_failed(snapshot.generation, &failure.into()),
                     }
                 }));
             }
             Step::Rotate => bench.model.rotate("kms"),
             Step::Session => {
-                let (board, session) = (Arc::clone(&bench.board), bench.model.session(&["kms"]));
+                let (store, session) = (Arc::clone(&bench.store), bench.model.session(&["kms"]));
                 let offer = bench.model.offer(&session);
                 others.push(tokio::spawn(async move {
-                    let before = board.snapshot().unwrap();
-                    let against = Before {
+                    let before = store.snapshot().unwrap();
+                    let against = PreviousState {
                         keyring: &before.keyring,
                         insist: false,
                         lost: false,
                         own: false,
-                        witness: &before.witness,
+                        canary: &before.canary,
                     };
                     let deadline = Instant::now() + Duration::from_secs(10);
-                    if let Ok(proof) = probe(session.as_ref(), Some(against), false, deadline).await {
-                        drop(board.take_session(offer, proof));
+                    if let Ok(verification) = verify(session.as_ref(), Some(against), false, deadline).await {
+                        drop(store.take_session(offer, verification));
                     }
                 }));
             }
             Step::Turn => {}
         }
         yield_now().await;
-        let now = bench.board.snapshot().unwrap().keyring.current().key_id.clone();
+        let now = bench.store.snapshot().unwrap().keyring.current().key_id.clone();
         if published.last() != Some(&now) {
             published.push(now);
         }

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use transit_client::transit::Call;
 
 use super::requests::{Calls, Told};
-use crate::{observe::metrics::Metrics, session::Board};
+use crate::{observe::metrics::Metrics, session::StateStore};
 
 /// The version of the API. kube-apiserver takes no other.
 ///
@@ -38,10 +38,10 @@ pub struct KmsV1 {
 }
 
 impl KmsV1 {
-    /// A service that answers from `board`.
+    /// A service that answers from `store`.
     #[must_use]
-    pub fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Self { calls: Calls::new(board, metrics) }
+    pub fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
+        Self { calls: Calls::new(store, metrics) }
     }
 
     /// The tower service for the socket, with its limits set.

@@ -17,7 +17,7 @@ use transit_client::{key_id::key_id_hash, transit::Call};
 use super::requests::{Calls, Told, at_most};
 use crate::{
     observe::metrics::Metrics,
-    session::{Board, Snapshot, health::Answer, local_kek::ANNOTATION},
+    session::{Snapshot, StateStore, health::Answer, local_kek::ANNOTATION},
 };
 
 /// The version of the API, as Status answers it; it must never change while we run.
@@ -38,10 +38,10 @@ pub struct KmsV2 {
 }
 
 impl KmsV2 {
-    /// A service that answers from `board`.
+    /// A service that answers from `store`.
     #[must_use]
-    pub fn new(board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Self { calls: Calls::new(board, metrics) }
+    pub fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
+        Self { calls: Calls::new(store, metrics) }
     }
 
     /// The tower service for the socket, with its limits set.
@@ -90,7 +90,7 @@ impl KmsV2 {
 impl KeyManagementService for KmsV2 {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = async {
-            let (answer, snapshot) = self.calls.board.status();
+            let (answer, snapshot) = self.calls.store.status();
             let told = |snapshot: &Snapshot| Told {
                 key_id_hash: snapshot.keyring.current().key_id_hash.clone(),
                 request_id: String::new(),

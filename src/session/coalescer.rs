@@ -27,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 use transit_client::{
-    Fault, Transit, TransitError,
+    ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::KeyRef,
     transit::{Call, Opened},
@@ -206,7 +206,10 @@ impl Coalescer {
         call: Call<'_>,
     ) -> Result<Opened, TransitError> {
         let late = || {
-            TransitError::new(Fault::DeadlineExceeded, "Vault did not answer before the caller's deadline")
+            TransitError::new(
+                ErrorKind::DeadlineExceeded,
+                "Vault did not answer before the caller's deadline",
+            )
         };
         if !self.enabled {
             let permit = timeout_at(call.deadline, self.uncoalesced.acquire()).await;
@@ -229,7 +232,10 @@ impl Coalescer {
 }
 
 fn given_up() -> TransitError {
-    TransitError::new(Fault::Nonsense, "the request to Vault ended without an answer: this is a bug")
+    TransitError::new(
+        ErrorKind::InvalidResponse,
+        "the request to Vault ended without an answer: this is a bug",
+    )
 }
 
 impl Item {
@@ -455,18 +461,18 @@ impl Flight {
                     match outcome {
                         // It is for another node, or not known what for: failover knows what to do
                         // with a call that has failed, but not with a part of one that has not.
-                        Err(error) if sent > 1 && !is_settled(error.fault) => alone.push(item),
+                        Err(error) if sent > 1 && !is_settled(error.kind) => alone.push(item),
                         outcome => self.answer(item, outcome, term),
                     }
                 }
                 self.shared.send_alone(alone.into_iter());
             }
-            Err(error) if error.fault == Fault::TooMuch => {
+            Err(error) if error.kind == ErrorKind::BatchTooLarge => {
                 debug!(%error, items = sent, "half as many Decrypts at once for a while");
                 self.shared.lock().limit.lower(sent, sent / 2);
                 self.shared.requeue(mem::take(&mut self.items).into_iter());
             }
-            Err(error) if matches!(error.fault, Fault::Denied | Fault::Nonsense) => {
+            Err(error) if matches!(error.kind, ErrorKind::Denied | ErrorKind::InvalidResponse) => {
                 self.doubt_batches(error, term).await;
             }
             Err(error) => self.answer_all(&error, term),
@@ -491,10 +497,10 @@ impl Flight {
     async fn doubt_batches(&mut self, error: TransitError, term: Term) {
         let Some(first) = self.items.first() else { return };
         match self.alone(first, term.deadline).await {
-            Err(alone) if alone.fault == error.fault => self.answer_all(&alone, term),
+            Err(alone) if alone.kind == error.kind => self.answer_all(&alone, term),
             outcome => {
                 // An answer without sense says nothing about the next one.
-                if error.fault == Fault::Denied {
+                if error.kind == ErrorKind::Denied {
                     warn!(%error, "Decrypts cannot go together, though they can alone: does the policy allow `batch_input`?");
                     self.shared.lock().limit.lower(2, 1);
                 } else {
@@ -517,7 +523,7 @@ impl Flight {
         let mut state = self.shared.lock();
         match outcome {
             // A caller with more time has joined since. The others hear the reason now.
-            Err(error) if term.was_missed(error.fault) && item.until() > term.until && item.is_awaited() => {
+            Err(error) if term.was_missed(error.kind) && item.until() > term.until && item.is_awaited() => {
                 item.answer.send_replace(Answer::Missed { error, until: term.until });
                 state.queue.push_back(item);
                 drop(state);
@@ -535,10 +541,10 @@ impl Flight {
 impl Term {
     /// Whether the request failed only because its time was up. When it is, failover gives the last
     /// reason that it has seen, if there is one.
-    fn was_missed(self, fault: Fault) -> bool {
-        match fault {
-            Fault::DeadlineExceeded => true,
-            Fault::Unreachable => Instant::now() >= self.deadline,
+    fn was_missed(self, kind: ErrorKind) -> bool {
+        match kind {
+            ErrorKind::DeadlineExceeded => true,
+            ErrorKind::Unreachable => Instant::now() >= self.deadline,
             _ => false,
         }
     }
@@ -562,8 +568,8 @@ async fn nobody_waits(items: &[Arc<Item>]) {
 
 /// Whether what Vault says of one item of a batch would be the same if that was asked for alone: it is
 /// about the ciphertext, or the type of the key. (A policy refuses batches as a whole.)
-fn is_settled(fault: Fault) -> bool {
-    matches!(fault, Fault::BadCiphertext | Fault::Denied | Fault::TooOld)
+fn is_settled(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::BadCiphertext | ErrorKind::Denied | ErrorKind::VersionTooOld)
 }
 
 #[cfg(test)]
@@ -593,11 +599,11 @@ mod tests {
         given_up: AtomicUsize,
         keys: KeyNames,
         /// How requests end that were not let before their deadline.
-        late: Mutex<Fault>,
+        late: Mutex<ErrorKind>,
         /// The number of items in each request; 1 is a lone one, not a batch.
         requests: Mutex<Vec<usize>>,
         /// How requests of more than so many items fail.
-        refuses: Mutex<Option<(usize, Fault)>>,
+        refuses: Mutex<Option<(usize, ErrorKind)>>,
     }
 
     struct OnItsWay<'a>(&'a Engine);
@@ -617,14 +623,14 @@ mod tests {
                 permit = self.lets.acquire() => {
                     permit.unwrap().forget();
                     match *self.refuses.lock().unwrap() {
-                        Some((most, fault)) if items > most => Err(fault),
+                        Some((most, kind)) if items > most => Err(kind),
                         _ => Ok(()),
                     }
                 }
                 () = sleep_until(call.deadline) => Err(*self.late.lock().unwrap()),
             };
             mem::forget(on_its_way);
-            outcome.map_err(|fault| TransitError::new(fault, fault.name()))
+            outcome.map_err(|kind| TransitError::new(kind, kind.name()))
         }
 
         fn requests(&self) -> Vec<usize> {
@@ -635,8 +641,8 @@ mod tests {
             self.given_up.load(Ordering::Relaxed)
         }
 
-        fn refuses(&self, more_than: usize, fault: Fault) {
-            *self.refuses.lock().unwrap() = Some((more_than, fault));
+        fn refuses(&self, more_than: usize, kind: ErrorKind) {
+            *self.refuses.lock().unwrap() = Some((more_than, kind));
         }
     }
 
@@ -644,10 +650,10 @@ mod tests {
         let text = ciphertext.as_str();
         assert!(!text.contains("PANIC"), "as a bug does");
         if text.contains("BAD") {
-            return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+            return Err(TransitError::new(ErrorKind::BadCiphertext, "message authentication failed"));
         }
         if text.contains("LAG") && !alone {
-            return Err(TransitError::new(Fault::Lagging, "version is too new"));
+            return Err(TransitError::new(ErrorKind::VersionUnavailable, "version is too new"));
         }
         let plaintext = Zeroizing::new(text.as_bytes().to_vec());
         Ok(Opened { plaintext, request_id: "request".into() })
@@ -711,7 +717,7 @@ mod tests {
                 lets: Semaphore::new(0),
                 given_up: AtomicUsize::new(0),
                 keys: KeyNames::new([key("kms")]).unwrap(),
-                late: Mutex::new(Fault::DeadlineExceeded),
+                late: Mutex::new(ErrorKind::DeadlineExceeded),
                 requests: Mutex::default(),
                 refuses: Mutex::default(),
             });
@@ -760,8 +766,8 @@ mod tests {
         }
     }
 
-    async fn fault(call: JoinHandle<Outcome>) -> Fault {
-        call.await.unwrap().unwrap_err().fault
+    async fn kind(call: JoinHandle<Outcome>) -> ErrorKind {
+        call.await.unwrap().unwrap_err().kind
     }
 
     async fn assert_opened(calls: Vec<JoinHandle<Outcome>>) {
@@ -833,7 +839,7 @@ mod tests {
         settle().await;
         bench.answer(1).await;
         assert_opened(calls).await;
-        assert_eq!(fault(bad).await, Fault::BadCiphertext);
+        assert_eq!(kind(bad).await, ErrorKind::BadCiphertext);
         assert_eq!(bench.engine.requests(), [10]);
         bench.assert_idle();
     }
@@ -920,14 +926,14 @@ mod tests {
     async fn who_joins_later_does_not_cost_the_first_its_reason() {
         // As failover ends when a node has refused and time is up.
         let bench = Bench::new();
-        *bench.engine.late.lock().unwrap() = Fault::Unreachable;
+        *bench.engine.late.lock().unwrap() = ErrorKind::Unreachable;
         let hasty = bench.ask_of("kms", "QUJD", 1);
         settle().await;
         let patient = bench.ask_of("kms", "QUJD", 5);
         settle().await;
         advance(Duration::from_millis(981)).await;
         settle().await;
-        assert_eq!(fault(hasty).await, Fault::Unreachable);
+        assert_eq!(kind(hasty).await, ErrorKind::Unreachable);
         assert!(!patient.is_finished());
         assert_eq!(bench.engine.requests(), [1, 1]);
         bench.answer(1).await;
@@ -936,15 +942,15 @@ mod tests {
 
         // What is said before time is up, is said to all.
         let bench = Bench::new();
-        bench.engine.refuses(0, Fault::Unreachable);
+        bench.engine.refuses(0, ErrorKind::Unreachable);
         let calls = [1, 5].map(|seconds| (bench.ask_of("kms", "QUJD", seconds), seconds));
         settle().await;
         let late = bench.ask_of("kms", "QUJD", 9);
         settle().await;
         bench.answer(1).await;
-        assert_eq!(fault(late).await, Fault::Unreachable);
+        assert_eq!(kind(late).await, ErrorKind::Unreachable);
         for (call, _) in calls {
-            assert_eq!(fault(call).await, Fault::Unreachable);
+            assert_eq!(kind(call).await, ErrorKind::Unreachable);
         }
         assert_eq!(bench.engine.requests(), [1]);
         bench.assert_idle();
@@ -969,7 +975,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn too_much_at_once_is_halved_and_the_limit_recovers() {
         let bench = Bench::new();
-        bench.engine.refuses(40, Fault::TooMuch);
+        bench.engine.refuses(40, ErrorKind::BatchTooLarge);
         assert_eq!(burst(&bench, 128).await, [128, 64, 32, 32, 32, 32]);
         assert_eq!(burst(&bench, 64).await, [32, 32], "it is remembered");
         // What refuses for good is tried again ever more seldom.
@@ -980,26 +986,26 @@ mod tests {
             assert_eq!(burst(&bench, 64).await, [64, 32, 32], "after {pause} s");
         }
         // A moment's refusal is soon forgotten.
-        bench.engine.refuses(1000, Fault::TooMuch);
+        bench.engine.refuses(1000, ErrorKind::BatchTooLarge);
         advance(Duration::from_secs(80)).await;
         assert_eq!(burst(&bench, 128).await, [64, 64]);
         advance(FIRST_RECOVERY).await;
         assert_eq!(burst(&bench, 128).await, [64, 64], "the pause was that of before");
         advance(Duration::from_secs(80)).await;
         assert_eq!(burst(&bench, 128).await, [128]);
-        bench.engine.refuses(100, Fault::TooMuch);
+        bench.engine.refuses(100, ErrorKind::BatchTooLarge);
         assert_eq!(burst(&bench, 128).await, [128, 64, 64]);
-        bench.engine.refuses(1000, Fault::TooMuch);
+        bench.engine.refuses(1000, ErrorKind::BatchTooLarge);
         advance(FIRST_RECOVERY).await;
         assert_eq!(burst(&bench, 128).await, [128], "and so is the long pause");
 
         // Down to one, which cannot be halved.
-        bench.engine.refuses(0, Fault::TooMuch);
+        bench.engine.refuses(0, ErrorKind::BatchTooLarge);
         let calls = bench.ask_many(0..3);
         settle().await;
         bench.answer(10).await;
         for call in calls {
-            assert_eq!(fault(call).await, Fault::TooMuch);
+            assert_eq!(kind(call).await, ErrorKind::BatchTooLarge);
         }
         bench.assert_idle();
     }
@@ -1007,19 +1013,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_without_sense_changes_nothing() {
         let bench = Bench::new();
-        bench.engine.refuses(1, Fault::Nonsense);
+        bench.engine.refuses(1, ErrorKind::InvalidResponse);
         let mut expected = vec![20];
         expected.extend([1; 20]);
         assert_eq!(burst(&bench, 20).await, expected, "all are asked for alone");
-        bench.engine.refuses(1000, Fault::Nonsense);
+        bench.engine.refuses(1000, ErrorKind::InvalidResponse);
         assert_eq!(burst(&bench, 20).await, [20]);
         // To all alike it is the answer.
-        bench.engine.refuses(0, Fault::Nonsense);
+        bench.engine.refuses(0, ErrorKind::InvalidResponse);
         let calls = bench.ask_many(0..20);
         settle().await;
         bench.answer(2).await;
         for call in calls {
-            assert_eq!(fault(call).await, Fault::Nonsense);
+            assert_eq!(kind(call).await, ErrorKind::InvalidResponse);
         }
         bench.assert_idle();
     }
@@ -1027,7 +1033,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn lone_requests_are_not_sent_all_at_once() {
         let bench = Bench::new();
-        bench.engine.refuses(1, Fault::Denied);
+        bench.engine.refuses(1, ErrorKind::Denied);
         let first = bench.ask_many(0..100);
         settle().await;
         bench.answer(2).await;
@@ -1047,7 +1053,7 @@ mod tests {
         }
         settle().await;
         assert_eq!(bench.engine.requests().len() - before, MOST_AWAY);
-        bench.engine.refuses(1000, Fault::Denied);
+        bench.engine.refuses(1000, ErrorKind::Denied);
         for _ in 0..10 {
             bench.answer(100).await;
         }
@@ -1057,14 +1063,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_fails_as_a_whole_fails_all_with_its_meaning() {
-        for refused in [Fault::TokenDead, Fault::KeyLost, Fault::Unreachable] {
+        for refused in [ErrorKind::TokenInvalid, ErrorKind::KeyNotFound, ErrorKind::Unreachable] {
             let bench = Bench::new();
             bench.engine.refuses(0, refused);
             let calls = bench.ask_many(0..20);
             settle().await;
             bench.answer(1).await;
             for call in calls {
-                assert_eq!(fault(call).await, refused);
+                assert_eq!(kind(call).await, refused);
             }
             assert_eq!(bench.engine.requests(), [20], "nothing loops");
             bench.assert_idle();
@@ -1074,7 +1080,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_of_batches_alone_ends_them_for_a_while() {
         let bench = Bench::new();
-        bench.engine.refuses(1, Fault::Denied);
+        bench.engine.refuses(1, ErrorKind::Denied);
         let mut expected = vec![20];
         expected.extend([1; 20]);
         assert_eq!(burst(&bench, 20).await, expected);
@@ -1082,7 +1088,7 @@ mod tests {
         advance(FIRST_RECOVERY).await;
         assert_eq!(burst(&bench, 20).await[..2], [2, 2], "but later");
         // The policy was changed.
-        bench.engine.refuses(1000, Fault::Denied);
+        bench.engine.refuses(1000, ErrorKind::Denied);
         for size in [2, 4, 8, 16, 20] {
             advance(FIRST_RECOVERY * 2).await;
             assert_eq!(burst(&bench, 20).await[0], size);
@@ -1090,12 +1096,12 @@ mod tests {
 
         // A refusal of lone Decrypts too is asked about only once more.
         let bench = Bench::new();
-        bench.engine.refuses(0, Fault::Denied);
+        bench.engine.refuses(0, ErrorKind::Denied);
         let calls = bench.ask_many(0..20);
         settle().await;
         bench.answer(30).await;
         for call in calls {
-            assert_eq!(fault(call).await, Fault::Denied);
+            assert_eq!(kind(call).await, ErrorKind::Denied);
         }
         assert_eq!(bench.engine.requests(), [20, 1]);
     }
@@ -1121,7 +1127,7 @@ mod tests {
         let broken = bench.ask("PANIC");
         settle().await;
         bench.answer(1).await;
-        assert_eq!(fault(broken).await, Fault::Nonsense);
+        assert_eq!(kind(broken).await, ErrorKind::InvalidResponse);
         bench.assert_idle();
         let calls = bench.ask_many(0..3);
         settle().await;

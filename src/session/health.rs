@@ -3,7 +3,7 @@
 //! | situation | Status |
 //! | --- | --- |
 //! | last probe good and fresh | `ok` |
-//! | Vault merely unreachable, and a probe was good before | `ok` for the outage grace, then a reason; with a usable local KEK (the board knows) it stays `ok` |
+//! | Vault merely unreachable, and a probe was good before | `ok` for the outage grace, then a reason; with a usable local KEK (the store knows) it stays `ok` |
 //! | token dead, policy refuses | a reason at once |
 //! | key missing, soft-deleted or made anew | a gRPC error |
 //! | nothing known yet | gRPC `Unavailable` |
@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use transit_client::Fault;
+use transit_client::ErrorKind;
 
 /// How long to be patient, and how often to look.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +60,16 @@ impl Verdict {
     ///
     /// A refusal or a loss outlives an outage: silence heals neither.
     #[must_use]
-    pub fn after(&self, fault: Fault, message: &str, now: Instant) -> Self {
+    pub fn after(&self, kind: ErrorKind, message: &str, now: Instant) -> Self {
         let reason: Arc<str> = message.into();
-        match fault {
-            Fault::KeyLost => Self::Lost { reason },
-            Fault::Denied | Fault::TokenDead | Fault::TooOld | Fault::BadCiphertext => {
-                let dead = fault == Fault::TokenDead;
+        match kind {
+            ErrorKind::KeyNotFound => Self::Lost { reason },
+            ErrorKind::Config
+            | ErrorKind::Denied
+            | ErrorKind::TokenInvalid
+            | ErrorKind::VersionTooOld
+            | ErrorKind::BadCiphertext => {
+                let dead = kind == ErrorKind::TokenInvalid;
                 // A token that dies after its policy has refused for long is only just dead.
                 let since = match self {
                     Self::Refused { since, token_dead, .. } if *token_dead == dead => *since,
@@ -73,12 +77,12 @@ impl Verdict {
                 };
                 Self::Refused { since, reason, token_dead: dead }
             }
-            Fault::DeadlineExceeded
-            | Fault::Lagging
-            | Fault::Nonsense
-            | Fault::Throttled
-            | Fault::TooMuch
-            | Fault::Unreachable => match self {
+            ErrorKind::DeadlineExceeded
+            | ErrorKind::VersionUnavailable
+            | ErrorKind::InvalidResponse
+            | ErrorKind::Throttled
+            | ErrorKind::BatchTooLarge
+            | ErrorKind::Unreachable => match self {
                 Self::Lost { .. } | Self::Refused { .. } => self.clone(),
                 Self::Unreachable { since, .. } => Self::Unreachable { since: *since, reason },
                 Self::Good => Self::Unreachable { since: now, reason },
@@ -86,10 +90,10 @@ impl Verdict {
         }
     }
 
-    /// The answer to Status at `now`, if the last probe ended at `probed`.
+    /// The answer to Status at `now`, if the last probe ended at `checked`.
     #[must_use]
-    pub fn answer(&self, probed: Instant, now: Instant, settings: HealthSettings) -> Answer {
-        let age = now.saturating_duration_since(probed);
+    pub fn answer(&self, checked: Instant, now: Instant, settings: HealthSettings) -> Answer {
+        let age = now.saturating_duration_since(checked);
         let stale = age > settings.health_check_interval * 3;
         match self {
             Self::Lost { reason } => Answer::Lost(reason.to_string()),
@@ -173,38 +177,38 @@ mod tests {
         Duration::from_secs(count)
     }
 
-    /// Every row of the table that concerns a known key; the last row is the board's.
+    /// Every row of the table that concerns a known key; the last row is the store's.
     #[test]
     fn each_row_of_the_table() {
         let start = Instant::now();
-        let at = |verdict: &Verdict, probed: u64, now: u64| {
-            verdict.answer(start + seconds(probed), start + seconds(now), SETTINGS)
+        let at = |verdict: &Verdict, checked: u64, now: u64| {
+            verdict.answer(start + seconds(checked), start + seconds(now), SETTINGS)
         };
 
         let good = Verdict::Good;
         assert_eq!(at(&good, 0, 90), Answer::Well { in_grace: false });
         assert_eq!(at(&good, 0, 91).state(), "stale");
 
-        let outage = good.after(Fault::Unreachable, "connection refused", start);
+        let outage = good.after(ErrorKind::Unreachable, "connection refused", start);
         assert_eq!(at(&outage, 55, 59), Answer::Well { in_grace: true });
         assert_eq!(at(&outage, 55, 60).state(), "unreachable");
         assert!(at(&outage, 55, 61).reason().unwrap().contains("connection refused"));
 
-        for fault in [Fault::TokenDead, Fault::Denied] {
-            let refused = good.after(fault, "permission denied", start);
+        for kind in [ErrorKind::TokenInvalid, ErrorKind::Denied] {
+            let refused = good.after(kind, "permission denied", start);
             assert_eq!(at(&refused, 0, 0).state(), "refused");
             assert_eq!(at(&refused, 0, 0).reason(), Some("permission denied"));
         }
 
-        let lost = good.after(Fault::KeyLost, "the key is gone", start);
+        let lost = good.after(ErrorKind::KeyNotFound, "the key is gone", start);
         assert_eq!(at(&lost, 0, 0), Answer::Lost("the key is gone".into()));
     }
 
     #[test]
     fn an_outage_counts_from_its_beginning() {
         let start = Instant::now();
-        let first = Verdict::Good.after(Fault::Unreachable, "a", start);
-        let second = first.after(Fault::DeadlineExceeded, "b", start + seconds(50));
+        let first = Verdict::Good.after(ErrorKind::Unreachable, "a", start);
+        let second = first.after(ErrorKind::DeadlineExceeded, "b", start + seconds(50));
         let answer = second.answer(start + seconds(61), start + seconds(61), SETTINGS);
         assert_eq!(answer.state(), "unreachable");
     }
@@ -212,13 +216,13 @@ mod tests {
     #[test]
     fn silence_heals_neither_refusal_nor_loss() {
         let start = Instant::now();
-        for fault in [Fault::KeyLost, Fault::TokenDead] {
-            let bad = Verdict::Good.after(fault, "no", start);
-            let then = bad.after(Fault::Unreachable, "silence", start);
+        for kind in [ErrorKind::KeyNotFound, ErrorKind::TokenInvalid] {
+            let bad = Verdict::Good.after(kind, "no", start);
+            let then = bad.after(ErrorKind::Unreachable, "silence", start);
             assert_eq!(
                 then.answer(start, start, SETTINGS).reason(),
                 Some("no"),
-                "{fault:?} must survive an outage"
+                "{kind:?} must survive an outage"
             );
         }
     }

@@ -1,30 +1,30 @@
-//! The prober: looks, in the background, whether Transit still does what we promise.
+//! The health_checker: looks, in the background, whether Transit still does what we promise.
 
 use std::{cmp::min, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
-use transit_client::{Fault, TransitError};
+use transit_client::{ErrorKind, TransitError};
 
 use super::{
     health::Answer,
-    state::{Board, Snapshot},
-    verification::{Before, ProbeFailure, Proof, probe},
+    state::{Snapshot, StateStore},
+    verification::{PreviousState, Verification, VerificationError, verify},
 };
 use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
 
 /// The longest that one probe may take.
-const LONGEST_PROBE: Duration = Duration::from_secs(10);
+const MAX_CHECK: Duration = Duration::from_secs(10);
 /// Between probes, however many are asked for: a storm of calls must not become one of probes.
 const LEAST_PAUSE: Duration = Duration::from_millis(250);
 /// While unhealthy, probes repeat after this, doubling up to [`LONGEST_UNWELL_PAUSE`].
 const FIRST_UNWELL_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_UNWELL_PAUSE: Duration = Duration::from_secs(5);
 /// So many probes in a row must show an older version on the active node before it is believed.
-const PROBES_TO_GO_BACK: u32 = 3;
+const CHECKS_TO_GO_BACK: u32 = 3;
 
 /// Probes for ever. `heart` beats at least once in every probe and pause.
-pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
+pub async fn run(store: Arc<StateStore>, metrics: Arc<Metrics>, heart: Heartbeat) {
     let mut older = OlderVersions::default();
     let mut unwell_pause = FIRST_UNWELL_PAUSE;
     let mut least_pause = LEAST_PAUSE;
@@ -32,25 +32,25 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
     let mut asked_for = false;
     loop {
         heart.beat();
-        let healthy = match board.snapshot() {
+        let healthy = match store.snapshot() {
             Some(snapshot) => {
                 let began = Instant::now();
-                let healthy = probe_once(&board, &snapshot, &mut older).await;
+                let healthy = check_once(&store, &snapshot, &mut older).await;
                 metrics.health_check_seconds.observe(began.elapsed().as_secs_f64());
                 healthy
             }
             // The keeper proves the first session; there is nothing to probe before that.
             None => false,
         };
-        board.publish_health();
+        store.publish_health();
         // Calls that go on failing for their own reasons must not make for more and more probes.
-        let found = board.snapshot().map(|snapshot| (snapshot.keyring.current().key_id.clone(), healthy));
+        let found = store.snapshot().map(|snapshot| (snapshot.keyring.current().key_id.clone(), healthy));
         let news = seen != found;
         seen = found;
         least_pause =
             if asked_for && !news { min(least_pause * 2, LONGEST_UNWELL_PAUSE) } else { LEAST_PAUSE };
 
-        let interval = board.settings().health_check_interval;
+        let interval = store.settings().health_check_interval;
         let pause = if healthy {
             unwell_pause = FIRST_UNWELL_PAUSE;
             interval
@@ -64,8 +64,8 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
         sleep(least_pause).await;
         asked_for = tokio::select! {
             () = sleep(pause.saturating_sub(least_pause)) => false,
-            () = board.probe_requested() => {
-                debug!("probing out of turn");
+            () = store.check_requested() => {
+                debug!("checking out of turn");
                 true
             }
         };
@@ -73,55 +73,59 @@ pub async fn run(board: Arc<Board>, metrics: Arc<Metrics>, heart: Heartbeat) {
 }
 
 /// Probes the session of `snapshot` and posts the result; true if all is well.
-async fn probe_once(board: &Board, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
-    let longest = board.settings().health_check_interval.clamp(Duration::from_secs(1), LONGEST_PROBE);
+async fn check_once(store: &StateStore, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
+    let longest = store.settings().health_check_interval.clamp(Duration::from_secs(1), MAX_CHECK);
     let older = older.of(snapshot.generation);
     // A task of its own: a request that is cancelled costs its connection, and sessions share those.
-    let probing = tokio::spawn(probe_session(Arc::clone(snapshot), older.believed(), longest));
+    let checking = tokio::spawn(check_session(Arc::clone(snapshot), older.believed(), longest));
     let outcome = tokio::select! {
         biased;
-        outcome = probing => outcome,
+        outcome = checking => outcome,
         // The keeper has just proven the new session, and the old one has no say about it.
-        () = board.after(snapshot.generation) => return true,
+        () = store.after(snapshot.generation) => return true,
     };
     let outcome = outcome.unwrap_or_else(|_| {
-        Err(TransitError::new(Fault::Nonsense, "the probe ended without an outcome: this is a bug").into())
+        Err(TransitError::new(
+            ErrorKind::InvalidResponse,
+            "the probe ended without an outcome: this is a bug",
+        )
+        .into())
     });
     older.note(&outcome);
     match outcome {
-        Ok(proof) => {
-            board.probe_passed(snapshot.generation, proof);
+        Ok(verification) => {
+            store.check_passed(snapshot.generation, verification);
             true
         }
         Err(failure) => {
             let error = TransitError::from(failure);
-            match board.status().0 {
+            match store.status().0 {
                 Answer::Well { in_grace: false } => {}
                 _ => debug!(%error, "still not healthy"),
             }
-            board.probe_failed(snapshot.generation, &error);
+            store.check_failed(snapshot.generation, &error);
             false
         }
     }
 }
 
-async fn probe_session(
+async fn check_session(
     snapshot: Arc<Snapshot>,
     accept_older: bool,
     longest: Duration,
-) -> Result<Proof, ProbeFailure> {
+) -> Result<Verification, VerificationError> {
     let deadline = Instant::now() + longest;
-    let before = Before {
+    let before = PreviousState {
         keyring: &snapshot.keyring,
         insist: false,
         lost: false,
         own: true,
-        witness: &snapshot.witness,
+        canary: &snapshot.canary,
     };
-    let probing = probe(snapshot.transit.as_ref(), Some(before), accept_older, deadline);
-    timeout_at(deadline, probing).await.unwrap_or_else(|_| {
+    let checking = verify(snapshot.transit.as_ref(), Some(before), accept_older, deadline);
+    timeout_at(deadline, checking).await.unwrap_or_else(|_| {
         let message = format!("Vault did not answer a probe within {} s", longest.as_secs());
-        Err(TransitError::new(Fault::Unreachable, message).into())
+        Err(TransitError::new(ErrorKind::Unreachable, message).into())
     })
 }
 
@@ -129,14 +133,14 @@ async fn probe_session(
 #[derive(Debug, Default)]
 pub struct OlderVersions {
     generation: u64,
-    probes: u32,
+    checks: u32,
 }
 
 impl OlderVersions {
     /// What the session of `generation` has shown; what another one did says nothing about its Vault.
     pub fn of(&mut self, generation: u64) -> &mut Self {
         if self.generation != generation {
-            *self = Self { generation, probes: 0 };
+            *self = Self { generation, checks: 0 };
         }
         self
     }
@@ -144,23 +148,26 @@ impl OlderVersions {
     /// Whether the next probe is to believe it.
     #[must_use]
     pub fn believed(&self) -> bool {
-        self.probes + 1 >= PROBES_TO_GO_BACK
+        self.checks + 1 >= CHECKS_TO_GO_BACK
     }
 
     /// Takes notice of what a probe showed.
-    pub fn note(&mut self, outcome: &Result<Proof, ProbeFailure>) {
+    pub fn note(&mut self, outcome: &Result<Verification, VerificationError>) {
         match outcome {
-            Err(ProbeFailure::Older(version)) => {
-                self.probes += 1;
-                warn!(%version, probes = self.probes, "Vault's active node reports an older key version than the one in use");
+            Err(VerificationError::Older(version)) => {
+                self.checks += 1;
+                warn!(%version, checks = self.checks, "Vault's active node reports an older key version than the one in use");
             }
             // Silence says nothing about versions, and neither does what is not Vault.
-            Err(ProbeFailure::Failed(error))
+            Err(VerificationError::Failed(error))
                 if matches!(
-                    error.fault,
-                    Fault::DeadlineExceeded | Fault::Nonsense | Fault::Throttled | Fault::Unreachable
+                    error.kind,
+                    ErrorKind::DeadlineExceeded
+                        | ErrorKind::InvalidResponse
+                        | ErrorKind::Throttled
+                        | ErrorKind::Unreachable
                 ) => {}
-            _ => self.probes = 0,
+            _ => self.checks = 0,
         }
     }
 }
@@ -176,9 +183,9 @@ mod tests {
         let version = KeyVersion::new(1).unwrap();
         for _ in 0..2 {
             assert!(!older.of(1).believed());
-            older.of(1).note(&Err(ProbeFailure::Older(version)));
+            older.of(1).note(&Err(VerificationError::Older(version)));
         }
-        let silence = TransitError::new(Fault::Unreachable, "away");
+        let silence = TransitError::new(ErrorKind::Unreachable, "away");
         older.of(1).note(&Err(silence.into()));
         assert!(older.of(1).believed());
         assert!(!older.of(2).believed(), "its Vault has said nothing of the kind");

@@ -24,11 +24,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tracing::{debug, warn};
-use transit_client::{Fault, TransitError, ciphertext::Ciphertext, key_id::Scope, transit::Call};
+use transit_client::{ErrorKind, TransitError, ciphertext::Ciphertext, key_id::Scope, transit::Call};
 
 use super::{
     local_kek::LocalKek,
-    state::{Board, Snapshot},
+    state::{Snapshot, StateStore},
 };
 use crate::{config::LocalKekLimits, observe::metrics::Metrics};
 
@@ -234,22 +234,24 @@ impl KekStore {
             self.want(&mut state, wrapped, scope);
             return;
         }
-        match error.fault {
-            Fault::DeadlineExceeded
-            | Fault::Lagging
-            | Fault::Nonsense
-            | Fault::Throttled
-            | Fault::TooMuch
-            | Fault::Unreachable => {
+        match error.kind {
+            ErrorKind::DeadlineExceeded
+            | ErrorKind::VersionUnavailable
+            | ErrorKind::InvalidResponse
+            | ErrorKind::Throttled
+            | ErrorKind::BatchTooLarge
+            | ErrorKind::Unreachable => {
                 self.want(&mut state, wrapped, scope);
                 if let Some(kept) = state.kept.get_mut(wrapped) {
                     kept.outage = true;
                     kept.next_look = Instant::now() + RETRY;
                 }
             }
-            Fault::Denied | Fault::KeyLost => self.wipe(&mut state, stamp.generation, Some(scope)),
-            Fault::TokenDead => self.wipe(&mut state, stamp.generation, None),
-            Fault::BadCiphertext | Fault::TooOld => {
+            ErrorKind::Config | ErrorKind::Denied | ErrorKind::KeyNotFound => {
+                self.wipe(&mut state, stamp.generation, Some(scope))
+            }
+            ErrorKind::TokenInvalid => self.wipe(&mut state, stamp.generation, None),
+            ErrorKind::BadCiphertext | ErrorKind::VersionTooOld => {
                 if state.kept.remove(wrapped).is_some() {
                     warn!(%error, "a local KEK is not unwrapped any more");
                 }
@@ -291,55 +293,55 @@ impl KekStore {
 }
 
 /// Has all KEKs unwrapped again before their time, for ever.
-pub async fn look_after(board: Arc<Board>) {
+pub async fn look_after(store: Arc<StateStore>) {
     loop {
         let mut pause = LONGEST_PAUSE;
-        let now = board.read();
-        // Nothing loops on 403: while the token is dead, only the prober looks.
+        let now = store.read();
+        // Nothing loops on 403: while the token is dead, only the health_checker looks.
         if let Some(snapshot) = now.snapshot.filter(|_| now.token_dead_for.is_none()) {
-            let (due, _) = board.keks.due();
+            let (due, _) = store.keks.due();
             let mut looks = JoinSet::new();
             for (wrapped, scope) in due {
-                looks.spawn(look(Arc::clone(&board), Arc::clone(&snapshot), wrapped, scope));
+                looks.spawn(look(Arc::clone(&store), Arc::clone(&snapshot), wrapped, scope));
             }
             tokio::select! {
                 // Together, so that the coalescer makes a few calls of them.
                 () = async { while looks.join_next().await.is_some() {} } => {}
                 // A new session need not wait for the silence of the old one. The requests end by
                 // themselves: one that is cancelled costs its connection.
-                () = board.after(snapshot.generation) => {
+                () = store.after(snapshot.generation) => {
                     looks.detach_all();
                     continue;
                 }
             }
-            if let (_, Some(next)) = board.keks.due() {
+            if let (_, Some(next)) = store.keks.due() {
                 pause = next.saturating_duration_since(Instant::now()).clamp(LEAST_PAUSE, LONGEST_PAUSE);
             }
         }
         sleep(LEAST_PAUSE).await;
         tokio::select! {
             () = sleep(pause.saturating_sub(LEAST_PAUSE)) => {}
-            () = board.keks.wanted.notified() => {}
+            () = store.keks.wanted.notified() => {}
         }
     }
 }
 
-async fn look(board: Arc<Board>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, scope: Scope) {
-    let stamp = board.keks.stamp(snapshot.generation);
+async fn look(store: Arc<StateStore>, snapshot: Arc<Snapshot>, wrapped: Ciphertext, scope: Scope) {
+    let stamp = store.keks.stamp(snapshot.generation);
     let Some(entry) = snapshot.keyring.entry(scope) else {
-        let error = TransitError::new(Fault::TooOld, "its Transit key is not configured any more");
-        board.keks.failed(&wrapped, scope, &error, stamp);
+        let error = TransitError::new(ErrorKind::VersionTooOld, "its Transit key is not configured any more");
+        store.keks.failed(&wrapped, scope, &error, stamp);
         return;
     };
     let uid = format!("kek-{:016x}", rand::rng().next_u64());
     let call = Call { deadline: Instant::now() + LONGEST_LOOK, uid: &uid };
     let outcome = snapshot.decrypts.decrypt(&entry.key, &wrapped, call).await;
     match outcome.and_then(|opened| LocalKek::new(&opened.plaintext, wrapped.clone(), scope)) {
-        Ok(kek) => board.keks.put(Arc::new(kek), stamp),
+        Ok(kek) => store.keks.put(Arc::new(kek), stamp),
         Err(error) => {
             debug!(%error, "a local KEK could not be unwrapped again");
-            let error = board.decrypt_failed(&snapshot, entry, error);
-            board.keks.failed(&wrapped, scope, &error, stamp);
+            let error = store.decrypt_failed(&snapshot, entry, error);
+            store.keks.failed(&wrapped, scope, &error, stamp);
         }
     }
 }
@@ -376,7 +378,7 @@ mod tests {
         assert!(store.get(first.wrapped()).is_some());
         assert!(store.get(kek(1).wrapped()).is_none());
         // Names alone are bounded, too.
-        let error = TransitError::new(Fault::Unreachable, "away");
+        let error = TransitError::new(ErrorKind::Unreachable, "away");
         for number in 0..2 * MOST_KEPT {
             let kek = kek(number + 10_000);
             store.failed(kek.wrapped(), kek.scope(), &error, store.stamp(1));
@@ -409,7 +411,7 @@ mod tests {
         keks.iter().for_each(|kek| store.put(Arc::clone(kek), store.stamp(1)));
         tokio::time::advance(Duration::from_secs(1)).await;
         // A LIST in an outage, over what other nodes have written.
-        let error = TransitError::new(Fault::Unreachable, "away");
+        let error = TransitError::new(ErrorKind::Unreachable, "away");
         for number in 10_000..12_000 {
             store.failed(kek(number).wrapped(), kek(number).scope(), &error, store.stamp(1));
         }
@@ -422,9 +424,15 @@ mod tests {
         store.encrypt_with(Arc::clone(&used), store.stamp(1));
         let old = store.stamp(1);
         store.configure(2, Some(LocalKekLimits::default()));
-        for fault in [Fault::TokenDead, Fault::Denied, Fault::KeyLost, Fault::BadCiphertext, Fault::TooOld] {
-            store.failed(used.wrapped(), used.scope(), &TransitError::new(fault, "no"), old);
-            assert!(store.is_usable(&used), "{fault:?}");
+        for kind in [
+            ErrorKind::TokenInvalid,
+            ErrorKind::Denied,
+            ErrorKind::KeyNotFound,
+            ErrorKind::BadCiphertext,
+            ErrorKind::VersionTooOld,
+        ] {
+            store.failed(used.wrapped(), used.scope(), &TransitError::new(kind, "no"), old);
+            assert!(store.is_usable(&used), "{kind:?}");
         }
         store.refused(1, None);
         assert!(store.is_usable(&used));

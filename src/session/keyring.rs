@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use transit_client::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     ciphertext::Ciphertext,
     key::KeyRef,
     key_id::{KeyId, KeyVersion, Scope, key_id_hash},
@@ -130,14 +130,14 @@ impl Keyring {
         let primary = entries.first();
         let key_id = primary.and_then(|entry| entry.key_id(version)).ok_or_else(|| {
             TransitError::new(
-                Fault::Nonsense,
+                ErrorKind::InvalidResponse,
                 format!("Transit did not tell when version {version} of the key was made"),
             )
         })?;
         let key_id = key_id.to_string();
         let key = primary
             .map(|entry| entry.key.clone())
-            .ok_or_else(|| TransitError::new(Fault::Nonsense, "no key is configured"))?;
+            .ok_or_else(|| TransitError::new(ErrorKind::InvalidResponse, "no key is configured"))?;
         let key_id_hash = key_id_hash(&key_id);
         Ok(Self { current: CurrentKey { key, version, key_id, key_id_hash }, entries })
     }
@@ -163,8 +163,8 @@ impl Keyring {
     /// Decides, without asking Vault, what a Decrypt is for.
     ///
     /// # Errors
-    /// [`Fault::BadCiphertext`] if key_id and ciphertext contradict each other or what is
-    /// known of the key, [`Fault::KeyLost`] if the key_id is of a key that is not configured.
+    /// [`ErrorKind::BadCiphertext`] if key_id and ciphertext contradict each other or what is
+    /// known of the key, [`ErrorKind::KeyNotFound`] if the key_id is of a key that is not configured.
     pub fn route(&self, key_id: &str, ciphertext: &Ciphertext) -> Result<Route<'_>, TransitError> {
         if !KeyId::claims(key_id) {
             // Whoever made it, it is a bare Transit ciphertext: users moving in keep their data.
@@ -175,13 +175,13 @@ impl Keyring {
             });
             return Ok(Route::InOrder(entries));
         }
-        let refuse = |message: String| Err(TransitError::new(Fault::BadCiphertext, message));
+        let refuse = |message: String| Err(TransitError::new(ErrorKind::BadCiphertext, message));
         let Ok(id) = key_id.parse::<KeyId>() else {
             return refuse("the key_id begins like one of ours but is damaged".into());
         };
         let Some(entry) = self.entry(id.scope) else {
             return Err(TransitError::new(
-                Fault::KeyLost,
+                ErrorKind::KeyNotFound,
                 "the key_id is of a Transit key that is not configured here; if it was before \
                  (another namespace, mount or name), add it to vault.keynames again",
             ));
@@ -268,10 +268,10 @@ mod tests {
             ("tk1.damaged".into(), 3),
         ] {
             let error = keyring.route(&id, &ciphertext(version)).unwrap_err();
-            assert_eq!(error.fault, Fault::BadCiphertext, "{id}");
+            assert_eq!(error.kind, ErrorKind::BadCiphertext, "{id}");
         }
         let error = keyring.route(&named("foreign", 1, 1), &ciphertext(1)).unwrap_err();
-        assert_eq!(error.fault, Fault::KeyLost);
+        assert_eq!(error.kind, ErrorKind::KeyNotFound);
     }
 
     #[test]

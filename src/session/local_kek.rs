@@ -18,7 +18,7 @@ use std::{
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use rand::Rng;
 use tokio::time::Instant;
-use transit_client::{Fault, TransitError, ciphertext::Ciphertext, key_id::Scope};
+use transit_client::{ErrorKind, TransitError, ciphertext::Ciphertext, key_id::Scope};
 use zeroize::Zeroizing;
 
 use crate::config::LocalKekLimits;
@@ -72,11 +72,11 @@ impl LocalKek {
     /// The KEK in `payload`, which the Transit key in `scope` has made `wrapped` of.
     ///
     /// # Errors
-    /// [`Fault::BadCiphertext`] if something else was wrapped.
+    /// [`ErrorKind::BadCiphertext`] if something else was wrapped.
     pub fn new(payload: &[u8], wrapped: Ciphertext, scope: Scope) -> Result<Self, TransitError> {
         let key = payload.strip_prefix(MARK).filter(|key| key.len() == KEY_BYTES).ok_or_else(|| {
             let message = format!("what the annotation {ANNOTATION} holds is not a local KEK");
-            TransitError::new(Fault::BadCiphertext, message)
+            TransitError::new(ErrorKind::BadCiphertext, message)
         })?;
         let key = Zeroizing::new(key.to_vec());
         Ok(Self { key, made: Instant::now(), scope, uses: AtomicU64::new(0), wrapped })
@@ -107,7 +107,8 @@ impl LocalKek {
     /// None that can be brought about from outside.
     pub fn seal(&self, key_id: &str, seed: &[u8]) -> Result<Vec<u8>, TransitError> {
         self.uses.fetch_add(1, Ordering::Relaxed);
-        let failed = |_| TransitError::new(Fault::Nonsense, "the local KEK cannot encrypt: this is a bug");
+        let failed =
+            |_| TransitError::new(ErrorKind::InvalidResponse, "the local KEK cannot encrypt: this is a bug");
         // Of the right size at once: a vector that grows leaves copies behind.
         let mut sealed = Zeroizing::new(Vec::with_capacity(seed.len() + TAG_BYTES));
         sealed.extend_from_slice(seed);
@@ -121,13 +122,13 @@ impl LocalKek {
     /// Unwraps a seed.
     ///
     /// # Errors
-    /// [`Fault::BadCiphertext`] if seed, key_id and this KEK do not belong together.
+    /// [`ErrorKind::BadCiphertext`] if seed, key_id and this KEK do not belong together.
     pub fn open(&self, key_id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, TransitError> {
         let foreign = || {
             let message = format!(
                 "ciphertext, key_id and the annotation {ANNOTATION} do not belong together, or are damaged"
             );
-            TransitError::new(Fault::BadCiphertext, message)
+            TransitError::new(ErrorKind::BadCiphertext, message)
         };
         let rest = sealed.strip_prefix(FORMAT).ok_or_else(foreign)?;
         let (nonce, body) = rest.split_at_checked(NONCE_LEN).ok_or_else(foreign)?;
@@ -223,7 +224,7 @@ mod tests {
         for index in 0..sealed.len() {
             let mut damaged = sealed.clone();
             damaged[index] ^= 1;
-            assert_eq!(own.open("id", &damaged).unwrap_err().fault, Fault::BadCiphertext, "byte {index}");
+            assert_eq!(own.open("id", &damaged).unwrap_err().kind, ErrorKind::BadCiphertext, "byte {index}");
             assert!(own.open("id", &sealed[..index]).is_err(), "{index} bytes");
         }
     }

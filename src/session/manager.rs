@@ -12,7 +12,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 use transit_client::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     metrics::ClientMetrics,
     vault::{
         self, Access, Pool, Session,
@@ -26,8 +26,8 @@ use super::{
     health::Answer,
     health_checker::OlderVersions,
     progress::Progress,
-    state::{Board, NewSession, Snapshot},
-    verification::{Before, Proof, probe},
+    state::{NewSession, Snapshot, StateStore},
+    verification::{PreviousState, Verification, verify},
 };
 use crate::{
     config::{Credentials, Fingerprint, Observation, Reading, Watcher},
@@ -46,8 +46,8 @@ const LONGEST_PAUSE_AWAY: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
 /// Owns the sessions of the daemon.
-pub struct Keeper {
-    board: Arc<Board>,
+pub struct SessionManager {
+    store: Arc<StateStore>,
     metrics: Arc<Metrics>,
     watcher: Watcher,
 }
@@ -84,7 +84,7 @@ struct InUse {
 enum Stage {
     #[default]
     None,
-    Verifying(Verification),
+    Verifying(VerificationTask),
     Waiting(Box<Candidate>),
 }
 
@@ -99,7 +99,7 @@ struct Candidate {
 }
 
 /// One try of a candidate.
-struct Verification {
+struct VerificationTask {
     /// The token in use died meanwhile: if this fails, the next try comes at once.
     hurry: bool,
     outcome: Task<(Box<Candidate>, Result<Proven, TransitError>)>,
@@ -108,9 +108,9 @@ struct Verification {
 /// A candidate that stood the test.
 struct Proven {
     /// What a lookup of its token told, or how that failed.
-    info: Result<TokenInfo, Fault>,
+    info: Result<TokenInfo, ErrorKind>,
     pool: Arc<Pool>,
-    proof: Proof,
+    verification: Verification,
     session: Arc<Session>,
 }
 
@@ -120,11 +120,11 @@ enum Cared {
     Renewed(Result<Renewal, NotRenewed>),
 }
 
-impl Keeper {
-    /// A keeper of what `watcher` finds, who publishes on `board`.
+impl SessionManager {
+    /// A keeper of what `watcher` finds, who publishes on `store`.
     #[must_use]
-    pub fn new(watcher: Watcher, board: Arc<Board>, metrics: Arc<Metrics>) -> Self {
-        Self { board, metrics, watcher }
+    pub fn new(watcher: Watcher, store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
+        Self { store, metrics, watcher }
     }
 
     /// Keeps for ever.
@@ -156,7 +156,7 @@ impl Keeper {
                 }
                 // The next turn begins it.
                 () = at(next_care) => {}
-                () = self.board.token_died(&mut last_death) => {
+                () = self.store.token_died(&mut last_death) => {
                     // The agent may just have written the next one: look, and hurry.
                     info!("the token is dead: reading the config anew");
                     state.candidate.hurry();
@@ -169,7 +169,7 @@ impl Keeper {
 
     /// Whether the session in use does its work.
     fn is_well(&self) -> bool {
-        self.board.status().0 == Answer::Well { in_grace: false }
+        self.store.status().0 == Answer::Well { in_grace: false }
     }
 
     /// What is on disk now: a candidate, nothing new, or nothing usable.
@@ -177,7 +177,7 @@ impl Keeper {
         match observation {
             Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
                 debug!("the config on disk is the one in use");
-                self.board.set_trouble(None);
+                self.store.set_config_error(None);
                 self.metrics.config_in_use();
                 Stage::None
             }
@@ -185,7 +185,7 @@ impl Keeper {
             Err(error) => {
                 // The watcher has logged it; what works stays.
                 self.metrics.reload("invalid");
-                self.board.set_trouble(Some(error.to_string()));
+                self.store.set_config_error(Some(error.to_string()));
                 Stage::None
             }
         }
@@ -196,23 +196,23 @@ impl Keeper {
         let Stage::Waiting(mut candidate) = stage else { return stage };
         let deadline = Instant::now() + LONGEST_TRY;
         let config = &candidate.reading.config;
-        let progress = Progress::new(Arc::clone(&self.board), &config.addresses, candidate.told.is_none());
+        let progress = Progress::new(Arc::clone(&self.store), &config.addresses, candidate.told.is_none());
         let pool = in_use
             .filter(|in_use| in_use.pool_fingerprint == candidate.reading.connection_fingerprint)
             .map(|in_use| Arc::clone(&in_use.pool));
-        let (before, is_well) = (self.board.snapshot(), self.is_well());
-        let key_is_lost = self.board.read().key_lost.is_some();
+        let (before, is_well) = (self.store.snapshot(), self.is_well());
+        let key_is_lost = self.store.read().key_lost.is_some();
         let metrics = Arc::clone(&self.metrics.client);
         let outcome = async move {
             let session = InUseNow { before: before.as_deref(), is_well, key_is_lost, pool };
             let proving = prove(&metrics, &mut candidate, session, deadline, &progress);
             let outcome = timeout_at(deadline, proving).await.unwrap_or_else(|_| {
                 let message = format!("Vault did not answer within {} s", LONGEST_TRY.as_secs());
-                Err(TransitError::new(Fault::DeadlineExceeded, message))
+                Err(TransitError::new(ErrorKind::DeadlineExceeded, message))
             });
             (candidate, outcome.map_err(|error| progress.explained(error)))
         };
-        Stage::Verifying(Verification { hurry: false, outcome: Box::pin(outcome) })
+        Stage::Verifying(VerificationTask { hurry: false, outcome: Box::pin(outcome) })
     }
 
     /// Takes a candidate that was proven, or puts it off.
@@ -244,24 +244,24 @@ impl Keeper {
 
     /// Publishes what was proven.
     fn take(&self, candidate: &Candidate, proven: Proven) -> Result<InUse, TransitError> {
-        let Proven { info, pool, proof, session } = proven;
+        let Proven { info, pool, verification, session } = proven;
         let snapshot = self
-            .board
+            .store
             .take_session(
                 NewSession {
                     encryption: candidate.reading.config.encryption,
                     nodes: Some(Arc::clone(&pool)),
                     transit: Arc::clone(&session) as _,
                 },
-                proof,
+                verification,
             )
-            .map_err(|outdated| TransitError::new(Fault::Lagging, outdated.to_string()))?;
+            .map_err(|outdated| TransitError::new(ErrorKind::VersionUnavailable, outdated.to_string()))?;
         session.put_in_use();
         self.metrics.reload("success");
         self.metrics.client.set_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let schedule = match &info {
             Ok(info) => Schedule::of(info.life, info.renewable),
-            Err(fault) => Schedule::of_unknown(*fault),
+            Err(kind) => Schedule::of_unknown(*kind),
         };
         let ttl_seconds = schedule.life().left().map(|left| left.as_secs());
         info!(generation = snapshot.generation, token_ttl_seconds = ttl_seconds, "session in use");
@@ -287,24 +287,24 @@ impl Keeper {
     /// Says why a candidate is not in use, and when it is tried again.
     fn put_off(&self, candidate: &mut Candidate, error: &TransitError, something_works: bool) {
         let away = matches!(
-            error.fault,
-            Fault::DeadlineExceeded
-                | Fault::Lagging
-                | Fault::Nonsense
-                | Fault::Throttled
-                | Fault::Unreachable
+            error.kind,
+            ErrorKind::DeadlineExceeded
+                | ErrorKind::VersionUnavailable
+                | ErrorKind::InvalidResponse
+                | ErrorKind::Throttled
+                | ErrorKind::Unreachable
         );
         let result = if away { "pending" } else { "refused" };
         if candidate.told.replace(result) != Some(result) {
             self.metrics.reload(result);
             warn!(
-                %error, fault = error.fault.name(), keeping_the_old = something_works,
+                %error, kind = error.kind.name(), keeping_the_old = something_works,
                 "the new config is not taken yet; trying again"
             );
         } else {
             debug!(%error, "the new config is still not taken");
         }
-        self.board.set_trouble(Some(error.to_string()));
+        self.store.set_config_error(Some(error.to_string()));
         candidate.next_try = Instant::now() + jittered(candidate.pause);
         let longest = if away || !something_works { LONGEST_PAUSE_AWAY } else { LONGEST_PAUSE_REFUSED };
         candidate.pause = (candidate.pause * 2).min(longest);
@@ -321,8 +321,8 @@ impl Keeper {
                 debug!(ttl_seconds = seconds_left(in_use.schedule.life()), "token looked up");
             }
             Cared::LookedUp(Err(error)) => {
-                in_use.schedule.lookup_failed(error.fault);
-                self.suspect(in_use, error.fault);
+                in_use.schedule.lookup_failed(error.kind);
+                self.suspect(in_use, error.kind);
                 if std::mem::replace(&mut in_use.lookup_fails, true) {
                     debug!(%error, "the token still cannot be looked up");
                 } else {
@@ -348,7 +348,7 @@ impl Keeper {
             }
             Cared::Renewed(Err(NotRenewed { error, failure })) => {
                 self.metrics.token_renewal("failed");
-                self.suspect(in_use, error.fault);
+                self.suspect(in_use, error.kind);
                 self.say_not_renewed(in_use, &error, failure);
             }
         }
@@ -375,10 +375,10 @@ impl Keeper {
     }
 
     /// A call about the token says nothing about calls; that the token may be dead is worth a look.
-    fn suspect(&self, in_use: &InUse, fault: Fault) {
-        if fault == Fault::TokenDead {
+    fn suspect(&self, in_use: &InUse, kind: ErrorKind) {
+        if kind == ErrorKind::TokenInvalid {
             debug!(generation = in_use.generation, "the token may be dead");
-            self.board.probe_soon();
+            self.store.request_check();
         }
     }
 
@@ -421,7 +421,7 @@ async fn prove(
         Credentials::Token(token) => token,
         Credentials::Unsupported { method } => {
             return Err(TransitError::new(
-                Fault::Denied,
+                ErrorKind::Denied,
                 format!(
                     "login method `{method}` is not supported yet: let an agent log in and render \
                      vault.token instead"
@@ -445,31 +445,31 @@ async fn prove(
             info.check()?;
             Ok(info)
         }
-        Err(error) if error.fault == Fault::TokenDead => return Err(error),
+        Err(error) if error.kind == ErrorKind::TokenInvalid => return Err(error),
         Err(error) => Err(error),
     };
-    let against = in_use.before.map(|before| Before {
+    let against = in_use.before.map(|before| PreviousState {
         keyring: &before.keyring,
         insist: in_use.is_well,
         lost: in_use.key_is_lost,
         own: false,
-        witness: &before.witness,
+        canary: &before.canary,
     });
     // While the session in use is well, an older key version is not its Vault's.
     let accept_older = !in_use.is_well && candidate.older.believed();
-    let outcome = probe(&session, against, accept_older, deadline).await;
+    let outcome = verify(&session, against, accept_older, deadline).await;
     candidate.older.note(&outcome);
-    let proof = outcome?;
+    let verification = outcome?;
     // Only now: if the config is not taken, what keeps it from that is what matters.
     let info = info.map_err(|error| {
-        if error.fault == Fault::Denied {
+        if error.kind == ErrorKind::Denied {
             warn!(%error, "the token may not look itself up; a renewal is tried, which tells its end");
         } else {
             warn!(%error, "the token could not be looked up");
         }
-        error.fault
+        error.kind
     });
-    Ok(Proven { info, pool, proof, session: Arc::new(session) })
+    Ok(Proven { info, pool, verification, session: Arc::new(session) })
 }
 
 impl State {

@@ -14,5 +14,5 @@ mod progress;
 pub mod state;
 pub mod verification;
 
-pub use manager::Keeper;
-pub use state::{Board, Snapshot};
+pub use manager::SessionManager;
+pub use state::{Snapshot, StateStore};

@@ -1,17 +1,17 @@
 //! What a candidate waits for, told while it waits.
 //!
-//! Verifying a config takes seconds if an address is silent. Before the first session, Status has
+//! Verifying a config takes seconds if an address is silent. PreviousState the first session, Status has
 //! nothing else to say, so it says which address and which call it is.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use transit_client::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     endpoint::Address,
     vault::{self, Operation},
 };
 
-use super::state::Board;
+use super::state::StateStore;
 
 /// Status is to stay readable.
 const MOST_CAUSES: usize = 5;
@@ -19,7 +19,7 @@ const MOST_CAUSES: usize = 5;
 /// The progress of one verification.
 pub(super) struct Progress {
     addresses: String,
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     /// The first verification of a config tells; later ones would only hide why that one failed.
     tells: bool,
     steps: Mutex<Steps>,
@@ -35,23 +35,23 @@ struct Steps {
 
 impl Progress {
     pub(super) fn new<'a>(
-        board: Arc<Board>,
+        store: Arc<StateStore>,
         addresses: impl IntoIterator<Item = &'a Address>,
         tells: bool,
     ) -> Arc<Self> {
         let addresses: Vec<_> = addresses.into_iter().map(ToString::to_string).collect();
-        let progress = Self { addresses: addresses.join(", "), board, tells, steps: Mutex::default() };
+        let progress = Self { addresses: addresses.join(", "), store, tells, steps: Mutex::default() };
         progress.step(|_| ());
         Arc::new(progress)
     }
 
     /// An error of this verification, with the call that got no answer.
     pub(super) fn explained(&self, error: TransitError) -> TransitError {
-        if error.fault != Fault::DeadlineExceeded {
+        if error.kind != ErrorKind::DeadlineExceeded {
             return error;
         }
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        TransitError::new(error.fault, format!("{} ({})", error.message, self.waiting_for(&steps)))
+        TransitError::new(error.kind, format!("{} ({})", error.message, self.waiting_for(&steps)))
     }
 
     /// What is being waited for, in words.
@@ -71,7 +71,7 @@ impl Progress {
                 text.push_str("; so far: ");
                 text.push_str(&steps.causes.join("; "));
             }
-            self.board.set_progress(text);
+            self.store.set_progress(text);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The board: the one place where what is proven is published.
+//! The store: the one place where what is proven is published.
 //!
 //! Status, Encrypt and key_id are answered from one immutable [`Snapshot`], and its
 //! health hangs beside it, so no reader ever sees a key_id of one moment and a version
-//! of another. Two tasks write: the keeper of sessions, and the prober. What they bring
+//! of another. Two tasks write: the keeper of sessions, and the health_checker. What they bring
 //! is stamped with the generation of the session it was found on, and news of an older
 //! session is dropped: a refusal of a token that has been replaced says nothing.
 
@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 use tracing::{error, info, warn};
-use transit_client::{Fault, Transit, TransitError, key_id::Scope, vault::Pool};
+use transit_client::{ErrorKind, Transit, TransitError, key_id::Scope, vault::Pool};
 
 use super::{
     coalescer::Coalescer,
@@ -28,11 +28,11 @@ use super::{
     kek_store::KekStore,
     keyring::{KeyEntry, Keyring},
     local_kek::LocalKek,
-    verification::{Proof, Witness},
+    verification::{Canary, Verification},
 };
 use crate::{config::Encryption, observe::metrics::Metrics};
 
-/// The trouble before any other is known.
+/// The config_error before any other is known.
 const STARTING: &str = "starting: the config has not been read yet";
 
 /// A proven way to Transit and the keys behind it; immutable.
@@ -52,7 +52,7 @@ pub struct Snapshot {
     /// The session; calls that hold this snapshot finish on it.
     pub transit: Arc<dyn Transit>,
     /// What a successor must be able to decrypt.
-    pub witness: Arc<Witness>,
+    pub canary: Arc<Canary>,
 }
 
 /// A session that is to be published.
@@ -69,17 +69,17 @@ struct Known {
     /// Why what the key wraps cannot be read again. Only a good probe takes it back: a token
     /// that dies, or a policy that refuses, says nothing about the key being there again.
     lost: Option<Arc<str>>,
-    probed: Instant,
+    checked: Instant,
     snapshot: Arc<Snapshot>,
     verdict: Verdict,
 }
 
 struct Posted {
     known: Option<Known>,
-    /// `trouble` names a cause, rather than what is being waited for.
+    /// `config_error` names a cause, rather than what is being waited for.
     news: bool,
     /// Why the newest config is not in use, if it is not.
-    trouble: Option<Arc<str>>,
+    config_error: Option<Arc<str>>,
 }
 
 /// What is published, at one moment. A call reads it once and goes by that, so that no part of its
@@ -96,7 +96,7 @@ pub struct Published {
     /// For how long the session's token has been known to be dead.
     pub token_dead_for: Option<Duration>,
     /// Why the newest config is not in use, if it is not.
-    pub trouble: Option<Arc<str>>,
+    pub config_error: Option<Arc<str>>,
 }
 
 impl Published {
@@ -119,7 +119,7 @@ impl Published {
 pub struct Outdated;
 
 /// Publishes snapshots and health; shared by everybody.
-pub struct Board {
+pub struct StateStore {
     coalescing: bool,
     /// The additional keys of the session of this generation that were told to be denied.
     denied: Mutex<(u64, HashSet<Scope>)>,
@@ -127,26 +127,26 @@ pub struct Board {
     pub keks: KekStore,
     metrics: Arc<Metrics>,
     posted: watch::Sender<Posted>,
-    probe_request: Notify,
+    check_request: Notify,
     sessions: AtomicU64,
     settings: HealthSettings,
     /// The state of health that was logged last.
     told: Mutex<&'static str>,
 }
 
-impl Board {
-    /// An empty board: nothing is known.
+impl StateStore {
+    /// An empty store: nothing is known.
     #[must_use]
     pub fn new(settings: HealthSettings, metrics: Arc<Metrics>) -> Self {
-        let trouble = Some(STARTING.into());
-        let posted = watch::Sender::new(Posted { known: None, news: false, trouble });
+        let config_error = Some(STARTING.into());
+        let posted = watch::Sender::new(Posted { known: None, news: false, config_error });
         Self {
             coalescing: true,
             denied: Mutex::default(),
             keks: KekStore::new(Arc::clone(&metrics)),
             metrics,
             posted,
-            probe_request: Notify::new(),
+            check_request: Notify::new(),
             sessions: AtomicU64::new(0),
             settings,
             told: Mutex::new("unknown"),
@@ -175,31 +175,31 @@ impl Board {
     #[must_use]
     pub fn read(&self) -> Published {
         let posted = self.posted.borrow();
-        let trouble = posted.trouble.clone();
+        let config_error = posted.config_error.clone();
         let Some(known) = &posted.known else {
-            let reason = trouble.as_deref().unwrap_or("nothing is known yet").to_owned();
+            let reason = config_error.as_deref().unwrap_or("nothing is known yet").to_owned();
             return Published {
                 answer: Answer::Unknown(reason),
                 key_lost: None,
                 outage: None,
                 snapshot: None,
                 token_dead_for: None,
-                trouble,
+                config_error,
             };
         };
         let mut answer = match &known.lost {
             Some(reason) => Answer::Lost(reason.to_string()),
-            None => known.verdict.answer(known.probed, Instant::now(), self.settings),
+            None => known.verdict.answer(known.checked, Instant::now(), self.settings),
         };
         if answer.state() == "unreachable" && self.has_usable_kek(&known.snapshot) {
             answer = Answer::Well { in_grace: true };
         }
-        if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(trouble)) =
-            (&mut answer, trouble.as_deref())
+        if let (Answer::Unwell { reason, .. } | Answer::Lost(reason), Some(config_error)) =
+            (&mut answer, config_error.as_deref())
         {
             // At three in the morning the way out is what matters: say why the new config,
             // which may hold the cure, is not in use.
-            *reason = format!("{reason}; the newest config is not in use: {trouble}");
+            *reason = format!("{reason}; the newest config is not in use: {config_error}");
         }
         let (outage, token_dead_for) = match &known.verdict {
             Verdict::Unreachable { reason, .. } => (Some(Arc::clone(reason)), None),
@@ -212,7 +212,7 @@ impl Board {
             outage,
             snapshot: Some(Arc::clone(&known.snapshot)),
             token_dead_for,
-            trouble,
+            config_error,
         }
     }
 
@@ -228,16 +228,16 @@ impl Board {
     }
 
     /// The KEK that is to encrypt from now on: the one so far, if it may and is of the same key
-    /// version, else the one that the proof has brought along.
+    /// version, else the one that the verification has brought along.
     fn local_kek(
         &self,
         encryption: Encryption,
-        proof: &Proof,
+        verification: &Verification,
         before: Option<&Arc<Snapshot>>,
         generation: u64,
     ) -> Option<Arc<LocalKek>> {
         let Encryption::LocalKek(limits) = encryption else { return None };
-        let current = proof.keyring.current();
+        let current = verification.keyring.current();
         let so_far = before
             .filter(|before| before.keyring.current().key_id == current.key_id)
             .and_then(|before| before.local_kek.as_ref())
@@ -245,42 +245,46 @@ impl Board {
         if let Some(kek) = so_far {
             return Some(Arc::clone(kek));
         }
-        let kek = Arc::new(proof.witness.local_kek(proof.keyring.entries().first()?.scope)?);
+        let kek = Arc::new(verification.canary.local_kek(verification.keyring.entries().first()?.scope)?);
         self.keks.encrypt_with(Arc::clone(&kek), self.keks.stamp(generation));
         Some(kek)
     }
 
     /// Why the newest config is not in use, if it is not.
     #[must_use]
-    pub fn trouble(&self) -> Option<Arc<str>> {
-        self.posted.borrow().trouble.clone()
+    pub fn config_error(&self) -> Option<Arc<str>> {
+        self.posted.borrow().config_error.clone()
     }
 
     /// Says why the newest config is not in use, or that it is.
-    pub fn set_trouble(&self, trouble: Option<String>) {
+    pub fn set_config_error(&self, config_error: Option<String>) {
         self.posted.send_modify(|posted| {
             posted.news = true;
-            posted.trouble = trouble.map(Into::into);
+            posted.config_error = config_error.map(Into::into);
         });
     }
 
     /// Says what the newest config waits for. That is no news yet: calls that come at the start wait on,
     /// because the session is usually a moment away.
     pub fn set_progress(&self, progress: String) {
-        self.posted.send_modify(|posted| posted.trouble = Some(progress.into()));
+        self.posted.send_modify(|posted| posted.config_error = Some(progress.into()));
     }
 
     /// Publishes a proven session; what was there before serves the calls that hold it.
     ///
     /// # Errors
-    /// [`Outdated`] if another key_id was published since the proof began: prove it again.
-    pub fn take_session(&self, session: NewSession, proof: Proof) -> Result<Arc<Snapshot>, Outdated> {
+    /// [`Outdated`] if another key_id was published since the verification began: prove it again.
+    pub fn take_session(
+        &self,
+        session: NewSession,
+        verification: Verification,
+    ) -> Result<Arc<Snapshot>, Outdated> {
         let NewSession { encryption, nodes, transit } = session;
         let decrypts = Coalescer::new(Arc::clone(&transit), self.coalescing, Arc::clone(&self.metrics));
         let mut taken = None;
         self.posted.send_if_modified(|posted| {
             let before = posted.known.as_ref().map(|known| &known.snapshot);
-            if before.map(|before| &before.keyring.current().key_id) != proof.against.as_ref() {
+            if before.map(|before| &before.keyring.current().key_id) != verification.against.as_ref() {
                 return false;
             }
             let generation = self.sessions.fetch_add(1, Ordering::Relaxed) + 1;
@@ -293,17 +297,17 @@ impl Board {
                 decrypts: Arc::new(decrypts),
                 encryption,
                 generation,
-                local_kek: self.local_kek(encryption, &proof, before, generation),
-                keyring: proof.keyring,
+                local_kek: self.local_kek(encryption, &verification, before, generation),
+                keyring: verification.keyring,
                 nodes,
                 transit,
-                witness: Arc::new(proof.witness),
+                canary: Arc::new(verification.canary),
             });
             self.announce(before, &snapshot);
-            posted.trouble = None;
+            posted.config_error = None;
             taken = Some(Arc::clone(&snapshot));
             posted.known =
-                Some(Known { lost: None, probed: Instant::now(), snapshot, verdict: Verdict::Good });
+                Some(Known { lost: None, checked: Instant::now(), snapshot, verdict: Verdict::Good });
             true
         });
         self.publish_health();
@@ -311,12 +315,12 @@ impl Board {
     }
 
     /// A probe of the session of `generation` proved it good; ignored if either that session
-    /// or the key_id that the proof was held against is no longer the published one.
-    pub fn probe_passed(&self, generation: u64, proof: Proof) {
+    /// or the key_id that the verification was held against is no longer the published one.
+    pub fn check_passed(&self, generation: u64, verification: Verification) {
         self.posted.send_if_modified(|posted| {
             let Some(known) = posted.known.as_mut().filter(|known| {
                 known.snapshot.generation == generation
-                    && Some(&known.snapshot.keyring.current().key_id) == proof.against.as_ref()
+                    && Some(&known.snapshot.keyring.current().key_id) == verification.against.as_ref()
             }) else {
                 return false;
             };
@@ -325,41 +329,43 @@ impl Board {
                 decrypts: Arc::clone(&known.snapshot.decrypts),
                 encryption,
                 generation,
-                local_kek: self.local_kek(encryption, &proof, Some(&known.snapshot), generation),
-                keyring: proof.keyring,
+                local_kek: self.local_kek(encryption, &verification, Some(&known.snapshot), generation),
+                keyring: verification.keyring,
                 nodes: known.snapshot.nodes.clone(),
                 transit: Arc::clone(&known.snapshot.transit),
-                witness: Arc::new(proof.witness),
+                canary: Arc::new(verification.canary),
             });
             self.announce(Some(&known.snapshot), &snapshot);
-            *known = Known { lost: None, probed: Instant::now(), snapshot, verdict: Verdict::Good };
+            *known = Known { lost: None, checked: Instant::now(), snapshot, verdict: Verdict::Good };
             true
         });
         self.publish_health();
     }
 
     /// A probe of the session of `generation` failed.
-    pub fn probe_failed(&self, generation: u64, error: &TransitError) {
+    pub fn check_failed(&self, generation: u64, error: &TransitError) {
         self.failed(generation, error, true);
     }
 
     /// A call on the session of `generation` failed: what concerns only that call is ignored,
-    /// a refusal counts at once, and whatever smells of an outage or a rotation is probed.
+    /// a refusal counts at once, and whatever smells of an outage or a rotation is checked.
     pub fn call_failed(&self, generation: u64, error: &TransitError) {
-        let in_use = match error.fault {
-            Fault::Denied | Fault::TokenDead => self.failed(generation, error, false),
-            Fault::DeadlineExceeded
-            | Fault::KeyLost
-            | Fault::Lagging
-            | Fault::Nonsense
-            | Fault::TooMuch
-            | Fault::TooOld
-            | Fault::Unreachable => self.snapshot().is_some_and(|now| now.generation == generation),
+        let in_use = match error.kind {
+            ErrorKind::Config | ErrorKind::Denied | ErrorKind::TokenInvalid => {
+                self.failed(generation, error, false)
+            }
+            ErrorKind::DeadlineExceeded
+            | ErrorKind::KeyNotFound
+            | ErrorKind::VersionUnavailable
+            | ErrorKind::InvalidResponse
+            | ErrorKind::BatchTooLarge
+            | ErrorKind::VersionTooOld
+            | ErrorKind::Unreachable => self.snapshot().is_some_and(|now| now.generation == generation),
             // A probe would only add to the requests that are too many.
-            Fault::BadCiphertext | Fault::Throttled => false,
+            ErrorKind::BadCiphertext | ErrorKind::Throttled => false,
         };
         if in_use {
-            self.probe_soon();
+            self.request_check();
         }
     }
 
@@ -367,17 +373,17 @@ impl Board {
     /// speaks for the session; gives back what the failure is to the call.
     pub fn decrypt_failed(&self, snapshot: &Snapshot, entry: &KeyEntry, error: TransitError) -> TransitError {
         let current = &snapshot.keyring.current().key;
-        match error.fault {
+        match error.kind {
             // In a namespace where the token does not hold, Vault says the same as of a dead one.
-            Fault::TokenDead if entry.key.namespace() != current.namespace() => {
-                self.probe_soon();
+            ErrorKind::TokenInvalid if entry.key.namespace() != current.namespace() => {
+                self.request_check();
                 let message =
                     format!("the token is not accepted in the namespace of the key: {}", error.message);
-                return TransitError::new(Fault::Denied, message);
+                return TransitError::new(ErrorKind::Denied, message);
             }
-            Fault::TokenDead => self.call_failed(snapshot.generation, &error),
+            ErrorKind::TokenInvalid => self.call_failed(snapshot.generation, &error),
             _ if entry.key == *current => self.call_failed(snapshot.generation, &error),
-            Fault::Denied => self.tell_denied(snapshot.generation, entry, &error),
+            ErrorKind::Denied => self.tell_denied(snapshot.generation, entry, &error),
             _ => {}
         }
         error
@@ -395,22 +401,22 @@ impl Board {
     }
 
     /// Whether the session of `generation` is in use; if it is not, this says nothing.
-    fn failed(&self, generation: u64, error: &TransitError, probed: bool) -> bool {
+    fn failed(&self, generation: u64, error: &TransitError, checked: bool) -> bool {
         let in_use = self.posted.send_if_modified(|posted| {
             let Some(known) = posted.known.as_mut().filter(|known| known.snapshot.generation == generation)
             else {
                 return false;
             };
             let now = Instant::now();
-            if error.fault == Fault::KeyLost {
+            if error.kind == ErrorKind::KeyNotFound {
                 known.lost = Some(error.message.as_str().into());
             }
-            known.verdict = known.verdict.after(error.fault, &error.message, now);
+            known.verdict = known.verdict.after(error.kind, &error.message, now);
             if known.lost.is_some() || matches!(known.verdict, Verdict::Refused { .. }) {
                 self.keks.refused(generation, None);
             }
-            if probed {
-                known.probed = now;
+            if checked {
+                known.checked = now;
             }
             true
         });
@@ -431,13 +437,13 @@ impl Board {
     }
 
     /// Asks for a probe now.
-    pub fn probe_soon(&self) {
-        self.probe_request.notify_one();
+    pub fn request_check(&self) {
+        self.check_request.notify_one();
     }
 
     /// Resolves when a probe was asked for.
-    pub async fn probe_requested(&self) {
-        self.probe_request.notified().await;
+    pub async fn check_requested(&self) {
+        self.check_request.notified().await;
     }
 
     /// Resolves once a session is published and its last probe is good.

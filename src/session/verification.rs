@@ -1,6 +1,6 @@
 //! One probe: is this session able to wrap and unwrap, and under which version?
 //!
-//! The prober asks it of the session in use, the keeper of a candidate. Nothing is
+//! The health_checker asks it of the session in use, the keeper of a candidate. Nothing is
 //! published here.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use rand::Rng;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 use transit_client::{
-    Fault, Transit, TransitError,
+    ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::KeyRef,
     key_id::{KeyVersion, Scope},
@@ -24,12 +24,12 @@ use super::{
 };
 
 /// A value wrapped by a session that worked, for its successor to unwrap; it may serve as a local KEK.
-pub struct Witness {
+pub struct Canary {
     ciphertext: Ciphertext,
     plaintext: Zeroizing<Vec<u8>>,
 }
 
-impl Witness {
+impl Canary {
     /// The KEK that it is, of the key in `scope`; `None` would be a bug.
     #[must_use]
     pub fn local_kek(&self, scope: Scope) -> Option<LocalKek> {
@@ -37,44 +37,44 @@ impl Witness {
     }
 }
 
-impl fmt::Debug for Witness {
+impl fmt::Debug for Canary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Witness").field(&self.ciphertext).finish()
+        f.debug_tuple("Canary").field(&self.ciphertext).finish()
     }
 }
 
 /// What a good probe has shown.
 #[derive(Debug)]
-pub struct Proof {
+pub struct Verification {
     /// The key_id that was published when the probe began. If another one is by the time
-    /// the proof is posted, it was held against the wrong thing, and does not count.
+    /// the verification is posted, it was held against the wrong thing, and does not count.
     pub against: Option<String>,
     /// The keys, with the version that was proven as the current one.
     pub keyring: Keyring,
     /// Wrapped with that version.
-    pub witness: Witness,
+    pub canary: Canary,
 }
 
 /// What was published before, against which a probe is held.
 #[derive(Clone, Copy, Debug)]
-pub struct Before<'a> {
+pub struct PreviousState<'a> {
     /// The keys as published.
     pub keyring: &'a Keyring,
-    /// Whether the session in use is well, so that nothing is lost by insisting on the witness.
+    /// Whether the session in use is well, so that nothing is lost by insisting on the canary.
     pub insist: bool,
     /// Whether the session in use has found its key gone, so that a session without it loses
     /// nothing that could still be read.
     pub lost: bool,
-    /// Whether the session that is probed wrapped the witness itself.
+    /// Whether the session that is checked wrapped the canary itself.
     pub own: bool,
     /// What was wrapped last, to be unwrapped now: Vault tells only the second in which a key
     /// was made, so that one made anew at once is known by nothing else.
-    pub witness: &'a Witness,
+    pub canary: &'a Canary,
 }
 
 /// How a probe may fail.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeFailure {
+pub enum VerificationError {
     /// Vault could not do it.
     #[error(transparent)]
     Failed(#[from] TransitError),
@@ -85,11 +85,11 @@ pub enum ProbeFailure {
     Older(KeyVersion),
 }
 
-impl From<ProbeFailure> for TransitError {
-    fn from(failure: ProbeFailure) -> Self {
+impl From<VerificationError> for TransitError {
+    fn from(failure: VerificationError) -> Self {
         match failure {
-            ProbeFailure::Failed(error) => error,
-            ProbeFailure::Older(_) => Self::new(Fault::Lagging, failure.to_string()),
+            VerificationError::Failed(error) => error,
+            VerificationError::Older(_) => Self::new(ErrorKind::VersionUnavailable, failure.to_string()),
         }
     }
 }
@@ -101,13 +101,13 @@ impl From<ProbeFailure> for TransitError {
 /// yet, the published one is proven instead and stays.
 ///
 /// # Errors
-/// See [`ProbeFailure`].
-pub async fn probe(
+/// See [`VerificationError`].
+pub async fn verify(
     transit: &dyn Transit,
-    before: Option<Before<'_>>,
+    before: Option<PreviousState<'_>>,
     accept_older: bool,
     deadline: Instant,
-) -> Result<Proof, ProbeFailure> {
+) -> Result<Verification, VerificationError> {
     let uid = format!("probe-{:016x}", rand::rng().next_u64());
     let call = Call { deadline, uid: &uid };
 
@@ -117,8 +117,8 @@ pub async fn probe(
     let mut entries = read_entries(transit, &description, before, call).await;
     let Some(before) = before else {
         let newest = Keyring::new(entries, description.latest)?;
-        let (keyring, witness) = round_trip(transit, newest, call).await?;
-        return Ok(Proof { against: None, keyring, witness });
+        let (keyring, canary) = round_trip(transit, newest, call).await?;
+        return Ok(Verification { against: None, keyring, canary });
     };
 
     check_same_keys(before, &mut entries)?;
@@ -135,7 +135,7 @@ pub async fn probe(
         check_going_back(transit, before, &entries, &description, accept_older, call).await?;
         round_trip(transit, newest, call).await
     } else {
-        check_witness(transit, before, &entries, call).await?;
+        check_canary(transit, before, &entries, call).await?;
         match (round_trip(transit, newest, call).await, published) {
             (Err(error), Some(published)) if description.latest > published => {
                 warn!(version = %description.latest, %error, "a new key version cannot be used yet");
@@ -144,28 +144,28 @@ pub async fn probe(
             (proven, _) => proven,
         }
     };
-    let (keyring, witness) = proven?;
-    Ok(Proof { against: Some(current.key_id.clone()), keyring, witness })
+    let (keyring, canary) = proven?;
+    Ok(Verification { against: Some(current.key_id.clone()), keyring, canary })
 }
 
 /// An older version than the published one: a standby that lags, or a restored backup.
 ///
-/// The backup has lost the version that the witness was made with, so what shows that this is
+/// The backup has lost the version that the canary was made with, so what shows that this is
 /// the same key is the birth of the versions that are left.
 async fn check_going_back(
     transit: &dyn Transit,
-    before: Before<'_>,
+    before: PreviousState<'_>,
     entries: &[KeyEntry],
     description: &KeyDescription,
     accept_older: bool,
     call: Call<'_>,
-) -> Result<(), ProbeFailure> {
+) -> Result<(), VerificationError> {
     if !transit.is_active(description.told_by, call).await? {
         let message = "a standby node of Vault has not caught up with the versions of the key";
-        return Err(TransitError::new(Fault::Lagging, message).into());
+        return Err(TransitError::new(ErrorKind::VersionUnavailable, message).into());
     }
     if !accept_older {
-        return Err(ProbeFailure::Older(description.latest));
+        return Err(VerificationError::Older(description.latest));
     }
     match before.keyring.entries().first() {
         Some(old) if !shares_a_version(old, entries) => Err(another_key(&old.key).into()),
@@ -181,7 +181,7 @@ fn shares_a_version(old: &KeyEntry, entries: &[KeyEntry]) -> bool {
 fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError> {
     if key.soft_deleted {
         return Err(TransitError::new(
-            Fault::KeyLost,
+            ErrorKind::KeyNotFound,
             format!(
                 "key `{name}` is soft-deleted: restore it (write to <mount>/keys/{name}/soft-delete-restore)"
             ),
@@ -189,7 +189,7 @@ fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError>
     }
     let refuse = |why: &str| {
         Err(TransitError::new(
-            Fault::Denied,
+            ErrorKind::Denied,
             format!(
                 "key `{name}` {why}: create a key of type aes256-gcm96 and name it first in vault.keynames"
             ),
@@ -206,7 +206,7 @@ fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError>
     }
     if key.min_decryption > key.latest.number() {
         return Err(TransitError::new(
-            Fault::TooOld,
+            ErrorKind::VersionTooOld,
             format!("key `{name}` has min_decryption_version above its latest version: lower it"),
         ));
     }
@@ -230,7 +230,7 @@ fn why_unusable(key: &KeyRef, description: &KeyDescription) -> Option<String> {
 async fn read_entries(
     transit: &dyn Transit,
     primary: &KeyDescription,
-    before: Option<Before<'_>>,
+    before: Option<PreviousState<'_>>,
     call: Call<'_>,
 ) -> Vec<KeyEntry> {
     let now = Instant::now();
@@ -256,7 +256,7 @@ async fn read_entries(
 
 /// A key that encrypts, or did, must be the one it was. An additional one that was made anew is
 /// no reason to stop: what is known of the old one stays, so that its key_ids are still refused.
-fn check_same_keys(before: Before<'_>, entries: &mut [KeyEntry]) -> Result<(), TransitError> {
+fn check_same_keys(before: PreviousState<'_>, entries: &mut [KeyEntry]) -> Result<(), TransitError> {
     let encrypted = before.keyring.entries().first().map(|old| old.scope);
     for (index, entry) in entries.iter_mut().enumerate() {
         let Some(old) = before.keyring.entry(entry.scope).filter(|old| old.contradicts(entry)) else {
@@ -277,28 +277,32 @@ fn check_same_keys(before: Before<'_>, entries: &mut [KeyEntry]) -> Result<(), T
 
 /// A session must unwrap what was wrapped under the published key, in the place where that key is:
 /// what kube-apiserver has stored names that place in its key_ids.
-async fn check_witness(
+async fn check_canary(
     transit: &dyn Transit,
-    before: Before<'_>,
+    before: PreviousState<'_>,
     entries: &[KeyEntry],
     call: Call<'_>,
 ) -> Result<(), TransitError> {
-    let Before { keyring, insist, own, witness, .. } = before;
+    let PreviousState { keyring, insist, own, canary, .. } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
     let Some(name) = transit.keys().iter().find(|key| Scope::of(key) == old.scope) else {
         return check_loss(transit, before, &old.key, call).await;
     };
-    match transit.decrypt(name, &witness.ciphertext, call).await {
-        Ok(opened) if *opened.plaintext == *witness.plaintext => Ok(()),
+    match transit.decrypt(name, &canary.ciphertext, call).await {
+        Ok(opened) if *opened.plaintext == *canary.plaintext => Ok(()),
         Ok(_) => Err(another_key(name)),
-        Err(error) if error.fault == Fault::BadCiphertext => Err(another_key(name)),
+        Err(error) if error.kind == ErrorKind::BadCiphertext => Err(another_key(name)),
         // Its version is too old, or gone with a restored backup: the versions themselves tell
         // what follows from that. A session that is new must do better.
-        Err(error) if own && matches!(error.fault, Fault::Lagging | Fault::TooOld) => Ok(()),
+        Err(error)
+            if own && matches!(error.kind, ErrorKind::VersionUnavailable | ErrorKind::VersionTooOld) =>
+        {
+            Ok(())
+        }
         // min_decryption_version was raised above what the old session used last. While that one
-        // works, it soon makes a newer witness; when it does not, nobody will, and the birth of
+        // works, it soon makes a newer canary; when it does not, nobody will, and the birth of
         // the versions that both know has to do.
-        Err(error) if error.fault == Fault::TooOld && !insist && shares_a_version(old, entries) => {
+        Err(error) if error.kind == ErrorKind::VersionTooOld && !insist && shares_a_version(old, entries) => {
             warn!(key = %name, %error, "that the key is the one used so far shows only in its creation times");
             Ok(())
         }
@@ -310,7 +314,7 @@ async fn check_witness(
 /// that makes nothing worse: the key is gone, or no other place has it any more.
 async fn check_loss(
     transit: &dyn Transit,
-    before: Before<'_>,
+    before: PreviousState<'_>,
     published: &KeyRef,
     call: Call<'_>,
 ) -> Result<(), TransitError> {
@@ -323,10 +327,10 @@ async fn check_loss(
         return Ok(());
     }
     if !before.insist {
-        let witness = before.witness;
+        let canary = before.canary;
         for key in transit.keys().iter() {
-            let opened = transit.decrypt(key, &witness.ciphertext, call).await;
-            if opened.is_ok_and(|opened| *opened.plaintext == *witness.plaintext) {
+            let opened = transit.decrypt(key, &canary.ciphertext, call).await;
+            if opened.is_ok_and(|opened| *opened.plaintext == *canary.plaintext) {
                 warn!(
                     from = published.path(), to = key.path(), key = %key.name(),
                     "the key that encrypted so far is in another place now, and so has another key_id: have \
@@ -337,7 +341,7 @@ async fn check_loss(
         }
     }
     Err(TransitError::new(
-        Fault::KeyLost,
+        ErrorKind::KeyNotFound,
         format!(
             "the key that encrypted so far is not in vault.keynames, so what it encrypted could not be read: \
              add {} behind the new key, or restart transit-kms to accept the loss",
@@ -348,7 +352,7 @@ async fn check_loss(
 
 fn another_key(name: &KeyRef) -> TransitError {
     TransitError::new(
-        Fault::KeyLost,
+        ErrorKind::KeyNotFound,
         format!(
             "key `{name}` is not the one that was in use under that name: it was deleted and made anew, or \
              this is another Vault; restore the key, or restart transit-kms to accept the loss of what the \
@@ -361,14 +365,17 @@ async fn round_trip(
     transit: &dyn Transit,
     keyring: Keyring,
     call: Call<'_>,
-) -> Result<(Keyring, Witness), TransitError> {
-    // Every proof brings a KEK along, so that no version is published without one.
+) -> Result<(Keyring, Canary), TransitError> {
+    // Every verification brings a KEK along, so that no version is published without one.
     let sample = local_kek::new_payload();
     let current = keyring.current();
     let sealed = transit.encrypt(&current.key, current.version, &sample, call).await?;
     let opened = transit.decrypt(&current.key, &sealed.ciphertext, call).await?;
     if *opened.plaintext != *sample {
-        return Err(TransitError::new(Fault::Nonsense, "Transit did not decrypt to what was encrypted"));
+        return Err(TransitError::new(
+            ErrorKind::InvalidResponse,
+            "Transit did not decrypt to what was encrypted",
+        ));
     }
-    Ok((keyring, Witness { ciphertext: sealed.ciphertext, plaintext: sample }))
+    Ok((keyring, Canary { ciphertext: sealed.ciphertext, plaintext: sample }))
 }

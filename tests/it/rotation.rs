@@ -92,12 +92,12 @@ async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
     // Status tells that a token is dead, as it must; what has to succeed is the rest.
     let wrapping = Wrapping::start(&daemon, LOADS).await;
     for _ in 0..ROUNDS {
-        let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await;
+        let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
         let (before, old) = (daemon.generation().await, stage.token().to_owned());
         let new = stage.bao.token().await;
         stage.bao.revoke(&old).await;
         eventually("somebody meets the dead token", TAKEN_WITHIN, async || {
-            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await > dead
+            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await > dead
         })
         .await;
         stage.render(&new);
@@ -107,9 +107,9 @@ async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
     }
     let (calls, failures) = wrapping.stop().await;
     assert!(failures.is_empty(), "of {calls} calls these failed: {failures:#?}");
-    assert!(daemon.metric("transit_kms_retries_total", &[("reason", "token_dead")]).await >= 1.0);
+    assert!(daemon.metric("transit_kms_retries_total", &[("reason", "token_invalid")]).await >= 1.0);
     // Each task once, each probe in the meantime, and nothing else: no call asks twice.
-    let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await;
+    let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
     let most = f64::from(ROUNDS) * 10.0;
     assert!(dead <= most, "{dead} refusals, more than {most}");
 }

@@ -223,7 +223,7 @@ async fn nothing_loops_on_403() {
     let calls = load.calls();
     eventually("calls fail at once", Duration::from_secs(10), async || load.calls() > calls + 400).await;
     let elapsed = revoked.elapsed().as_secs_f64();
-    let refused = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_dead")]).await;
+    let refused = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
     println!("{refused} calls to Vault were refused in {elapsed:.0} s, of {} calls", load.calls());
     // Those in flight at the revocation, and a probe a second.
     assert!(refused <= 8.0 + 4.0 + elapsed, "{refused} in {elapsed} s");

@@ -1,66 +1,69 @@
-//! How a Transit engine can fail.
+//! How a request to a Transit engine can fail.
 
-/// Why Transit did not do it. What follows from it is decided by who asked.
+/// Why a request failed. The caller decides what follows from it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fault {
-    /// The ciphertext is damaged, or was made with another key.
+pub enum ErrorKind {
+    /// The ciphertext is damaged, or another key made it.
     BadCiphertext,
-    /// The caller's time is up.
+    /// A batch is larger than Vault, or a proxy in between, accepts. A single item always fits.
+    BatchTooLarge,
+    /// A setting cannot be used, such as a file that holds no certificate.
+    Config,
+    /// The deadline of the caller has passed.
     DeadlineExceeded,
-    /// The token lives, but its policy does not allow this.
+    /// The token is valid, and its policy does not allow the request.
     Denied,
-    /// The mount, namespace or key is not there, or the key is soft-deleted.
-    KeyLost,
-    /// The node does not know the version yet, or no longer (a restored backup).
-    Lagging,
-    /// An answer that makes no sense: a bug, here or there.
-    Nonsense,
-    /// A limit on the rate of requests refused it (429). To ask again at once makes it worse.
+    /// The answer is not one of Vault's, or does not fit the request.
+    InvalidResponse,
+    /// The mount, namespace or key does not exist, or the key is soft-deleted.
+    KeyNotFound,
+    /// A rate limit refused the request (429). Further requests make it worse.
     Throttled,
     /// The token is expired, revoked, used up or unknown.
-    TokenDead,
-    /// More was asked for at once than is taken; a batch, that is, for one call alone is small.
-    TooMuch,
-    /// The version is below `min_encryption_version` or `min_decryption_version`.
-    TooOld,
+    TokenInvalid,
     /// Refused connection, timeout, sealed, standby without a leader, 5xx.
     Unreachable,
+    /// The version is below `min_encryption_version` or `min_decryption_version`.
+    VersionTooOld,
+    /// The node does not know the version yet, or not any more, as after a backup is restored.
+    VersionUnavailable,
 }
 
-impl Fault {
-    /// The word for it in metrics.
+impl ErrorKind {
+    /// The name in metrics and logs.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::BadCiphertext => "bad_ciphertext",
+            Self::BatchTooLarge => "batch_too_large",
+            Self::Config => "config",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Denied => "denied",
-            Self::KeyLost => "key_lost",
-            Self::Lagging => "lagging",
-            Self::Nonsense => "nonsense",
+            Self::InvalidResponse => "invalid_response",
+            Self::KeyNotFound => "key_not_found",
             Self::Throttled => "throttled",
-            Self::TokenDead => "token_dead",
-            Self::TooMuch => "too_much",
-            Self::TooOld => "too_old",
+            Self::TokenInvalid => "token_invalid",
             Self::Unreachable => "unreachable",
+            Self::VersionTooOld => "version_too_old",
+            Self::VersionUnavailable => "version_unavailable",
         }
     }
 }
 
-/// A [`Fault`] and what an operator needs to know about it; never a secret.
+/// An [`ErrorKind`] with what an operator needs to know: the cause and the next step, never a secret.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TransitError {
     /// What kind of failure it is.
-    pub fault: Fault,
-    /// Cause and next step.
+    pub kind: ErrorKind,
+    /// The cause and the next step.
     pub message: String,
 }
 
 impl TransitError {
-    /// An error with its words.
+    /// An error of this kind.
     #[must_use]
-    pub fn new(fault: Fault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
     }
 }

@@ -21,5 +21,5 @@ pub mod token;
 pub mod transit;
 pub mod vault;
 
-pub use error::{Fault, TransitError};
+pub use error::{ErrorKind, TransitError};
 pub use transit::Transit;

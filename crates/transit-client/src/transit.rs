@@ -82,7 +82,7 @@ pub trait Transit: Send + Sync + 'static {
     /// Unwraps with whichever version the ciphertext names.
     ///
     /// # Errors
-    /// See [`Fault`](crate::Fault).
+    /// See [`ErrorKind`](crate::ErrorKind).
     async fn decrypt(
         &self,
         key: &KeyRef,
@@ -93,7 +93,7 @@ pub trait Transit: Send + Sync + 'static {
     /// Unwraps many in one call: an answer for each, in their order.
     ///
     /// # Errors
-    /// What failed the call as a whole; [`Fault::TooMuch`](crate::Fault::TooMuch) if it would not have with fewer.
+    /// What failed the call as a whole; [`ErrorKind::BatchTooLarge`](crate::ErrorKind::BatchTooLarge) if it would not have with fewer.
     async fn decrypt_batch(
         &self,
         key: &KeyRef,
@@ -104,7 +104,7 @@ pub trait Transit: Send + Sync + 'static {
     /// Wraps with exactly `version`, and has checked that the answer did.
     ///
     /// # Errors
-    /// See [`Fault`](crate::Fault).
+    /// See [`ErrorKind`](crate::ErrorKind).
     async fn encrypt(
         &self,
         key: &KeyRef,
@@ -117,7 +117,7 @@ pub trait Transit: Send + Sync + 'static {
     /// now on.
     ///
     /// # Errors
-    /// See [`Fault`](crate::Fault).
+    /// See [`ErrorKind`](crate::ErrorKind).
     async fn is_active(&self, node: NodeId, call: Call<'_>) -> Result<bool, TransitError>;
 
     /// The keys that this session was configured with: the first encrypts, all decrypt.
@@ -126,6 +126,6 @@ pub trait Transit: Send + Sync + 'static {
     /// Describes a key.
     ///
     /// # Errors
-    /// See [`Fault`](crate::Fault).
+    /// See [`ErrorKind`](crate::ErrorKind).
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError>;
 }

@@ -16,7 +16,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
 use crate::{
-    Fault, Transit, TransitError,
+    ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::{KeyNames, KeyRef},
     key_id::KeyVersion,
@@ -28,7 +28,7 @@ use crate::{
 pub struct ModelKey {
     pub derived: bool,
     /// How whatever is done with it fails.
-    pub fails: Option<Fault>,
+    pub fails: Option<ErrorKind>,
     pub kind: &'static str,
     /// Tells two makings of a key apart, as its secret would.
     pub making: u64,
@@ -63,7 +63,7 @@ impl ModelKey {
 pub struct State {
     /// Each call takes one and yields so often before it looks, and again before it answers.
     pub delays: VecDeque<u8>,
-    pub fails: BTreeMap<&'static str, Fault>,
+    pub fails: BTreeMap<&'static str, ErrorKind>,
     pub keys: BTreeMap<String, ModelKey>,
     /// Larger ones are too much.
     pub largest_batch: Option<usize>,
@@ -123,19 +123,19 @@ impl FakeTransit {
 /// A session with the model.
 pub struct ModelSession {
     /// What all calls with its token fail with.
-    refused: Mutex<Option<Fault>>,
+    refused: Mutex<Option<ErrorKind>>,
     keys: KeyNames,
     model: FakeTransit,
 }
 
 impl ModelSession {
     pub fn kill_token(&self) {
-        self.refuse(Fault::TokenDead);
+        self.refuse(ErrorKind::TokenInvalid);
     }
 
     /// Whatever is asked with this token fails so from now on; other sessions go on.
-    pub fn refuse(&self, fault: Fault) {
-        *self.refused.lock().unwrap() = Some(fault);
+    pub fn refuse(&self, kind: ErrorKind) {
+        *self.refused.lock().unwrap() = Some(kind);
     }
 
     /// Comes and goes as a request does; what it finds is of one moment in between.
@@ -156,8 +156,10 @@ impl ModelSession {
             let state = self.model.lock();
             let refused = *self.refused.lock().unwrap();
             match refused.or_else(|| state.fails.get(what).copied()) {
-                Some(Fault::TokenDead) => Err(TransitError::new(Fault::TokenDead, "the token is dead")),
-                Some(fault) => Err(TransitError::new(fault, format!("{what}: {}", fault.name()))),
+                Some(ErrorKind::TokenInvalid) => {
+                    Err(TransitError::new(ErrorKind::TokenInvalid, "the token is dead"))
+                }
+                Some(kind) => Err(TransitError::new(kind, format!("{what}: {}", kind.name()))),
                 None => look(&state),
             }
         };
@@ -172,9 +174,9 @@ fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), Tr
     let key = state
         .keys
         .get(key.name().as_str())
-        .ok_or_else(|| TransitError::new(Fault::KeyLost, format!("key `{key}` does not exist")))?;
-    if let Some(fault) = key.fails {
-        return Err(TransitError::new(fault, fault.name()));
+        .ok_or_else(|| TransitError::new(ErrorKind::KeyNotFound, format!("key `{key}` does not exist")))?;
+    if let Some(kind) = key.fails {
+        return Err(TransitError::new(kind, kind.name()));
     }
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
@@ -183,16 +185,16 @@ fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Opened, 
     let (key, latest) = visible(state, key)?;
     let version = ciphertext.version().number();
     if version > latest {
-        return Err(TransitError::new(Fault::Lagging, "version is too new"));
+        return Err(TransitError::new(ErrorKind::VersionUnavailable, "version is too new"));
     }
     if version < key.min_decryption {
-        return Err(TransitError::new(Fault::TooOld, "too old"));
+        return Err(TransitError::new(ErrorKind::VersionTooOld, "too old"));
     }
     let body = ciphertext.as_str().rsplit(':').next().unwrap();
     let inner = STANDARD.decode(body).unwrap();
     let (making, plaintext) = inner.split_at(8);
     if making != key.making.to_be_bytes() {
-        return Err(TransitError::new(Fault::BadCiphertext, "message authentication failed"));
+        return Err(TransitError::new(ErrorKind::BadCiphertext, "message authentication failed"));
     }
     Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
 }
@@ -216,7 +218,7 @@ impl Transit for ModelSession {
     ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
         self.at_some_moment("decrypt_batch", |state| {
             if state.largest_batch.is_some_and(|largest| ciphertexts.len() > largest) {
-                return Err(TransitError::new(Fault::TooMuch, "high complexity"));
+                return Err(TransitError::new(ErrorKind::BatchTooLarge, "high complexity"));
             }
             visible(state, key)?;
             let ask = |ciphertext: &&Ciphertext| open(state, key, ciphertext);
@@ -235,13 +237,13 @@ impl Transit for ModelSession {
         self.at_some_moment("encrypt", |state| {
             let (key, latest) = visible(state, key)?;
             if key.soft_deleted {
-                return Err(TransitError::new(Fault::KeyLost, "soft-deleted"));
+                return Err(TransitError::new(ErrorKind::KeyNotFound, "soft-deleted"));
             }
             if version.number() > latest {
-                return Err(TransitError::new(Fault::Lagging, "higher than the latest"));
+                return Err(TransitError::new(ErrorKind::VersionUnavailable, "higher than the latest"));
             }
             if version.number() < key.min_encryption {
-                return Err(TransitError::new(Fault::TooOld, "less than the minimum"));
+                return Err(TransitError::new(ErrorKind::VersionTooOld, "less than the minimum"));
             }
             let body = STANDARD.encode([&key.making.to_be_bytes(), plaintext].concat());
             let ciphertext = Ciphertext::parse(format!("vault:v{version}:{body}").as_bytes()).unwrap();

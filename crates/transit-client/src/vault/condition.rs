@@ -187,10 +187,10 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Fault;
+    use crate::ErrorKind;
 
     fn why() -> TransitError {
-        TransitError::new(Fault::Unreachable, "why")
+        TransitError::new(ErrorKind::Unreachable, "why")
     }
 
     fn seconds(count: u64) -> Duration {

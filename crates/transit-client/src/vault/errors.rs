@@ -1,4 +1,4 @@
-//! What Vault's answers mean: from status and words to a [`Fault`].
+//! What Vault's answers mean: from status and words to a [`ErrorKind`].
 //!
 //! Vault tells cases apart in its words only. They are in `tests/golden/vault_errors.tsv`,
 //! were observed on OpenBao 2.7.2, and stand in the sources of both (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`,
@@ -9,7 +9,7 @@ use std::fmt;
 use http::Method;
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::{Fault, TransitError, text::one_line};
+use crate::{ErrorKind, TransitError, text::one_line};
 
 /// What was asked of Vault, as metrics name it and as messages speak of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -116,9 +116,9 @@ pub(super) struct Refusal {
 
 impl Refusal {
     /// Every refusal names its cause and the next step, and quotes Vault's own words.
-    fn new(consequence: Consequence, fault: Fault, cause: &str, next: &str, said: &str) -> Self {
+    fn new(consequence: Consequence, kind: ErrorKind, cause: &str, next: &str, said: &str) -> Self {
         let quote = if said.is_empty() { String::new() } else { format!(" (Vault says: {said})") };
-        Self { consequence, error: TransitError::new(fault, format!("{cause}: {next}{quote}")) }
+        Self { consequence, error: TransitError::new(kind, format!("{cause}: {next}{quote}")) }
     }
 }
 
@@ -183,17 +183,17 @@ pub(super) fn meaning_of_item(operation: Operation, place: Place<'_>, error: Str
 fn classify_foreign(operation: Operation, status: u16, body: &[u8]) -> Refusal {
     use Consequence::{Eject, Next};
 
-    let (consequence, fault, cause, next) = match status {
+    let (consequence, kind, cause, next) = match status {
         301..=308 => (
             Eject,
-            Fault::Unreachable,
+            ErrorKind::Unreachable,
             format!("Vault answered with a redirect ({status}), which is not followed"),
             "name the nodes themselves in vault.addresses, not a proxy or a standby that sends clients on",
         ),
         // Vault answers this with an empty object, when the state that a header asks for is not there yet.
         412 => (
             Next,
-            Fault::Unreachable,
+            ErrorKind::Unreachable,
             "this Vault node has not caught up with the others (412)".into(),
             "if it stays so, look at the replication of Vault",
         ),
@@ -201,18 +201,18 @@ fn classify_foreign(operation: Operation, status: u16, body: &[u8]) -> Refusal {
         429 => return throttled(""),
         400 if is_from_a_tls_port(body) => (
             Eject,
-            Fault::Nonsense,
+            ErrorKind::InvalidResponse,
             "the port speaks TLS".into(),
             "write https:// in the address, not http://",
         ),
         _ => (
             Eject,
-            Fault::Nonsense,
+            ErrorKind::InvalidResponse,
             format!("something that is not Vault answered {status} to {}", operation.name()),
             foreign(status),
         ),
     };
-    Refusal::new(consequence, fault, &cause, next, "")
+    Refusal::new(consequence, kind, &cause, next, "")
 }
 
 /// What a plain HTTP request to a TLS port is answered: by Go, so by Vault, and by nginx.
@@ -242,14 +242,14 @@ fn foreign(status: u16) -> &'static str {
 fn too_much(said: &str) -> Refusal {
     let cause = "a request was longer than Vault, or a proxy in between, takes";
     let next = "raise max_request_size of Vault's listener, or the limit of the proxy";
-    Refusal::new(Consequence::Final, Fault::TooMuch, cause, next, said)
+    Refusal::new(Consequence::Final, ErrorKind::BatchTooLarge, cause, next, said)
 }
 
 /// Going to another node would be a way around the limit that an operator has set.
 fn throttled(said: &str) -> Refusal {
     let cause = "Vault limits the rate of requests (429)";
     let next = "raise the quota, or call less often";
-    Refusal::new(Consequence::Final, Fault::Throttled, cause, next, said)
+    Refusal::new(Consequence::Final, ErrorKind::Throttled, cause, next, said)
 }
 
 /// An answer with Vault's error body. What is final stands here, row by row; nothing else is.
@@ -258,40 +258,40 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
 
     let said = quotable(errors);
     let has = |words: &str| said.contains(words);
-    let (consequence, fault, cause, next): (_, _, String, String) = match status {
+    let (consequence, kind, cause, next): (_, _, String, String) = match status {
         400 if has("version is too new") || has("higher than the latest key version") => (
             Next,
-            Fault::Lagging,
+            ErrorKind::VersionUnavailable,
             "this Vault node does not know the key version".into(),
             "it lags behind the others, or an older Vault was restored".into(),
         ),
         400 if has("minimum encryption key version") => (
             Final,
-            Fault::TooOld,
+            ErrorKind::VersionTooOld,
             "min_encryption_version of the key was raised above the version in use".into(),
             "transit-kms reads the key again, and the next Encrypt uses the newer version".into(),
         ),
         400 if has("too old") => (
             Final,
-            Fault::TooOld,
+            ErrorKind::VersionTooOld,
             "the ciphertext's key version is below min_decryption_version of the key".into(),
             "lower it to read this value again".into(),
         ),
         400 if has("soft-deleted") => (
             Final,
-            Fault::KeyLost,
+            ErrorKind::KeyNotFound,
             format!("the key is soft-deleted ({place})"),
             "restore it (write to its soft-delete-restore)".into(),
         ),
         400 if has("encryption key not found") => (
             Final,
-            Fault::KeyLost,
+            ErrorKind::KeyNotFound,
             format!("the key does not exist ({place})"),
             "restore it, or correct vault.keynames".into(),
         ),
         _ if is_about_the_ciphertext(status, &said) => (
             Final,
-            Fault::BadCiphertext,
+            ErrorKind::BadCiphertext,
             format!("the ciphertext is damaged or was made with another key ({place})"),
             "compare the value with a snapshot of etcd, or name the other key in vault.keynames, behind the \
              first"
@@ -299,13 +299,13 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
         ),
         400 if has("missing 'context'") => (
             Final,
-            Fault::Denied,
+            ErrorKind::Denied,
             format!("the key is derived ({place})"),
             "use a key of type aes256-gcm96 that is not derived".into(),
         ),
         400 if has("high complexity") => (
             Final,
-            Fault::TooMuch,
+            ErrorKind::BatchTooLarge,
             "Vault takes less at once than was asked for".into(),
             "it is asked for less from now on; the limits are max_request_json_strings and \
              max_request_json_memory of Vault's listener"
@@ -313,19 +313,19 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
         ),
         400 if has("missing client token") => (
             Final,
-            Fault::TokenDead,
+            ErrorKind::TokenInvalid,
             "Vault has seen no token".into(),
             "does a proxy in between take the header X-Vault-Token away?".into(),
         ),
         400 if has("decryption not supported for key type") => (
             Final,
-            Fault::Denied,
+            ErrorKind::Denied,
             format!("the key is of a type that cannot decrypt ({place})"),
             "name a key of type aes256-gcm96 in vault.keynames".into(),
         ),
         403 if is_about_the_token(errors) => (
             Final,
-            Fault::TokenDead,
+            ErrorKind::TokenInvalid,
             "Vault does not accept the token any more (it is expired, revoked, of another Vault or namespace, \
              used from outside its bound CIDRs, or its entity is disabled)"
                 .into(),
@@ -333,7 +333,7 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
         ),
         403 => (
             Final,
-            Fault::Denied,
+            ErrorKind::Denied,
             format!("the token's policy does not allow {}", operation.name()),
             format!(
                 "grant `{}` on {place}{}{}",
@@ -342,7 +342,7 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
                 place.namespace_hint()
             ),
         ),
-        404 => (Final, Fault::KeyLost, format!("not found: {place}"), absent(&said).into()),
+        404 => (Final, ErrorKind::KeyNotFound, format!("not found: {place}"), absent(&said).into()),
         413 => return too_much(&said),
         429 => return throttled(&said),
         412 | 500..=599 => {
@@ -356,14 +356,14 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
             let known = node.iter().find(|(words, _)| has(words));
             (
                 if known.is_some() { Eject } else { Next },
-                Fault::Unreachable,
+                ErrorKind::Unreachable,
                 format!("Vault answered {status} to {}", operation.name()),
                 known.map_or("Vault's own log says why", |(_, next)| next).into(),
             )
         }
         _ => (
             Eject,
-            Fault::Nonsense,
+            ErrorKind::InvalidResponse,
             format!("Vault answered {status} to {}", operation.name()),
             if has("replication DR secondary") {
                 "it is a secondary for disaster recovery: name the nodes of the primary in vault.addresses"
@@ -373,7 +373,7 @@ fn classify_words(operation: Operation, place: Place<'_>, status: u16, errors: &
             .into(),
         ),
     };
-    Refusal::new(consequence, fault, &cause, &next, &said)
+    Refusal::new(consequence, kind, &cause, &next, &said)
 }
 
 /// What else must be so before Vault allows it: it answers the same if it is not.
@@ -474,7 +474,7 @@ mod tests {
             let body = serde_json::json!({ "errors": [words] }).to_string();
             let refusal =
                 classify(operation, at("transit/encrypt/kms"), status.parse().unwrap(), body.as_bytes());
-            assert_eq!(format!("{:?} {:?}", refusal.error.fault, refusal.consequence), meant, "{row}");
+            assert_eq!(format!("{:?} {:?}", refusal.error.kind, refusal.consequence), meant, "{row}");
             rows += 1;
         }
         assert!(rows > 15);
@@ -516,11 +516,11 @@ mod tests {
             for body in [&b""[..], b"<html>Bad Gateway</html>", b"404 page not found", b"{}"] {
                 let refusal = classify(Operation::ReadKey, at("p"), status, body);
                 assert_eq!(refusal.consequence, Consequence::Eject, "{status}");
-                assert_eq!(refusal.error.fault, Fault::Nonsense, "{status}");
+                assert_eq!(refusal.error.kind, ErrorKind::InvalidResponse, "{status}");
             }
         }
         for body in [&br#"{"errors":[]}"#[..], br#"{"errors":null}"#] {
-            assert_eq!(classify(Operation::ReadKey, at("p"), 404, body).error.fault, Fault::KeyLost);
+            assert_eq!(classify(Operation::ReadKey, at("p"), 404, body).error.kind, ErrorKind::KeyNotFound);
         }
     }
 

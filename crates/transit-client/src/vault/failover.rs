@@ -22,7 +22,7 @@ use super::{
     pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
     session::Progress,
 };
-use crate::{Fault, TransitError, metrics::ClientMetrics};
+use crate::{ErrorKind, TransitError, metrics::ClientMetrics};
 
 /// A standby was seen to lag for 56 to 98 ms after a rotation.
 const LAG: Duration = Duration::from_millis(100);
@@ -174,7 +174,7 @@ impl<'a, T> Race<'a, T> {
             let waits = patient && self.pool.outage().unwrap_or_default() < YOUNG_OUTAGE;
             let pause = match &self.last {
                 _ if self.lagged && rounds < LAG_ROUNDS => LAG,
-                Some(error) if is_no_answer(error.fault) && waits => {
+                Some(error) if is_no_answer(error.kind) && waits => {
                     if self.pool.outage().is_some() {
                         // The pool knows when to go on.
                         reason = "waited";
@@ -374,7 +374,7 @@ impl<'a, T> Race<'a, T> {
                 node.name,
                 SILENCE.as_secs()
             );
-            let error = TransitError::new(Fault::Unreachable, message);
+            let error = TransitError::new(ErrorKind::Unreachable, message);
             tell(self.question.progress, &error);
             if others || trial {
                 self.failed(&node, &error, None);
@@ -425,7 +425,7 @@ impl<'a, T> Race<'a, T> {
                     Verdict::Answered(answer)
                 }
                 Err(error) => {
-                    record(error.fault.name());
+                    record(error.kind.name());
                     self.failed(&node, &error, None);
                     self.next("unreachable", error)
                 }
@@ -433,7 +433,7 @@ impl<'a, T> Race<'a, T> {
             Ok(incoming) => {
                 let Refusal { consequence, error } =
                     classify(operation, outgoing.place(), incoming.status, &incoming.body);
-                record(error.fault.name());
+                record(error.kind.name());
                 if consequence == Consequence::Eject {
                     self.failed(&node, &error, incoming.retry_after);
                     return self.next("unreachable", error);
@@ -444,24 +444,24 @@ impl<'a, T> Race<'a, T> {
                 }
                 match consequence {
                     Consequence::Final => self.refused(&node, error, queue),
-                    Consequence::Eject | Consequence::Next if error.fault == Fault::Lagging => {
+                    Consequence::Eject | Consequence::Next if error.kind == ErrorKind::VersionUnavailable => {
                         self.lagged = true;
-                        self.next("lagging", error)
+                        self.next("version_unavailable", error)
                     }
                     Consequence::Eject | Consequence::Next => self.next("unreachable", error),
                 }
             }
             Err(NoAnswer::Final(error)) => {
-                record(error.fault.name());
-                if error.fault == Fault::DeadlineExceeded { Verdict::Late } else { Verdict::Final(error) }
+                record(error.kind.name());
+                if error.kind == ErrorKind::DeadlineExceeded { Verdict::Late } else { Verdict::Final(error) }
             }
             Err(NoAnswer::Unreadable(error)) => {
-                record(error.fault.name());
+                record(error.kind.name());
                 self.failed(&node, &error, None);
                 self.next("unreachable", error)
             }
             Err(NoAnswer::Broken(error)) => {
-                record(error.fault.name());
+                record(error.kind.name());
                 // A kept connection may be closed under our hands: that alone is worth another try.
                 if self.again.contains(&node.id) {
                     self.failed(&node, &error, None);
@@ -472,7 +472,7 @@ impl<'a, T> Race<'a, T> {
                 self.next("broken", error)
             }
             Err(NoAnswer::Connect(error)) => {
-                record(error.fault.name());
+                record(error.kind.name());
                 self.failed(&node, &error, None);
                 self.next("connect", error)
             }
@@ -488,17 +488,17 @@ impl<'a, T> Race<'a, T> {
         queue: &mut VecDeque<Arc<Node>>,
     ) -> Verdict<T> {
         let Question { acceptance, operation, token_is_fresh, .. } = self.question;
-        if !matches!(error.fault, Fault::Denied | Fault::KeyLost | Fault::TokenDead) {
+        if !matches!(error.kind, ErrorKind::Denied | ErrorKind::KeyNotFound | ErrorKind::TokenInvalid) {
             return Verdict::Final(error);
         }
         match acceptance.weigh(node.id, &self.pool.members()) {
-            Weight::Counts if error.fault == Fault::TokenDead && token_is_fresh => {
+            Weight::Counts if error.kind == ErrorKind::TokenInvalid && token_is_fresh => {
                 self.next("fresh_token", error)
             }
             // A mount or namespace is not there for a moment while a node starts, and to declare a key
             // lost stops the writes of the API server.
             Weight::Counts
-                if error.fault == Fault::KeyLost
+                if error.kind == ErrorKind::KeyNotFound
                     && operation == Operation::ReadKey
                     && !std::mem::replace(&mut self.doubted, true) =>
             {
@@ -525,7 +525,7 @@ impl<'a, T> Race<'a, T> {
     fn next(&mut self, reason: &'static str, error: TransitError) -> Verdict<T> {
         tell(self.question.progress, &error);
         // A node that lags, or does not know the token, says more than one that does not answer.
-        if !is_no_answer(error.fault) || self.last.as_ref().is_none_or(|last| is_no_answer(last.fault)) {
+        if !is_no_answer(error.kind) || self.last.as_ref().is_none_or(|last| is_no_answer(last.kind)) {
             self.last = Some(error);
         }
         Verdict::Next(reason)
@@ -542,7 +542,7 @@ impl<'a, T> Race<'a, T> {
             let names: Vec<_> = self.in_flight.iter().map(|it| it.node.name.as_str()).collect();
             let message =
                 format!("Vault at {} did not answer in time: is it overloaded or frozen?", names.join(", "));
-            TransitError::new(Fault::DeadlineExceeded, message)
+            TransitError::new(ErrorKind::DeadlineExceeded, message)
         })
     }
 }
@@ -566,7 +566,7 @@ impl<T> Drop for Race<'_, T> {
 /// What a refusal is that no node confirms: a node that could not do it.
 fn unconfirmed(node: &Node, error: &TransitError) -> TransitError {
     TransitError::new(
-        Fault::Unreachable,
+        ErrorKind::Unreachable,
         format!(
             "Vault at {} refuses what another address accepts: is it of another cluster, or not yet up to date? \
              It says: {error}",
@@ -576,8 +576,8 @@ fn unconfirmed(node: &Node, error: &TransitError) -> TransitError {
 }
 
 /// Whether it says only that a node could not be asked, or did not answer as Vault does.
-fn is_no_answer(fault: Fault) -> bool {
-    matches!(fault, Fault::Nonsense | Fault::Unreachable)
+fn is_no_answer(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::InvalidResponse | ErrorKind::Unreachable)
 }
 
 fn tell(progress: Option<&dyn Progress>, error: &TransitError) {
@@ -602,7 +602,7 @@ pub(super) async fn is_active(
     deadline: Instant,
 ) -> Result<bool, TransitError> {
     let operation = Operation::Health;
-    let mut outcome = Err(TransitError::new(Fault::Nonsense, "no address is configured"));
+    let mut outcome = Err(TransitError::new(ErrorKind::InvalidResponse, "no address is configured"));
     let mut nodes = pool.nodes();
     // Stable, so that the others keep their order.
     nodes.sort_by_key(|it| it.id != node);
@@ -625,7 +625,7 @@ pub(super) async fn is_active(
             }
             Ok(incoming) => {
                 let error = classify(operation, outgoing.place(), incoming.status, &incoming.body).error;
-                record(error.fault.name());
+                record(error.kind.name());
                 outcome = outcome.or(Err(error));
             }
             Err(
@@ -634,7 +634,7 @@ pub(super) async fn is_active(
                 | NoAnswer::Final(error)
                 | NoAnswer::Unreadable(error),
             ) => {
-                record(error.fault.name());
+                record(error.kind.name());
                 outcome = outcome.or(Err(error));
             }
         }

@@ -18,7 +18,7 @@ use super::{
     errors::Operation, lenient::Lenient, pool::Incoming, renewal::NotRenewed, schedule::Life,
     session::Session,
 };
-use crate::{Fault, TransitError, transit::Call};
+use crate::{ErrorKind, TransitError, transit::Call};
 
 /// A token that cannot be renewed and has less than this to live needs an agent that is awake.
 const SHORT_TTL: Duration = Duration::from_secs(10 * 60);
@@ -47,7 +47,7 @@ impl TokenInfo {
     pub fn check(&self) -> Result<(), TransitError> {
         if self.counted {
             return Err(TransitError::new(
-                Fault::Denied,
+                ErrorKind::Denied,
                 "the token has a limited number of uses and would wear out: issue it with num_uses=0",
             ));
         }
@@ -192,7 +192,7 @@ fn seconds(count: i64) -> Duration {
 
 fn garbled(operation: Operation) -> TransitError {
     TransitError::new(
-        Fault::Nonsense,
+        ErrorKind::InvalidResponse,
         format!("the answer to {} is not Vault's: is something else listening there?", operation.name()),
     )
 }
@@ -293,7 +293,7 @@ mod tests {
             assert!(info.check().is_err(), "{counted}");
         }
         for foreign in ["null", "{}", "[]", r#"{"ciphertext":"secret:1"}"#, r#""text""#] {
-            assert_eq!(looked_up(foreign).await.unwrap_err().fault, Fault::Nonsense, "{foreign}");
+            assert_eq!(looked_up(foreign).await.unwrap_err().kind, ErrorKind::InvalidResponse, "{foreign}");
         }
     }
 
@@ -336,7 +336,11 @@ mod tests {
             assert_eq!(renewed(status, body).await.unwrap_err().failure, Failure::LogInAgain, "{status}");
         }
         for body in ["", "<html>", "{}", "[]", r#"{"auth":"x"}"#] {
-            assert_eq!(renewed(200, body).await.unwrap_err().error.fault, Fault::Nonsense, "{body}");
+            assert_eq!(
+                renewed(200, body).await.unwrap_err().error.kind,
+                ErrorKind::InvalidResponse,
+                "{body}"
+            );
         }
     }
 }

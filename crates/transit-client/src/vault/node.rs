@@ -29,7 +29,7 @@ use super::{
     tls::Transport,
 };
 use crate::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     endpoint::{Address, TlsMaterial},
     text::root_cause,
 };
@@ -227,7 +227,7 @@ impl Node {
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
             let message =
                 format!("Vault at {} did not answer in time: is it overloaded or frozen?", self.name);
-            Err(NoAnswer::Final(TransitError::new(Fault::DeadlineExceeded, message)))
+            Err(NoAnswer::Final(TransitError::new(ErrorKind::DeadlineExceeded, message)))
         })
     }
 
@@ -237,7 +237,7 @@ impl Node {
                 "Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes: is something else listening there?",
                 self.name
             );
-            NoAnswer::Unreadable(TransitError::new(Fault::Nonsense, message))
+            NoAnswer::Unreadable(TransitError::new(ErrorKind::InvalidResponse, message))
         };
         let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
         if announced > MAX_RESPONSE_BYTES {
@@ -257,12 +257,12 @@ impl Node {
     fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
         let why = self.transport.explain(error);
         let message = format!("Vault at {} cannot be reached: {why}", self.name);
-        let error_of_ours = TransitError::new(Fault::Unreachable, message);
+        let error_of_ours = TransitError::new(ErrorKind::Unreachable, message);
         if error.is_connect() {
             NoAnswer::Connect(error_of_ours)
         } else if error.is_builder() {
             NoAnswer::Final(TransitError::new(
-                Fault::Nonsense,
+                ErrorKind::InvalidResponse,
                 format!("no request can be made: {}", root_cause(error)),
             ))
         } else {
@@ -413,7 +413,7 @@ impl Node {
             _ => ": is a proxy in between? Otherwise Vault's own log says why",
         };
         TransitError::new(
-            Fault::Unreachable,
+            ErrorKind::Unreachable,
             format!("the health of Vault at {} is {status}{why}", self.name),
         )
     }
@@ -455,5 +455,5 @@ impl Resolve for Pinned {
 }
 
 fn unusable(message: impl Into<String>) -> TransitError {
-    TransitError::new(Fault::Denied, message)
+    TransitError::new(ErrorKind::Config, message)
 }

@@ -32,7 +32,7 @@ use super::{
     schedule::jittered,
 };
 use crate::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     endpoint::{Address, Endpoint},
 };
 
@@ -132,7 +132,7 @@ impl Pool {
             }
         }
         if let Some(message) = unresolved.filter(|_| roll.nodes().is_empty()) {
-            return Err(TransitError::new(Fault::Unreachable, message));
+            return Err(TransitError::new(ErrorKind::Unreachable, message));
         }
         let mut resolving = JoinSet::new();
         for (site, address, host) in names {
@@ -239,7 +239,7 @@ impl Pool {
         reasons.max_by_key(|(when, _)| *when).map_or_else(
             || {
                 TransitError::new(
-                    Fault::Unreachable,
+                    ErrorKind::Unreachable,
                     "no node of Vault can be asked: look at vault.addresses and the log",
                 )
             },

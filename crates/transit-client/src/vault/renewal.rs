@@ -1,6 +1,6 @@
 //! What a renewal that failed means: will a later one work, or does only a new login help?
 
-use crate::{Fault, TransitError};
+use crate::{ErrorKind, TransitError};
 
 /// The refusals that no retry heals, in words that Vault or OpenBao use, and what they mean.
 ///
@@ -43,7 +43,7 @@ impl NotRenewed {
     /// Vault takes the request of a token whose user or role is gone, and renews nothing.
     pub fn nothing_was_renewed() -> Self {
         let error = TransitError::new(
-            Fault::Denied,
+            ErrorKind::Denied,
             "Vault renewed nothing: the user or role that it was issued for does not exist any more",
         );
         Self { error, failure: Failure::LogInAgain }
@@ -54,12 +54,12 @@ impl From<TransitError> for NotRenewed {
     fn from(error: TransitError) -> Self {
         let known = LOG_IN_AGAIN.iter().find(|(words, _)| error.message.contains(words));
         if let Some((_, why)) = known {
-            let error = TransitError::new(error.fault, format!("{why} ({})", error.message));
+            let error = TransitError::new(error.kind, format!("{why} ({})", error.message));
             return Self { error, failure: Failure::LogInAgain };
         }
-        let failure = match error.fault {
-            Fault::Denied | Fault::KeyLost => Failure::Refused,
-            Fault::TokenDead => Failure::TokenDead,
+        let failure = match error.kind {
+            ErrorKind::Denied | ErrorKind::KeyNotFound => Failure::Refused,
+            ErrorKind::TokenInvalid => Failure::TokenDead,
             _ => Failure::Away,
         };
         Self { error, failure }
@@ -73,45 +73,49 @@ mod tests {
     /// As OpenBao 2.7.2 was observed to say it, and as Vault's sources have it.
     #[test]
     fn what_no_retry_heals_is_told_apart_from_what_may_heal() {
-        for (fault, message, failure) in [
+        for (kind, message, failure) in [
             (
-                Fault::Unreachable,
+                ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: policies have changed, not renewing",
                 Failure::LogInAgain,
             ),
             (
-                Fault::Unreachable,
+                ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: role \"r\" does not exist during renewal",
                 Failure::LogInAgain,
             ),
             (
-                Fault::Unreachable,
+                ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: original token role \"tr\" could not be found, not renewing",
                 Failure::LogInAgain,
             ),
             (
-                Fault::Unreachable,
+                ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * past the max TTL, cannot renew",
                 Failure::LogInAgain,
             ),
             (
-                Fault::Nonsense,
+                ErrorKind::InvalidResponse,
                 "Vault answered 400 to renew_self: lease is not renewable",
                 Failure::LogInAgain,
             ),
             (
-                Fault::Nonsense,
+                ErrorKind::InvalidResponse,
                 "Vault answered 400 to renew_self: batch tokens cannot be renewed",
                 Failure::LogInAgain,
             ),
-            (Fault::Unreachable, "Vault answered 500: internal error", Failure::Away),
-            (Fault::Unreachable, "Vault answered 503: Vault is sealed", Failure::Away),
-            (Fault::Nonsense, "the answer to renew_self is not Vault's", Failure::Away),
-            (Fault::DeadlineExceeded, "Vault at x did not answer in time", Failure::Away),
-            (Fault::Denied, "the token's policy does not allow renew_self: grant `update`", Failure::Refused),
-            (Fault::TokenDead, "Vault does not accept the token any more", Failure::TokenDead),
+            (ErrorKind::Unreachable, "Vault answered 500: internal error", Failure::Away),
+            (ErrorKind::Unreachable, "Vault answered 503: Vault is sealed", Failure::Away),
+            (ErrorKind::InvalidResponse, "the answer to renew_self is not Vault's", Failure::Away),
+            (ErrorKind::DeadlineExceeded, "Vault at x did not answer in time", Failure::Away),
+            (
+                ErrorKind::Denied,
+                "the token's policy does not allow renew_self: grant `update`",
+                Failure::Refused,
+            ),
+            (ErrorKind::TokenInvalid, "Vault does not accept the token any more", Failure::TokenDead),
         ] {
-            let found = NotRenewed::from(TransitError::new(fault, message));
+            let found = NotRenewed::from(TransitError::new(kind, message));
             assert_eq!(found.failure, failure, "{message}");
             assert!(found.error.message.contains(message), "Vault's own words stay: {}", found.error);
         }

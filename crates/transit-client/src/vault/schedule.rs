@@ -10,7 +10,7 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use super::renewal::Failure;
-use crate::Fault;
+use crate::ErrorKind;
 
 /// How often the token is looked up, and how often what looks hopeless is tried.
 const LONG_PAUSE: Duration = Duration::from_secs(5 * 60);
@@ -72,16 +72,16 @@ pub struct Schedule {
 impl Schedule {
     /// For a token that was just looked up.
     pub fn of(life: Life, renewable: Option<bool>) -> Self {
-        let mut schedule = Self::of_unknown(Fault::Denied);
+        let mut schedule = Self::of_unknown(ErrorKind::Denied);
         schedule.renewal = None;
         schedule.looked_up(life, renewable);
         schedule
     }
 
     /// For a token whose lookup failed so. A renewal tells its TTL, so that comes at once.
-    pub fn of_unknown(fault: Fault) -> Self {
+    pub fn of_unknown(kind: ErrorKind) -> Self {
         let now = Instant::now();
-        let pause = pause_after_lookup(fault);
+        let pause = pause_after_lookup(kind);
         Self {
             failures: 0,
             life: Life::Unknown,
@@ -152,10 +152,10 @@ impl Schedule {
     }
 
     /// A lookup failed.
-    pub fn lookup_failed(&mut self, fault: Fault) {
+    pub fn lookup_failed(&mut self, kind: ErrorKind) {
         self.lookup_fails = true;
-        self.lookup = Instant::now() + jittered(pause_after_lookup(fault));
-        if fault == Fault::TokenDead {
+        self.lookup = Instant::now() + jittered(pause_after_lookup(kind));
+        if kind == ErrorKind::TokenInvalid {
             // The next one is on its way; until then the prober looks, and nothing loops on 403.
             self.renewal = self.renewal.map(|_| Instant::now() + jittered(LONG_PAUSE));
         }
@@ -232,9 +232,9 @@ impl Schedule {
     }
 }
 
-fn pause_after_lookup(fault: Fault) -> Duration {
-    match fault {
-        Fault::Denied | Fault::KeyLost | Fault::TokenDead => LONG_PAUSE,
+fn pause_after_lookup(kind: ErrorKind) -> Duration {
+    match kind {
+        ErrorKind::Denied | ErrorKind::KeyNotFound | ErrorKind::TokenInvalid => LONG_PAUSE,
         _ => LONGEST_PAUSE_REFUSED,
     }
 }
@@ -297,7 +297,7 @@ mod tests {
             schedule.looked_up(Life::Endless, Some(false));
         }
         // The right to do it may come back.
-        schedule.lookup_failed(Fault::Denied);
+        schedule.lookup_failed(ErrorKind::Denied);
         assert!(schedule.next() - Instant::now() <= seconds(300));
     }
 
@@ -365,13 +365,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_lookup_one_renewal_tells_the_ttl() {
-        let mut schedule = Schedule::of_unknown(Fault::Denied);
+        let mut schedule = Schedule::of_unknown(ErrorKind::Denied);
         assert_eq!(schedule.due(), Some(Care::Renewal));
         schedule.renewed(ends_in(60), Some(true));
         assert!((seconds(36)..=seconds(40)).contains(&until(schedule.renewal)));
 
         // If that is refused as well, it is asked for ever more rarely, and never given up.
-        let mut schedule = Schedule::of_unknown(Fault::Denied);
+        let mut schedule = Schedule::of_unknown(ErrorKind::Denied);
         for _ in 0..20 {
             let next = schedule.renewal_failed(Failure::Refused);
             advance(until(next)).await;
@@ -391,7 +391,7 @@ mod tests {
         assert!((seconds(36)..=seconds(40)).contains(&until(schedule.renewal)));
 
         // And if nobody tells, it does not loop.
-        let mut schedule = Schedule::of_unknown(Fault::Denied);
+        let mut schedule = Schedule::of_unknown(ErrorKind::Denied);
         for _ in 0..20 {
             schedule.renewed(Life::Unknown, Some(true));
             assert_ne!(schedule.due(), Some(Care::Renewal));

@@ -21,7 +21,7 @@ use super::{
     pool::{Incoming, Outgoing, Pool},
 };
 use crate::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     key::{KeyNames, Namespace},
     metrics::ClientMetrics,
     token::Token,
@@ -173,7 +173,9 @@ impl Session {
         let asked = failover::ask(&self.pool, &self.metrics, question, &accept).await;
         asked.map_err(|mut error| {
             // These name the path, which is below the namespace of the config unless they say so.
-            if matches!(error.fault, Fault::Denied | Fault::KeyLost) && *namespace != self.namespace {
+            if matches!(error.kind, ErrorKind::Denied | ErrorKind::KeyNotFound)
+                && *namespace != self.namespace
+            {
                 let name = if namespace.is_root() { "root" } else { namespace.as_str() };
                 error.message.push_str(&format!(" (in namespace {name})"));
             }
@@ -194,5 +196,5 @@ impl Session {
 }
 
 fn unsendable(what: &str) -> TransitError {
-    TransitError::new(Fault::Denied, format!("{what} holds characters that cannot be sent"))
+    TransitError::new(ErrorKind::Config, format!("{what} holds characters that cannot be sent"))
 }

@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, time::Instant};
 
 use super::{lease, session::Session};
 use crate::{
-    Fault, Transit, TransitError,
+    ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::{KeyName, KeyRef, MountPath, Namespace},
     testing::fake_vault::{
@@ -21,7 +21,7 @@ use crate::{
 async fn an_answer_with_another_version_than_asked_for_never_leaves() {
     let fake = Fake::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
     let error = encrypt_by(&session(&[&fake.address]).await, soon()).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Nonsense);
+    assert_eq!(error.kind, ErrorKind::InvalidResponse);
     assert!(error.message.contains("asked for version 2 and used 3"), "{error}");
 }
 
@@ -48,8 +48,8 @@ async fn a_redirect_is_not_followed() {
         format!("HTTP/1.1 307 X\r\nlocation: {}/x\r\ncontent-length: 0\r\n\r\n", elsewhere.address);
     let fake = Fake::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
     let session = session(&[&fake.address]).await;
-    assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Unreachable);
-    assert_eq!(lease::lookup(&session, call().deadline).await.unwrap_err().fault, Fault::Unreachable);
+    assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().kind, ErrorKind::Unreachable);
+    assert_eq!(lease::lookup(&session, call().deadline).await.unwrap_err().kind, ErrorKind::Unreachable);
     assert_eq!(elsewhere.requests(), 0, "the token would have gone there");
 }
 
@@ -58,18 +58,26 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
     for body in ["", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":{"ciphertext":"secret:1"}}"#] {
         let fake = Fake::with(vec![json(200, body)]).await;
         let session = session(&[&fake.address]).await;
-        assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
         assert_eq!(
-            lease::lookup(&session, call().deadline).await.unwrap_err().fault,
-            Fault::Nonsense,
+            encrypt_by(&session, soon()).await.unwrap_err().kind,
+            ErrorKind::InvalidResponse,
+            "{body}"
+        );
+        assert_eq!(
+            lease::lookup(&session, call().deadline).await.unwrap_err().kind,
+            ErrorKind::InvalidResponse,
             "{body}"
         );
         let key = KeyRef::in_transit("kms");
-        assert_eq!(session.read_key(&key, call()).await.unwrap_err().fault, Fault::Nonsense, "{body}");
+        assert_eq!(
+            session.read_key(&key, call()).await.unwrap_err().kind,
+            ErrorKind::InvalidResponse,
+            "{body}"
+        );
         let ciphertext = Ciphertext::parse(b"vault:v2:QUJD").unwrap();
         assert_eq!(
-            session.decrypt(&key, &ciphertext, Call { deadline: soon(), ..call() }).await.unwrap_err().fault,
-            Fault::Nonsense,
+            session.decrypt(&key, &ciphertext, Call { deadline: soon(), ..call() }).await.unwrap_err().kind,
+            ErrorKind::InvalidResponse,
             "{body}"
         );
     }
@@ -110,7 +118,7 @@ async fn a_silent_server_is_given_up_at_the_deadline() {
     let deadline = Instant::now() + Duration::from_millis(200);
     let key = KeyRef::in_transit("kms");
     let error = session.read_key(&key, Call { deadline, uid: "uid" }).await.unwrap_err();
-    assert_eq!(error.fault, Fault::DeadlineExceeded);
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
 }
 
 #[tokio::test]
@@ -133,7 +141,7 @@ async fn a_node_that_lags_is_asked_again_and_others_are_asked_too() {
 
     // But not for ever.
     let error = encrypt(&session(&[&behind.address]).await).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Lagging);
+    assert_eq!(error.kind, ErrorKind::VersionUnavailable);
     assert_eq!(behind.requests(), 4);
 }
 
@@ -211,7 +219,7 @@ async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_t
         (session.keys().primary().clone(), "/v1/transit/keys/kms ", Some("team-a")),
     ] {
         let error = session.read_key(&key, call()).await.unwrap_err();
-        assert_eq!(error.fault, Fault::KeyLost);
+        assert_eq!(error.kind, ErrorKind::KeyNotFound);
         let told = error.message.contains("(in namespace ");
         assert_eq!(told, namespace != Some("team-a"), "{error}");
         let head = fake.heads().pop().unwrap();
@@ -245,8 +253,8 @@ async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
         let opened =
             decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB", "CCCC"]).await.unwrap();
         assert_eq!(opened[0].as_deref().unwrap(), b"ABC");
-        let fault = |index: usize| opened[index].as_ref().unwrap_err().fault;
-        assert_eq!((fault(1), fault(2)), (Fault::BadCiphertext, Fault::Lagging), "{status}");
+        let kind = |index: usize| opened[index].as_ref().unwrap_err().kind;
+        assert_eq!((kind(1), kind(2)), (ErrorKind::BadCiphertext, ErrorKind::VersionUnavailable), "{status}");
         assert_eq!(fake.requests(), 1, "{status}");
     }
 }
@@ -254,15 +262,15 @@ async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
 #[tokio::test]
 async fn a_batch_that_is_refused_as_a_whole_says_why() {
     let complex = "refused JSON input due to high complexity: exceeded maximum number of strings";
-    for (status, words, fault) in [
-        (400, complex, Fault::TooMuch),
-        (413, "", Fault::TooMuch),
-        (400, "encryption key not found", Fault::KeyLost),
-        (403, "permission denied", Fault::TokenDead),
+    for (status, words, kind) in [
+        (400, complex, ErrorKind::BatchTooLarge),
+        (413, "", ErrorKind::BatchTooLarge),
+        (400, "encryption key not found", ErrorKind::KeyNotFound),
+        (403, "permission denied", ErrorKind::TokenInvalid),
     ] {
         let fake = Fake::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
         let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
-        assert_eq!(error.fault, fault, "{error}");
+        assert_eq!(error.kind, kind, "{error}");
     }
 }
 
@@ -277,14 +285,14 @@ async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
         let body = format!(r#"{{"data":{{"batch_results":{results}}}}}"#);
         let fake = Fake::with(vec![json(200, &body)]).await;
         let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
-        assert_eq!(error.fault, Fault::Nonsense, "{results}");
+        assert_eq!(error.kind, ErrorKind::InvalidResponse, "{results}");
     }
     for result in ["{}", r#"{"plaintext":null}"#, r#"{"plaintext":"!"}"#, r#"{"error":""}"#] {
         let body = format!(r#"{{"data":{{"batch_results":[{{"plaintext":"QUJD"}},{result}]}}}}"#);
         let fake = Fake::with(vec![json(200, &body)]).await;
         let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap();
         assert!(opened[0].is_ok());
-        assert_eq!(opened[1].as_ref().unwrap_err().fault, Fault::Nonsense, "{result}");
+        assert_eq!(opened[1].as_ref().unwrap_err().kind, ErrorKind::InvalidResponse, "{result}");
     }
 }
 
@@ -303,6 +311,6 @@ async fn a_key_without_a_version_speaks_against_the_key_and_not_the_node() {
     let fake = Fake::with(vec![json(200, answer)]).await;
     let session = session(&[&fake.address]).await;
     let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Denied, "{error}");
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
     assert_eq!(session.pool.well().len(), 1);
 }

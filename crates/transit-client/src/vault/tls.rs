@@ -3,7 +3,7 @@
 
 use std::{
     error::Error,
-    io::ErrorKind,
+    io,
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +17,7 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use crate::{
-    Fault, TransitError,
+    ErrorKind, TransitError,
     endpoint::TlsMaterial,
     text::{chain, root_cause},
 };
@@ -94,7 +94,7 @@ impl Transport {
             return self.tls_remedy(error);
         }
         // The innermost is the operating system's; those around it are `Other`.
-        let kind = chain(error).filter_map(|error| error.downcast_ref::<std::io::Error>()).last();
+        let kind = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last();
         if let Some(remedy) = kind.and_then(|error| self.io_remedy(error.kind())) {
             return remedy.into();
         }
@@ -114,23 +114,25 @@ impl Transport {
         LOOK.into()
     }
 
-    fn io_remedy(self, kind: ErrorKind) -> Option<&'static str> {
+    fn io_remedy(self, kind: io::ErrorKind) -> Option<&'static str> {
         Some(match kind {
-            ErrorKind::ConnectionRefused => "does Vault run there, and is the port right?",
-            ErrorKind::TimedOut => {
+            io::ErrorKind::ConnectionRefused => "does Vault run there, and is the port right?",
+            io::ErrorKind::TimedOut => {
                 "nothing answers: does a firewall drop the packets, is the server frozen, or is the address wrong?"
             }
-            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown => {
                 "has this node a route to that address, and does a firewall refuse it?"
             }
-            ErrorKind::PermissionDenied => "does a firewall or a security module of this node forbid it?",
-            ErrorKind::AddrNotAvailable => {
+            io::ErrorKind::PermissionDenied => "does a firewall or a security module of this node forbid it?",
+            io::ErrorKind::AddrNotAvailable => {
                 "has this node an address of that kind (IPv4, IPv6), and ports left?"
             }
-            ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::ConnectionReset
-            | ErrorKind::UnexpectedEof => self.closed(),
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::UnexpectedEof => self.closed(),
             _ => return None,
         })
     }
@@ -347,5 +349,5 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 fn unusable(message: impl Into<String>) -> TransitError {
-    TransitError::new(Fault::Denied, message)
+    TransitError::new(ErrorKind::Config, message)
 }

@@ -16,7 +16,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    Fault, Transit, TransitError,
+    ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::{KeyNames, KeyRef, Namespace},
     key_id::KeyVersion,
@@ -145,12 +145,15 @@ impl Transit for Session {
         self.ask_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
             let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, answer)?;
             let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
-                TransitError::new(Fault::Nonsense, format!("Transit's answer cannot be used: {error}"))
+                TransitError::new(
+                    ErrorKind::InvalidResponse,
+                    format!("Transit's answer cannot be used: {error}"),
+                )
             })?;
             if ciphertext.version() != version {
                 let message =
                     format!("Transit was asked for version {version} and used {}", ciphertext.version());
-                return Err(TransitError::new(Fault::Nonsense, message));
+                return Err(TransitError::new(ErrorKind::InvalidResponse, message));
             }
             Ok(Sealed { ciphertext, request_id: envelope.request_id() })
         })
@@ -194,7 +197,7 @@ impl Transit for Session {
         described.await?.ok_or_else(|| {
             let message =
                 format!("key `{key}` has no version: name a key of type aes256-gcm96 in vault.keynames");
-            TransitError::new(Fault::Denied, message)
+            TransitError::new(ErrorKind::Denied, message)
         })
     }
 }
@@ -238,7 +241,7 @@ fn parse<T: DeserializeOwned>(operation: Operation, answer: &Incoming) -> Result
 fn nonsense(operation: Operation) -> TransitError {
     let message =
         format!("the answer to {} is not Vault's: is something else listening there?", operation.name());
-    TransitError::new(Fault::Nonsense, message)
+    TransitError::new(ErrorKind::InvalidResponse, message)
 }
 
 #[cfg(test)]

@@ -103,16 +103,16 @@ async fn a_refusal_is_final_but_for_a_token_that_was_just_issued() {
         let other = Fake::with(vec![good()]).await;
         let session = session(&[&bad.address, &other.address]).await;
         pass(Duration::from_secs(age)).await;
-        let outcome = encrypt(&session).await.map_err(|error| error.fault).map(drop);
+        let outcome = encrypt(&session).await.map_err(|error| error.kind).map(drop);
         (outcome, bad.requests(), other.requests())
     };
-    assert_eq!(asked(refused, 0).await, (Err(Fault::Denied), 1, 0), "nothing loops on 403");
-    assert_eq!(asked(unknown, 3).await, (Err(Fault::TokenDead), 1, 0), "nothing loops on 403");
+    assert_eq!(asked(refused, 0).await, (Err(ErrorKind::Denied), 1, 0), "nothing loops on 403");
+    assert_eq!(asked(unknown, 3).await, (Err(ErrorKind::TokenInvalid), 1, 0), "nothing loops on 403");
     assert_eq!(asked(unknown, 0).await, (Ok(()), 1, 1), "the second node knows it already");
 
     let alone = Fake::with(vec![json(403, unknown)]).await;
     let error = encrypt(&session(&[&alone.address]).await).await.unwrap_err();
-    assert_eq!((error.fault, alone.requests()), (Fault::TokenDead, 1));
+    assert_eq!((error.kind, alone.requests()), (ErrorKind::TokenInvalid, 1));
 }
 
 #[tokio::test]
@@ -240,7 +240,7 @@ async fn an_outage_is_not_made_worse_by_those_who_wait_for_its_end() {
     }
     for error in calls.join_all().await {
         // The last real reason, rather than that time is up.
-        assert_eq!(error.unwrap_err().fault, Fault::Unreachable);
+        assert_eq!(error.unwrap_err().kind, ErrorKind::Unreachable);
     }
     assert!(alone.requests() <= 50, "{}: who came later asked nobody", alone.requests());
 }
@@ -432,7 +432,7 @@ async fn the_last_addresses_stay_while_the_resolver_fails_or_hangs_and_change_wi
 #[tokio::test]
 async fn a_name_that_nobody_knows_is_named() {
     let Err(error) = Names::default().session(1).await else { panic!("nobody knows it") };
-    assert_eq!(error.fault, Fault::Unreachable);
+    assert_eq!(error.kind, ErrorKind::Unreachable);
     assert!(error.message.contains("`vault.invalid` cannot be resolved: no such name"), "{error}");
 }
 
@@ -506,7 +506,7 @@ async fn a_refusal_that_no_node_can_confirm_is_no_word_on_the_token() {
     pass(Duration::from_secs(3)).await;
     encrypt(&session).await.unwrap();
     let error = encrypt_by(&session, soon()).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Unreachable, "{error}");
+    assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
 
     // Who has worked for the session may refuse it.
     let one = Fake::with(vec![good(), json(503, SEALED)]).await;
@@ -516,7 +516,7 @@ async fn a_refusal_that_no_node_can_confirm_is_no_word_on_the_token() {
     pass(Duration::from_secs(3)).await;
     encrypt(&session).await.unwrap();
     encrypt(&session).await.unwrap();
-    assert_eq!(encrypt(&session).await.unwrap_err().fault, Fault::TokenDead);
+    assert_eq!(encrypt(&session).await.unwrap_err().kind, ErrorKind::TokenInvalid);
 }
 
 #[tokio::test]
@@ -529,7 +529,7 @@ async fn one_404_is_not_enough_to_lose_a_key() {
 
     let alone = Fake::with(vec![absent]).await;
     let error = read_key(&session(&[&alone.address]).await).await.unwrap_err();
-    assert_eq!((error.fault, alone.requests()), (Fault::KeyLost, 2));
+    assert_eq!((error.kind, alone.requests()), (ErrorKind::KeyNotFound, 2));
 }
 
 #[tokio::test]
@@ -615,7 +615,7 @@ async fn a_rate_limit_goes_to_the_caller_and_speaks_against_no_node() {
     let (one, other) = (Fake::with(vec![limited.clone(), good()]).await, Fake::with(vec![good()]).await);
     let session = session(&[&one.address, &other.address]).await;
     let error = encrypt(&session).await.unwrap_err();
-    assert_eq!(error.fault, Fault::Throttled, "{error}");
+    assert_eq!(error.kind, ErrorKind::Throttled, "{error}");
     assert_eq!((one.requests(), other.requests()), (1, 0));
     encrypt(&session).await.unwrap();
     assert_eq!((one.requests(), other.requests()), (2, 0), "the next call is asked of the same node");
