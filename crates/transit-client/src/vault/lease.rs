@@ -58,7 +58,7 @@ impl TokenInfo {
     pub fn warn(&self) {
         if self.policies.iter().any(|policy| policy == "root") {
             warn!(
-                "the token is a root token: give transit-kms one with the policy in the README, and nothing else"
+                "the token is a root token: give transit-kms one with the policy in docs/install.md, and nothing else"
             );
         } else if self.policies.iter().any(|policy| policy == "default") {
             warn!(
