@@ -16,9 +16,7 @@ use transit_client::{
     metrics::ClientMetrics,
     vault::{
         self, Access, Pool, Session,
-        lease::{self, Renewal, TokenInfo},
-        renewal::{Failure, NotRenewed},
-        schedule::{Care, Life, Schedule, jittered},
+        lease::{self, Care, Failure, Life, NotRenewed, Renewal, Schedule, TokenInfo, jittered},
     },
 };
 

@@ -1,4 +1,4 @@
-//! What a real server says in each case that `vault/errors.rs` tells apart by its words.
+//! What a real server says in each case that `vault/failover/classify.rs` tells apart by its words.
 
 use serde_json::{Value, json};
 

@@ -24,8 +24,8 @@ use tracing::{debug, info};
 use zeroize::Zeroizing;
 
 use super::{
-    condition::{Condition, Pace},
-    errors::{Place, is_ready},
+    failover::classify::{Place, is_ready},
+    node_health::{Condition, Pace},
     tls::Transport,
 };
 use crate::{

@@ -24,12 +24,14 @@ use tracing::{debug, info, warn};
 
 pub(super) use super::node::{Incoming, NoAnswer, Node, Outgoing};
 use super::{
-    budget::{Budget, Limits},
-    condition::Pace,
-    hedge::Hedge,
+    failover::{
+        budget::{Budget, Limits},
+        hedge::Hedge,
+    },
+    lease::jittered,
     node::{Dialling, Mood, literal},
+    node_health::Pace,
     resolver::{Resolver, System},
-    schedule::jittered,
 };
 use crate::{
     ErrorKind, TransitError,

@@ -14,9 +14,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
-    acceptance::Acceptance,
-    errors::Operation,
-    failover::{self, Question},
+    failover::{self, Acceptance, Question, classify::Operation},
     node::{X_VAULT_NAMESPACE, X_VAULT_REQUEST},
     pool::{Incoming, Outgoing, Pool},
 };

@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
-    errors::{Operation, Place, meaning_of_item},
+    failover::classify::{Operation, Place, meaning_of_item},
     lenient::Lenient,
     pool::Incoming,
     session::Session,

@@ -12,8 +12,8 @@ use crate::{
         session_on, soon,
     },
     vault::{
-        condition::Pace,
         lease,
+        node_health::Pace,
         resolver::{Resolver, System},
         session::Session,
     },

@@ -43,11 +43,11 @@ impl Operation {
     }
 
     /// Whether a caller of ours waits for it, rather than the prober or the keeper, who come again.
-    pub(super) fn is_a_callers(self) -> bool {
+    pub(crate) fn is_a_callers(self) -> bool {
         matches!(self, Self::Decrypt | Self::Encrypt)
     }
 
-    pub(super) fn method(self) -> Method {
+    pub(crate) fn method(self) -> Method {
         match self {
             Self::Decrypt | Self::Encrypt | Self::RenewSelf => Method::POST,
             Self::Health | Self::LookupSelf | Self::ReadKey => Method::GET,
@@ -55,7 +55,7 @@ impl Operation {
     }
 
     /// Whether it is about the token itself. What a node says of that is no news of the node.
-    pub(super) fn is_token_care(self) -> bool {
+    pub(crate) fn is_token_care(self) -> bool {
         matches!(self, Self::LookupSelf | Self::RenewSelf)
     }
 
@@ -70,10 +70,10 @@ impl Operation {
 
 /// Where something is asked for, as messages name it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
-    pub(super) namespace: Option<&'a str>,
+pub(crate) struct Place<'a> {
+    pub(crate) namespace: Option<&'a str>,
     /// Without `/v1/`.
-    pub(super) path: &'a str,
+    pub(crate) path: &'a str,
 }
 
 impl Place<'_> {
@@ -98,7 +98,7 @@ impl fmt::Display for Place<'_> {
 
 /// What follows from an answer that is not a success.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Consequence {
+pub(crate) enum Consequence {
     /// The answer speaks against the node as a whole. Another node is asked, and this one is ejected.
     Eject,
     /// Vault refuses the request in words that are recognised. The call ends.
@@ -109,9 +109,9 @@ pub(super) enum Consequence {
 
 /// An answer that is not a success, and what it means.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) consequence: Consequence,
-    pub(super) error: TransitError,
+pub(crate) struct Refusal {
+    pub(crate) consequence: Consequence,
+    pub(crate) error: TransitError,
 }
 
 impl Refusal {
@@ -133,7 +133,7 @@ fn errors_of(body: &[u8]) -> Option<Vec<String>> {
 /// which comes as 400 (500 if only Vault is to blame) with the results of all of them.
 ///
 /// Source: `batchRequestResponse` in `builtin/logical/transit/path_encrypt.go`
-pub(super) fn is_answer(status: u16, body: &[u8]) -> bool {
+pub(crate) fn is_answer(status: u16, body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Batch {
         #[serde(rename = "data")]
@@ -154,7 +154,7 @@ pub(super) fn is_answer(status: u16, body: &[u8]) -> bool {
 /// What an answer to `sys/health` says of the node: ready for calls, or not.
 ///
 /// Source: <https://developer.hashicorp.com/vault/api-docs/system/health>
-pub(super) fn is_ready(status: u16, body: &[u8]) -> bool {
+pub(crate) fn is_ready(status: u16, body: &[u8]) -> bool {
     #[derive(Deserialize)]
     struct Health {
         #[serde(rename = "initialized")]
@@ -165,7 +165,7 @@ pub(super) fn is_ready(status: u16, body: &[u8]) -> bool {
 }
 
 /// The meaning of an answer that is not a success.
-pub(super) fn classify(operation: Operation, place: Place<'_>, status: u16, body: &[u8]) -> Refusal {
+pub(crate) fn classify(operation: Operation, place: Place<'_>, status: u16, body: &[u8]) -> Refusal {
     match errors_of(body) {
         Some(errors) => classify_words(operation, place, status, &errors),
         None => classify_foreign(operation, status, body),
@@ -173,7 +173,7 @@ pub(super) fn classify(operation: Operation, place: Place<'_>, status: u16, body
 }
 
 /// The meaning of `error`, which one item of a batch failed with.
-pub(super) fn meaning_of_item(operation: Operation, place: Place<'_>, error: String) -> TransitError {
+pub(crate) fn meaning_of_item(operation: Operation, place: Place<'_>, error: String) -> TransitError {
     classify_words(operation, place, 400, &[error]).error
 }
 
@@ -457,7 +457,7 @@ mod tests {
     /// The table is shared with `tests/it/vault_errors.rs`, which holds it to a real server.
     #[test]
     fn words_and_their_meaning() {
-        let table = include_str!("../../../../tests/golden/vault_errors.tsv");
+        let table = include_str!("../../../../../tests/golden/vault_errors.tsv");
         let mut rows = 0;
         for row in table.lines().filter(|row| !row.starts_with('#')) {
             let fields: Vec<&str> = row.split('\t').collect();
@@ -550,7 +550,7 @@ mod tests {
 
     #[test]
     fn every_refusal_has_a_next_step_and_quotes_vault() {
-        let words = include_str!("../../../../tests/golden/vault_errors.tsv").lines();
+        let words = include_str!("../../../../../tests/golden/vault_errors.tsv").lines();
         let words = words.filter(|row| !row.starts_with('#')).filter_map(|row| row.split('\t').nth(3));
         let bodies = words.map(|words| serde_json::json!({ "errors": [words] }).to_string());
         let others = ["", "<html>Bad Gateway</html>", "{}", r#"{"errors":[]}"#, r#"{"errors":null}"#];

@@ -6,43 +6,43 @@ use tokio::time::Instant;
 
 /// How many extra requests there may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// At once.
-    pub(super) capacity: f64,
+    pub(crate) capacity: f64,
     /// For each good answer.
-    pub(super) earned: f64,
+    pub(crate) earned: f64,
     /// For each second, so that those who call seldom have some, too.
-    pub(super) per_second: f64,
+    pub(crate) per_second: f64,
 }
 
 impl Limits {
     /// Enough for every call in flight to go to another node when one dies. In the long run one request of
     /// ten is a retry.
-    pub(super) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
+    pub(crate) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
 }
 
 /// A token bucket.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     bucket: Mutex<(f64, Instant)>,
     limits: Limits,
 }
 
 impl Budget {
     /// A full one.
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self { bucket: Mutex::new((limits.capacity, Instant::now())), limits }
     }
 
     /// A good answer has come.
-    pub(super) fn earn(&self) {
+    pub(crate) fn earn(&self) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         bucket.0 = (bucket.0 + self.limits.earned).min(self.limits.capacity);
     }
 
     /// Whether one more request may be made.
     #[must_use]
-    pub(super) fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let since = now.saturating_duration_since(bucket.1).as_secs_f64();

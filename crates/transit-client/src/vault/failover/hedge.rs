@@ -43,7 +43,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Those who lost count with the time that they had: if they did not, calls that are all slow
 /// would be hedged for ever, on servers that have enough to do.
 #[derive(Debug)]
-pub(super) struct Hedge {
+pub(crate) struct Hedge {
     /// Apart from the retry budget, which must be there when a node dies.
     budget: Budget,
     luck: Mutex<Luck>,
@@ -73,7 +73,7 @@ struct Recent {
 }
 
 impl Hedge {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             budget: Budget::new(Limits { capacity: CAPACITY, earned: EARNED, per_second: PER_SECOND }),
             luck: Mutex::new(Luck::new()),
@@ -83,27 +83,27 @@ impl Hedge {
 
     /// Whether a hedge may be made now; it is paid for then.
     #[must_use]
-    pub(super) fn may_be_made(&self) -> bool {
+    pub(crate) fn may_be_made(&self) -> bool {
         !self.is_paused() && self.budget.take()
     }
 
     /// Whether hedges have stopped winning.
-    pub(super) fn is_paused(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         self.luck().not_before.is_some_and(|then| Instant::now() < then)
     }
 
     /// A good answer has come.
-    pub(super) fn earn(&self) {
+    pub(crate) fn earn(&self) {
         self.budget.earn();
     }
 
     /// A hedge was faster than the first request.
-    pub(super) fn won(&self) {
+    pub(crate) fn won(&self) {
         *self.luck() = Luck::new();
     }
 
     /// A hedge was slower than the first request, or failed.
-    pub(super) fn lost(&self) {
+    pub(crate) fn lost(&self) {
         let mut luck = self.luck();
         luck.lost_in_a_row = luck.lost_in_a_row.saturating_add(1);
         // One more after each pause shows whether anything has changed.
@@ -118,7 +118,7 @@ impl Hedge {
     }
 
     /// An answer has taken so long, or at least so long.
-    pub(super) fn note(&self, took: Duration) {
+    pub(crate) fn note(&self, took: Duration) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.took.len() == REMEMBERED {
             recent.took.pop_front();
@@ -135,7 +135,7 @@ impl Hedge {
     }
 
     /// After how long to ask a second node.
-    pub(super) fn delay(&self) -> Duration {
+    pub(crate) fn delay(&self) -> Duration {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).delay
     }
 }

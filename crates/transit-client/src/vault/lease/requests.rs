@@ -14,11 +14,12 @@ use tokio::time::Instant;
 use tracing::warn;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
 
-use super::{
-    errors::Operation, lenient::Lenient, pool::Incoming, renewal::NotRenewed, schedule::Life,
-    session::Session,
+use super::{renewal::NotRenewed, schedule::Life};
+use crate::{
+    ErrorKind, TransitError,
+    transit::Call,
+    vault::{Operation, lenient::Lenient, pool::Incoming, session::Session},
 };
-use crate::{ErrorKind, TransitError, transit::Call};
 
 /// A token that cannot be renewed and has less than this to live needs an agent that is awake.
 const SHORT_TTL: Duration = Duration::from_secs(10 * 60);
@@ -246,7 +247,7 @@ mod tests {
     use super::*;
     use crate::{
         testing::fake_vault::{Fake, call, json, session},
-        vault::renewal::Failure,
+        vault::lease::Failure,
     };
 
     async fn looked_up(data: &str) -> Result<TokenInfo, TransitError> {

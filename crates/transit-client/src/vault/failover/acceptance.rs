@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The nodes that gave a session what it asked for, by their ids in the pool.
 #[derive(Debug, Default)]
-pub(super) struct Acceptance(Mutex<Accepted>);
+pub(crate) struct Acceptance(Mutex<Accepted>);
 
 #[derive(Debug, Default)]
 struct Accepted {
@@ -19,7 +19,7 @@ struct Accepted {
 
 /// What a refusal by one node is worth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Weight {
+pub(crate) enum Weight {
     /// It is the answer.
     Counts,
     /// This node has accepted the session and must confirm it.
@@ -30,7 +30,7 @@ pub(super) enum Weight {
 
 impl Acceptance {
     /// This node has done what the session asked for.
-    pub(super) fn by(&self, node: usize) {
+    pub(crate) fn by(&self, node: usize) {
         let mut accepted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         accepted.last = Some(node);
         if !accepted.all.contains(&node) {
@@ -39,7 +39,7 @@ impl Acceptance {
     }
 
     /// What a refusal by `node` is worth. `members` are all nodes of the pool, with whether they are well.
-    pub(super) fn weigh(&self, node: usize, members: &[(usize, bool)]) -> Weight {
+    pub(crate) fn weigh(&self, node: usize, members: &[(usize, bool)]) -> Weight {
         let accepted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_member = |id: &usize| members.iter().any(|(member, _)| member == id);
         // Nothing is known of a session that no node has accepted, or whose nodes have all been replaced.

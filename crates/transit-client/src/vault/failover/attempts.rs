@@ -18,11 +18,16 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     acceptance::{Acceptance, Weight},
-    errors::{Consequence, Operation, Refusal, classify, is_answer, is_ready},
-    pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
-    session::Progress,
+    classify::{Consequence, Operation, Refusal, classify, is_answer, is_ready},
 };
-use crate::{ErrorKind, TransitError, metrics::ClientMetrics};
+use crate::{
+    ErrorKind, TransitError,
+    metrics::ClientMetrics,
+    vault::{
+        pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
+        session::Progress,
+    },
+};
 
 /// A standby was seen to lag for 56 to 98 ms after a rotation.
 const LAG: Duration = Duration::from_millis(100);
@@ -43,28 +48,28 @@ const ACTIVE: u16 = 200;
 
 /// What is asked, and on whose behalf.
 #[derive(Clone, Copy)]
-pub(super) struct Question<'a> {
-    pub(super) acceptance: &'a Acceptance,
-    pub(super) deadline: Instant,
-    pub(super) operation: Operation,
-    pub(super) outgoing: &'a Outgoing,
+pub(crate) struct Question<'a> {
+    pub(crate) acceptance: &'a Acceptance,
+    pub(crate) deadline: Instant,
+    pub(crate) operation: Operation,
+    pub(crate) outgoing: &'a Outgoing,
     /// Is told why a node did not answer, while others are still asked.
-    pub(super) progress: Option<&'a dyn Progress>,
+    pub(crate) progress: Option<&'a dyn Progress>,
     /// What comes of it may change the health of nodes, and who is asked first.
-    pub(super) speaks_for_nodes: bool,
+    pub(crate) speaks_for_nodes: bool,
     /// The token was issued so recently that not every node may know it.
-    pub(super) token_is_fresh: bool,
+    pub(crate) token_is_fresh: bool,
 }
 
 /// Reads what was asked for out of an answer.
-pub(super) type Accept<'a, T> = &'a (dyn Fn(&Incoming) -> Result<T, TransitError> + Sync);
+pub(crate) type Accept<'a, T> = &'a (dyn Fn(&Incoming) -> Result<T, TransitError> + Sync);
 
 /// Sends a question to one node after the other until one gives an answer that `accept` understands,
 /// or refuses it in words that are recognised. Whatever else comes is not an answer.
 ///
 /// # Errors
 /// What the last node said, or why it said nothing.
-pub(super) async fn ask<T>(
+pub(crate) async fn ask<T>(
     pool: &Pool,
     metrics: &ClientMetrics,
     question: Question<'_>,
@@ -593,7 +598,7 @@ fn tell(progress: Option<&dyn Progress>, error: &TransitError) {
 ///
 /// # Errors
 /// If no node says whether it is active or a standby.
-pub(super) async fn is_active(
+pub(crate) async fn is_active(
     pool: &Pool,
     metrics: &ClientMetrics,
     outgoing: &Outgoing,
@@ -643,4 +648,5 @@ pub(super) async fn is_active(
 }
 
 #[cfg(test)]
+#[path = "tests.rs"]
 mod tests;

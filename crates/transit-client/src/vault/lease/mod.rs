@@ -1,0 +1,9 @@
+//! The lease of a token: its lookup, its renewal, and the schedule of both.
+
+mod renewal;
+mod requests;
+mod schedule;
+
+pub use renewal::{Failure, NotRenewed};
+pub use requests::{Renewal, TokenInfo, lookup, renew};
+pub use schedule::{Care, Life, Schedule, jittered};
