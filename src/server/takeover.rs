@@ -151,7 +151,7 @@ async fn step(
     Ok(Step::Taken)
 }
 
-/// What [`watch`] is to do.
+/// What [`watch()`] is to do.
 #[derive(Debug)]
 pub struct Watched<'a> {
     /// How a new socket is made.

@@ -2,14 +2,14 @@
 //!
 //! A kube-apiserver that starts decodes ten objects at a time and asks for the same seed up to ten
 //! times; under KMS v1 it asks for thousands of DEKs. So identical Decrypts become one, and
-//! different ones share requests. There is no timer: whatever has come while [`AT_ONCE`] requests
+//! different ones share requests. There is no timer: whatever has come while `AT_ONCE` requests
 //! were away goes with the next, and a lone call goes alone, as it would without all this.
 //!
 //! No waiter owns a request: it runs in a task of its own, until it is answered
 //! or the last waiter has gone, so the one who asked first may leave. One coalescer belongs to one
 //! session, so nothing is shared between tokens.
 //!
-//! A refusal of batches lowers the [`Limit`] of their size for a while, never for good: what refused
+//! A refusal of batches lowers the `Limit` of their size for a while, never for good: what refused
 //! them may have been one node, one proxy, or one moment.
 
 use std::{
