@@ -163,8 +163,7 @@ async fn strange_calls(caller: &Caller, daemon: &Daemon, times: usize) {
 
 /// As kube-apiserver labels it.
 fn hash(key_id: &str) -> String {
-    let digest = Sha256::digest(key_id);
-    digest.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+    format!("sha256:{}", hex::encode(Sha256::digest(key_id)))
 }
 
 /// Everything on /metrics before its value, that is name and labels.

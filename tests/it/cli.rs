@@ -285,7 +285,7 @@ async fn probes_of_a_healthy_daemon() {
     let in_etcd = String::from_utf8(BASE64.decode(ciphertext).unwrap()).unwrap();
     assert!(in_etcd.starts_with("vault:v1:"), "{in_etcd}");
     assert_eq!(stage.bao.decrypt("kms", &in_etcd).await, seed);
-    let hash: String = Sha256::digest(seed).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(Sha256::digest(seed));
     for (ciphertext, input) in [(ciphertext, ""), (&in_etcd, ""), ("-", ciphertext), ("-", &in_etcd)] {
         let decrypt =
             ["probe", "decrypt", "--socket", &socket, "--key-id", &key_id, "--ciphertext", ciphertext];
@@ -436,7 +436,7 @@ fn one_line_a_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse) {
     assert!(of_calls.iter().all(|line| line["level"] == "DEBUG" && line["took"].is_string()), "{of_calls:?}");
 
     let audited: Vec<_> = bao.audit_log();
-    let hash: String = Sha256::digest(&sealed.key_id).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(Sha256::digest(&sealed.key_id));
     for (line, uid, path) in [
         (of_calls[1], "uid-of-encrypt", "transit/encrypt/kms"),
         (of_calls[2], "uid-of-decrypt", "transit/decrypt/kms"),

@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write,
     fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
@@ -340,8 +339,8 @@ fn every_encoding_of_a_secret_is_found() {
         BASE64.encode([b"x", part].concat()),
         BASE64.encode([b"xy", part].concat()),
         URL_SAFE_NO_PAD.encode([b"xyz", part].concat()),
-        hex(part),
-        hex(part).to_uppercase(),
+        hex::encode(part),
+        hex::encode(part).to_uppercase(),
         format!("{part:?}"),
         format!("{:?}", bytes::Bytes::copy_from_slice(part)),
         part.escape_ascii().to_string(),
@@ -418,13 +417,6 @@ fn sentinel() -> String {
     (0..28).map(|_| char::from(LETTERS[rng.random_range(..LETTERS.len())])).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").unwrap();
-        text
-    })
-}
-
 /// Everything that was printed or answered, and by whom.
 #[derive(Default)]
 struct Said(Vec<(String, String)>);
@@ -492,8 +484,8 @@ impl Secrets {
 fn encodings(secret: &[u8]) -> Vec<Vec<u8>> {
     let mut all = vec![
         secret.to_vec(),
-        hex(secret).into_bytes(),
-        hex(secret).to_uppercase().into_bytes(),
+        hex::encode(secret).into_bytes(),
+        hex::encode(secret).to_uppercase().into_bytes(),
         format!("{secret:?}").trim_matches(['[', ']']).as_bytes().to_vec(),
         format!("{:?}", bytes::Bytes::copy_from_slice(secret)).into_bytes(),
         secret.escape_ascii().to_string().into_bytes(),

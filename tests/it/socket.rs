@@ -451,8 +451,7 @@ for _ in range(int(sys.argv[2])):
 print('here', flush=True)
 sys.stdin.read()
 ";
-        let greeting: String =
-            [PREFACE, SETTINGS].concat().iter().map(|byte| format!("{byte:02x}")).collect();
+        let greeting = hex::encode([PREFACE, SETTINGS].concat());
         let mut command = tokio::process::Command::from(command("python3"));
         command.args(["-c", PROGRAM]).arg(socket).args([&size.to_string(), &greeting]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);

@@ -127,10 +127,8 @@ impl KeyId {
 
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{FORMAT}.")?;
-        write_hex(f, &self.scope.0)?;
-        write!(f, ".{}.", self.version)?;
-        write_hex(f, &self.birth.0)
+        let (scope, birth) = (hex::encode(self.scope.0), hex::encode(self.birth.0));
+        write!(f, "{FORMAT}.{scope}.{}.{birth}", self.version)
     }
 }
 
@@ -167,35 +165,16 @@ pub fn key_id_hash(key_id: &str) -> String {
     if key_id.is_empty() {
         return String::new();
     }
-    struct Hex<'a>(&'a [u8]);
-    impl fmt::Display for Hex<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write_hex(f, self.0)
-        }
-    }
-    format!("sha256:{}", Hex(&Sha256::digest(key_id)))
-}
-
-fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    format!("sha256:{}", hex::encode(Sha256::digest(key_id)))
 }
 
 fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
+    // `hex` also accepts capital letters, which would give one key version two names.
+    if text.bytes().any(|digit| digit.is_ascii_uppercase()) {
         return None;
     }
     let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        for digit in pair {
-            let value = match digit {
-                b'0'..=b'9' => digit - b'0',
-                b'a'..=b'f' => digit - b'a' + 10,
-                _ => return None,
-            };
-            *byte = *byte << 4 | value;
-        }
-    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(bytes)
 }
 
@@ -256,6 +235,8 @@ mod tests {
             String::new(),
             "1".into(),
             good.to_uppercase(),
+            // Capital digits in the last field only.
+            good.rsplit_once('.').map(|(rest, birth)| format!("{rest}.{}", birth.to_uppercase())).unwrap(),
             good.replace(".7.", ".07."),
             good.replace(".7.", ".+7."),
             good.replace(".7.", ".0."),

@@ -50,7 +50,7 @@ pub(super) async fn kms(args: &ProbeArgs, call: Call, report: &mut Report) -> Re
             let start = Instant::now();
             let plaintext = asking.decrypt(&encrypted).await?;
             report.learn("length", plaintext.0.len());
-            report.learn("sha256", hex(&Sha256::digest(&plaintext.0)));
+            report.learn("sha256", hex::encode(Sha256::digest(&plaintext.0)));
             if show_plaintext {
                 report.learn("plaintext", STANDARD.encode(&plaintext.0));
             }
@@ -248,8 +248,4 @@ fn quoted(word: &str) -> String {
 /// Names this probe in the logs of the daemon and of Vault.
 pub(super) fn uid() -> String {
     format!("transit-kms-probe-{:016x}", rand::random::<u64>())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -23,7 +23,7 @@ use kms_plugin::v2::{
     key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
 };
 
-use super::{ask::*, input::*, report::*, *};
+use super::{input::*, report::*, *};
 use crate::{
     cli::EXIT_USAGE,
     observe::metrics::Metrics,
@@ -218,7 +218,7 @@ async fn encrypt_and_decrypt_print_no_plaintext_unless_told() {
         let (opened, verdict) = daemon.probe(&line, "").await;
         assert_eq!(verdict, Verdict::Good);
         assert_eq!(opened["length"], 8);
-        assert_eq!(opened["sha256"], hex(&Sha256::digest("sentinel")));
+        assert_eq!(opened["sha256"], hex::encode(Sha256::digest("sentinel")));
         assert!(!opened.contains_key("plaintext"));
         let (opened, _) = daemon.probe(&format!("{line} --show-plaintext"), "").await;
         assert_eq!(opened["plaintext"], plaintext);
