@@ -1,6 +1,6 @@
 {{/*
-The root context with other values, as JSON, for `fromJson`. Takes a list: the root context, and the values in YAML. Helm
-is not who installs what is made of it.
+The root context with changed values, as JSON for `fromJson`. Takes a list: the root context, and the values in YAML.
+Release.Service is empty, because Helm does not install these manifests.
 */}}
 {{- define "manifests.context" -}}
 {{- $root := first . -}}
@@ -12,7 +12,7 @@ is not who installs what is made of it.
   | toJson -}}
 {{- end -}}
 
-{{/* What stands in for an installation's values. */}}
+{{/* Example values for an installation. */}}
 {{- define "manifests.vault" -}}
 vault:
   addresses: [https://vault.example.com:8200]

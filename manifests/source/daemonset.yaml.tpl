@@ -1,11 +1,12 @@
 {{- $context := include "manifests.context" (list . (include "manifests.vault" .)) | fromJson -}}
-# The chart's DaemonSet, for those who do without Helm: kubectl apply -f daemonset.yaml
+# The chart's DaemonSet, for an installation without Helm: kubectl apply -f daemonset.yaml
 #
-# Put Vault's address into the two files, which are annotations of the pod; on each control-plane node have role_id and
-# secret_id in /etc/transit-kms, of root and with mode 0600, and the authority of Vault's certificate in
-# /etc/transit-kms/ca/ca.pem. Applied again with another file, the pods are rolled.
+# First set Vault's address in the two files, which are annotations of the pod. On each control-plane node, put role_id
+# and secret_id into /etc/transit-kms (owner root, mode 0600), and Vault's CA certificate into
+# /etc/transit-kms/ca/ca.pem. If you change the two files and apply this file again, the DaemonSet replaces the pods.
 #
-# A node that boots has no pod of it until kubelet has reached an API server that serves: see static-pod.yaml.
+# When a node boots, its kubelet must reach a working API server before it can start the pod. static-pod.yaml does not
+# have this limitation.
 {{ tpl (.Files.Get "chart/serviceaccount.yaml") $context | trim }}
 ---
 {{ tpl (.Files.Get "chart/daemonset.yaml") $context | trim }}

@@ -5,13 +5,13 @@ readinessProbe: null
 `)) | fromJson -}}
 {{- $_ := set $context.Release "Namespace" "tenant" -}}
 {{- $_ := set $context.Values.vault.tls "caHostPath" "" -}}
-{{- $_ := set $context.Values.vault.tls "ca" "(the authority of Vault's certificate)" -}}
-# The API server of a hosted control plane, which is a Deployment of the cluster that manages it, with the daemon and the
-# agent as sidecars. Take over what is here into yours: the two init containers, the volumes, and of the container
-# kube-apiserver what is shown.
+{{- $_ := set $context.Values.vault.tls "ca" "(the CA certificate of Vault)" -}}
+# Example for a hosted control plane: its API server is a Deployment in the managing cluster, and transit-kms and the
+# agent run as sidecars. Copy these parts into your own Deployment: the two init containers, the volumes, and the
+# settings of the kube-apiserver container.
 #
-# The agent logs in with a service account token of the managing cluster, whose API server does not wait for us: so none
-# of the advice for nodes that boot applies. In Vault, a role of the method `jwt`:
+# The agent logs in with a service account token of the managing cluster. That cluster's API server does not wait for
+# this transit-kms, so the advice for nodes that boot does not apply. Create a role for the login method `jwt` in Vault:
 #   bound_audiences=transit-kms  bound_subject=system:serviceaccount:tenant:kube-apiserver
 apiVersion: v1
 kind: ConfigMap
@@ -48,13 +48,13 @@ spec:
     metadata:
       labels: {app: kube-apiserver}
       annotations:
-        # Files of the pod, which the sidecars get.
+        # Files of the pod, which the sidecars mount.
         {{- regexReplaceAll "(?m)^ +$" (include "transit-kms.files" $context | trim | nindent 8) "" }}
     spec:
       serviceAccountName: kube-apiserver
       automountServiceAccountToken: false
       securityContext:
-        # One uid for all three: the token and the socket are its own.
+        # All three containers use the same uid, which owns the token and the socket.
         runAsUser: 65532
         runAsGroup: 65532
         runAsNonRoot: true
@@ -62,8 +62,8 @@ spec:
       terminationGracePeriodSeconds: 60
       initContainers:
         - {{ include "transit-kms.container.agent" $context | indent 10 | trim }}
-        # A sidecar, too: it is there before kube-apiserver and goes after it. It has no readiness probe: that would
-        # take the API server from its clients when Vault is away, though most of it works then.
+        # A sidecar, too: it starts before kube-apiserver and stops after it. It has no readiness probe, because the pod
+        # would not be ready while Vault is unavailable, although most requests to the API server still succeed.
         - {{ include "transit-kms.container.daemon" $context | indent 10 | trim }}
           restartPolicy: Always
       containers:
@@ -72,7 +72,7 @@ spec:
           command:
             - kube-apiserver
             - --encryption-provider-config=/etc/kubernetes/encryption/encryption.yaml
-            # ... and yours
+            # ... and your other flags
           readinessProbe:
             httpGet: {path: "/readyz?exclude=kms-providers", port: 6443, scheme: HTTPS}
           resources:

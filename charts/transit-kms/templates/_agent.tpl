@@ -1,24 +1,24 @@
 {{/*
-The agent's two files. Both take one dict: kind, vault, encryption, auth, templateFile, destination, caFile.
-`auth` has method, mount, role, and the paths that the method needs: roleIdFile and secretIdFile, certFile and keyFile,
-or tokenFile.
+The agent's two files. Both templates take one dict: kind, vault, encryption, auth, templateFile, destination, caFile.
+`auth` holds method, mount, role, and the paths for the method: roleIdFile and secretIdFile, certFile and keyFile, or
+tokenFile.
 */}}
 
 {{- define "transit-kms.agent.hcl" -}}
 {{- $auth := .auth -}}
 {{- $openbao := eq .kind "openbao" -}}
-{{- /* A client certificate in the method's own block is read anew at each login, but that block knows no server name. */ -}}
+{{- /* Only the method's own block can reload a client certificate at each login, but it has no server name. */ -}}
 {{- $reload := and (eq $auth.method "cert") (not .vault.tls.serverName) -}}
 # Run with: {{ $openbao | ternary "bao" "vault" }} agent -config=agent.hcl
-# Never with exit_after_auth: the token must be renewed and rendered anew.
+# Do not use exit_after_auth: the agent must keep running to renew the token and to render new ones.
 {{- if $openbao }}
-# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short
-# token_ttl.
+# OpenBao's agent notices a revoked token at the next renewal, after two thirds of the TTL. Set a short
+# token_ttl in the role.
 {{- end }}
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
-  # all nodes.
+  # The agent supports only one address. To survive the loss of that node, use a load balancer or a DNS name
+  # that resolves to all nodes.
   address = {{ first .vault.addresses | quote }}
   {{- with .caFile }}
   ca_cert = {{ . | quote }}
@@ -27,7 +27,8 @@ vault {
   tls_server_name = {{ . | quote }}
   {{- end }}
   {{- if and (eq $auth.method "cert") (not $reload) }}
-  # Here and not below, because only here a server name can be said. They are read once: restart the agent for new ones.
+  # These are set here because auto_auth cannot set a server name. The agent reads them only at its start:
+  # restart it when they change.
   client_cert = {{ $auth.certFile | quote }}
   client_key = {{ $auth.keyFile | quote }}
   {{- end }}
@@ -40,7 +41,7 @@ auto_auth {
     {{- with .vault.namespace }}
     namespace = {{ . | quote }}
     {{- end }}
-    # A login is tried for ever; by default with up to five minutes in between.
+    # The agent retries logins without limit. By default, the pause between them grows to five minutes.
     exit_on_err = false
     min_backoff = "1s"
     max_backoff = "30s"
@@ -49,17 +50,18 @@ auto_auth {
       {{- if eq $auth.method "approle" }}
       role_id_file_path = {{ $auth.roleIdFile | quote }}
       secret_id_file_path = {{ $auth.secretIdFile | quote }}
-      # By default it would work once, and not after a restart. Give it secret_id_num_uses=0, too.
+      # By default, the agent removes the file, and cannot log in again after a restart. Also set
+      # secret_id_num_uses=0 in the role.
       remove_secret_id_file_after_reading = false
       {{- else if eq $auth.method "kubernetes" }}
-      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another
-      # cluster's.
+      # Vault asks an API server to review this token. If that API server waits for transit-kms, the login
+      # fails. Use this method only if another cluster issues and reviews the token.
       role = {{ $auth.role | quote }}
       token_path = {{ $auth.tokenFile | quote }}
       {{- else if eq $auth.method "jwt" }}
       role = {{ $auth.role | quote }}
       path = {{ $auth.tokenFile | quote }}
-      # By default it would work once, and not after a restart.
+      # By default, the agent removes the file, and cannot log in again after a restart.
       remove_jwt_after_reading = false
       {{- else if eq $auth.method "cert" }}
       {{- with $auth.role }}
@@ -71,7 +73,7 @@ auto_auth {
       {{- end }}
       client_cert = {{ $auth.certFile | quote }}
       client_key = {{ $auth.keyFile | quote }}
-      # Read at each login, so that a new certificate needs no restart.
+      # The agent reads the files at each login, so a new certificate needs no restart.
       reload = true
       {{- end }}
       {{- else }}
@@ -82,10 +84,11 @@ auto_auth {
 }
 
 template_config {
-  # What cannot be rendered is tried for ever.
+  # The agent retries a failed rendering without limit.
   exit_on_retry_failure = false
   {{- if not $openbao }}
-  # How often the token is looked at. If it has been revoked, the agent logs in again: from Vault 1.17 on.
+  # Interval at which the agent looks up the token. Since Vault 1.17, the agent logs in again if the token is
+  # revoked.
   static_secret_render_interval = "1m"
   {{- end }}
 }
@@ -115,7 +118,7 @@ vault:
     server_name: {{ . | quote }}
     {{- end }}
   {{- end }}
-  # The agent's own token.
+  # This inserts the agent's own token.
   token: '{{ `{{ with secret "auth/token/lookup-self" }}{{ .Data.id }}{{ end }}` }}'
 {{- with .encryption }}
 encryption:

@@ -1,6 +1,6 @@
-{{/* The two containers. Each takes the root context. */}}
+{{/* The containers of the daemon and of the agent. Each template takes the root context. */}}
 
-{{/* As little as can be had: what the daemon and the agent touch belongs to the uid that they run under. */}}
+{{/* No capabilities: all files that the daemon and the agent use belong to the uid that they run as. */}}
 {{- define "transit-kms.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 capabilities: {drop: [ALL]}
@@ -17,7 +17,7 @@ args:
   - --config=/run/transit-kms-config/{{ .Values.agent.enabled | ternary "config.yaml" .Values.config.file }}
   - --listen=unix:///run/transit-kms/kms.sock
   - --takeover
-  # Probes ask this one, in a directory of this pod: on the port a predecessor may answer.
+  # For kubelet's probes, in a directory of this pod: on the TCP port, the pod's predecessor may answer.
   - --admin-listen=unix:///run/transit-kms-admin/admin.sock
   - --admin-listen={{ include "transit-kms.metricsAddress" . }}
   - --socket-mode={{ .Values.socket.mode }}
@@ -78,8 +78,8 @@ volumeMounts:
 {{- end -}}
 
 {{/*
-A sidecar in Kubernetes' sense, an init container that goes on: it is started before the daemon, is restarted without
-it, and is stopped after it.
+A sidecar container, that is, an init container with restartPolicy Always: it starts before the daemon, can restart
+alone, and stops after the daemon.
 */}}
 {{- define "transit-kms.container.agent" -}}
 {{- $agent := .Values.agent -}}
@@ -124,7 +124,7 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{/* Where the daemon listens for people and Prometheus. */}}
+{{/* The TCP address of the daemon's admin endpoints, for operators and Prometheus. */}}
 {{- define "transit-kms.metricsAddress" -}}
 {{- $address := .Values.metrics.bindAddress -}}
 {{- if eq $address "podIP" -}}

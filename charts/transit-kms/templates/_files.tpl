@@ -1,6 +1,6 @@
 {{/*
-The files that are made of values. They travel as annotations of the pod, not as ConfigMaps: so a rollout takes all of a
-pod's config along, `kubectl rollout undo` brings all of it back, and a node that boots needs the pod and nothing else.
+The files that the chart generates from values. They are annotations of the pod, not ConfigMaps. A rollout therefore
+includes the pod's config, `kubectl rollout undo` restores it, and a node that boots needs no other object.
 */}}
 {{- define "transit-kms.files" -}}
 {{- if include "transit-kms.generatesAgentFiles" . -}}
@@ -12,7 +12,7 @@ transit-kms/ca.pem: |
 {{ end -}}
 {{- end -}}
 
-{{/* A volume with one of them. */}}
+{{/* An item of a downwardAPI volume: one of these files, by name. */}}
 {{- define "transit-kms.file" -}}
 {path: {{ . }}, fieldRef: {fieldPath: "metadata.annotations['transit-kms/{{ . }}']"}}
 {{- end -}}

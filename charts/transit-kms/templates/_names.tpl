@@ -4,14 +4,14 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 52 characters: what is made of it gets an ending. */}}
+{{/* At most 52 characters, because other names append a suffix to it. */}}
 {{- define "transit-kms.fullname" -}}
 {{- $name := include "transit-kms.name" . -}}
 {{- $made := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
 {{- .Values.fullnameOverride | default $made | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* A DaemonSet's selector cannot change: neither may these. */}}
+{{/* Do not change these labels: the selector of a DaemonSet is immutable. */}}
 {{- define "transit-kms.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "transit-kms.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -39,7 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- include "transit-kms.image" (dict "repository" $image.repository "tag" $tag "digest" $image.digest) -}}
 {{- end -}}
 
-{{/* Of a dict with repository, tag, digest. */}}
+{{/* Takes a dict: repository, tag, digest. */}}
 {{- define "transit-kms.image" -}}
 {{- if .digest -}}
 {{ .repository }}@{{ .digest }}
@@ -49,8 +49,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{/*
-Of a hook's weight. A hook that went well is deleted when all have, or when a later one has failed: so only the Job that
-says no is left.
+Takes the weight of the hook. Helm deletes a successful hook when all hooks have succeeded or a later one has failed.
+Therefore, only a failed Job remains.
 */}}
 {{- define "transit-kms.guardAnnotations" -}}
 helm.sh/hook: pre-delete

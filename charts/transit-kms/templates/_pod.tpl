@@ -1,4 +1,4 @@
-{{/* The pod, but for its metadata. */}}
+{{/* The pod without its metadata. */}}
 {{- define "transit-kms.podSpec" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -26,14 +26,14 @@ volumes:
   {{- include "transit-kms.volumes" . | nindent 2 }}
 {{- end -}}
 
-{{/* Root, because the socket's directory on the host is root's; but a root that may do nothing. */}}
+{{/* Root without capabilities: the directory of the socket on the host belongs to root. */}}
 {{- define "transit-kms.podSecurityContext" -}}
 runAsUser: 0
 runAsGroup: 0
 runAsNonRoot: false
 seccompProfile: {type: RuntimeDefault}
 {{- with .Values.socket.group }}
-# Without capabilities a file can be given only to a group that one is in.
+# Without capabilities, a process can give a file only to a group that it is a member of.
 supplementalGroups: [{{ int64 . }}]
 {{- end }}
 {{- with .Values.seLinuxOptions }}
@@ -42,7 +42,7 @@ seLinuxOptions:
 {{- end }}
 {{- end -}}
 
-{{/* Which nodes. */}}
+{{/* The nodes that the pod can run on. */}}
 {{- define "transit-kms.placement" -}}
 {{- with .Values.nodeSelector }}
 nodeSelector:

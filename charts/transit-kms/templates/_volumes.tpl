@@ -1,17 +1,17 @@
-{{/* The volumes, and where in the containers they are. */}}
+{{/* The volumes, and their mount paths in the containers. */}}
 
 {{- define "transit-kms.volume.socket" -}}
 name: socket
 hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- end -}}
 
-{{/* All but the socket's. */}}
+{{/* All volumes except for the socket's. */}}
 {{- define "transit-kms.volumes" -}}
 {{- $agent := .Values.agent -}}
 - name: admin
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 {{- if $agent.enabled }}
-# In memory: the token is never on a disk.
+# In memory, so that the token is never written to a disk.
 - name: config
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 - name: agent
@@ -64,7 +64,7 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- end }}
 {{- end -}}
 
-{{/* The file with the authorities, if there is one. */}}
+{{/* The path of the file with CA certificates; empty if there is none. */}}
 {{- define "transit-kms.caFile" -}}
 {{- .Values.vault.tls.caHostPath | default (empty .Values.vault.tls.ca | ternary "" "/etc/transit-kms-ca/ca.pem") -}}
 {{- end -}}
@@ -83,7 +83,7 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- end -}}
 {{- end -}}
 
-{{/* Under its own path, if it is the host's: links there may be absolute, as kubelet's to its certificate is. */}}
+{{/* A directory of the host keeps its path: links in it can be absolute, such as kubelet's link to its certificate. */}}
 {{- define "transit-kms.credentialsDirectory" -}}
 {{- $auth := .Values.agent.auth -}}
 {{- if eq $auth.method "none" -}}

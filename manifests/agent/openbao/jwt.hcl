@@ -1,11 +1,11 @@
 # Run with: bao agent -config=agent.hcl
-# Never with exit_after_auth: the token must be renewed and rendered anew.
-# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short
-# token_ttl.
+# Do not use exit_after_auth: the agent must keep running to renew the token and to render new ones.
+# OpenBao's agent notices a revoked token at the next renewal, after two thirds of the TTL. Set a short
+# token_ttl in the role.
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
-  # all nodes.
+  # The agent supports only one address. To survive the loss of that node, use a load balancer or a DNS name
+  # that resolves to all nodes.
   address = "https://vault.example.com:8200"
   ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
@@ -14,7 +14,7 @@ auto_auth {
   method {
     type = "jwt"
     mount_path = "auth/jwt"
-    # A login is tried for ever; by default with up to five minutes in between.
+    # The agent retries logins without limit. By default, the pause between them grows to five minutes.
     exit_on_err = false
     min_backoff = "1s"
     max_backoff = "30s"
@@ -22,14 +22,14 @@ auto_auth {
     config = {
       role = "transit-kms"
       path = "/etc/transit-kms/token"
-      # By default it would work once, and not after a restart.
+      # By default, the agent removes the file, and cannot log in again after a restart.
       remove_jwt_after_reading = false
     }
   }
 }
 
 template_config {
-  # What cannot be rendered is tried for ever.
+  # The agent retries a failed rendering without limit.
   exit_on_retry_failure = false
 }
 

@@ -1,11 +1,11 @@
 # Run with: bao agent -config=agent.hcl
-# Never with exit_after_auth: the token must be renewed and rendered anew.
-# A token that is revoked is noticed at its next renewal, after two thirds of its life: give the role a short
-# token_ttl.
+# Do not use exit_after_auth: the agent must keep running to renew the token and to render new ones.
+# OpenBao's agent notices a revoked token at the next renewal, after two thirds of the TTL. Set a short
+# token_ttl in the role.
 
 vault {
-  # An agent knows one address only. Where it may be the one that is away, name a load balancer, or a DNS name of
-  # all nodes.
+  # The agent supports only one address. To survive the loss of that node, use a load balancer or a DNS name
+  # that resolves to all nodes.
   address = "https://vault.example.com:8200"
   ca_cert = "/etc/transit-kms/ca/ca.pem"
 }
@@ -14,14 +14,14 @@ auto_auth {
   method {
     type = "kubernetes"
     mount_path = "auth/kubernetes"
-    # A login is tried for ever; by default with up to five minutes in between.
+    # The agent retries logins without limit. By default, the pause between them grows to five minutes.
     exit_on_err = false
     min_backoff = "1s"
     max_backoff = "30s"
 
     config = {
-      # Vault has the API server review this token: while that one waits for us, nobody gets in. For another
-      # cluster's.
+      # Vault asks an API server to review this token. If that API server waits for transit-kms, the login
+      # fails. Use this method only if another cluster issues and reviews the token.
       role = "transit-kms"
       token_path = "/run/transit-kms-credentials/token"
     }
@@ -29,7 +29,7 @@ auto_auth {
 }
 
 template_config {
-  # What cannot be rendered is tried for ever.
+  # The agent retries a failed rendering without limit.
   exit_on_retry_failure = false
 }
 

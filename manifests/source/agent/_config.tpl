@@ -1,4 +1,4 @@
-{{/* What stands in for the values of an installation: a Vault, and where on a node things are. */}}
+{{/* Example values for an installation: the address of Vault, and paths on a node. */}}
 {{- define "manifests.agent.facts" -}}
 vault:
   addresses: [https://vault.example.com:8200]
@@ -13,15 +13,15 @@ auth:
   secretIdFile: /etc/transit-kms/secret_id
   certFile: /etc/transit-kms/client.pem
   keyFile: /etc/transit-kms/client-key.pem
-  {{- /* Only a pod has a service account's token, and this is where the chart puts it. */}}
+  {{- /* Only a pod has a service account token. The chart mounts it at this path. */}}
   tokenFile: {{ eq .method "kubernetes" | ternary "/run/transit-kms-credentials/token" "/etc/transit-kms/token" }}
-{{- /* In a directory of its own: the daemon is given that, and not the credentials. */}}
+{{- /* In a separate directory, because the daemon mounts it and must not see the credentials. */}}
 caFile: /etc/transit-kms/ca/ca.pem
 templateFile: /etc/transit-kms/config.yaml.ctmpl
 destination: /run/transit-kms-config/config.yaml
 {{- end -}}
 
-{{/* Of a dict with kind and method. */}}
+{{/* Takes a dict: kind, method. */}}
 {{- define "manifests.agent.hcl" -}}
 {{- include "transit-kms.agent.hcl" (merge (dict "kind" .kind) (include "manifests.agent.facts" . | fromYaml)) -}}
 {{- end -}}

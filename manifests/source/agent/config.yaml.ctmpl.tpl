@@ -1,2 +1,2 @@
-# What the agent renders, in Vault's as in OpenBao's own words. All settings: docs/config.md.
+# The template of the config file, for both OpenBao's and Vault's agent. docs/config.md describes all settings.
 {{ include "transit-kms.agent.template" (include "manifests.agent.facts" (dict "method" "approle") | fromYaml) }}

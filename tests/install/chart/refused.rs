@@ -1,25 +1,25 @@
-//! Values that are refused, each with the words that tell which one it is and what to do.
+//! Values that the chart rejects, each with an error message that names the value and says what to do.
 
 use super::helm::{Helm, RELEASE, sets, values};
 
-/// Arguments, and what must be said about them. All come on top of the set `minimal`.
+/// Helm's arguments in addition to the value set `minimal`, and parts of the expected error message.
 const REFUSED: &[(&[&str], &[&str])] = &[
-    // What nobody knows, above all a token.
+    // Unknown values, above all a token.
     (&["--set=token=hvs.x"], &["additional properties 'token' not allowed"]),
     (&["--set=vault.token=hvs.x"], &["'/vault'", "additional properties 'token' not allowed"]),
     (&["--set=agent.auth.secretId=x"], &["'/agent/auth'", "additional properties 'secretId' not allowed"]),
     (&["--set=vault.address=https://v"], &["'/vault'", "additional properties 'address' not allowed"]),
     (
         &["--set=extraEnv[0].name=VAULT_TOKEN,extraEnv[0].value=x"],
-        &["VAULT_TOKEN: no token in values", "agent.auth"],
+        &["VAULT_TOKEN: values must not contain a token", "agent.auth"],
     ),
     (
         &["--set=agent.extraEnv[0].name=BAO_TOKEN,agent.extraEnv[0].value=x"],
-        &["BAO_TOKEN: no token in values"],
+        &["BAO_TOKEN: values must not contain a token"],
     ),
     (
         &["--set=vault.tls.ca=-----BEGIN CERTIFICATE----- -----BEGIN PRIVATE KEY-----"],
-        &["vault.tls.ca has a private key in it", "leave nothing but certificates"],
+        &["vault.tls.ca contains a private key", "remove everything except the certificates"],
     ),
     // Vault.
     (&["--set=vault.addresses=null"], &["'/vault'", "missing property 'addresses'"]),
@@ -37,13 +37,13 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (
         &["--set=vault.tls.caHostPath=/etc/transit-kms/ca.pem"],
         &[
-            "vault.tls.caHostPath: the daemon would be given all of /etc/transit-kms",
+            "vault.tls.caHostPath: the chart would mount the whole directory /etc/transit-kms",
             "/etc/transit-kms/ca/ca.pem",
         ],
     ),
     (
         &["--set=vault.tls.caHostPath=/a/b,vault.tls.ca=-----BEGIN CERTIFICATE-----"],
-        &["vault.tls.ca and vault.tls.caHostPath: set one of them"],
+        &["vault.tls.ca and vault.tls.caHostPath: set only one of them"],
     ),
     (&["--set=encryption.mode=local"], &["'/encryption/mode'", "'local-kek', 'transit'"]),
     (&["--set=encryption.maxAge=90"], &["'/encryption/maxAge'", "got number, want string"]),
@@ -71,7 +71,7 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (
         &["--set=agent.auth.secret.name=approle"],
         &[
-            "agent.auth.secret.name: kube-apiserver encrypts Secrets through this daemon",
+            "agent.auth.secret.name: kube-apiserver encrypts Secrets through transit-kms",
             "acceptDeadlock=true",
         ],
     ),
@@ -94,12 +94,15 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["--set=metrics.port=0"], &["'/metrics/port'", "minimum"]),
     (
         &["--set=podMonitor.enabled=true"],
-        &["podMonitor.enabled: nobody reaches metrics.bindAddress 127.0.0.1", "set it to podIP"],
+        &["podMonitor.enabled: Prometheus cannot reach metrics.bindAddress 127.0.0.1", "set it to podIP"],
     ),
     (&["--set=log.level=verbose"], &["'/log/level'", "'debug'"]),
     (&["--set=shutdownGraceSeconds=0"], &["'/shutdownGraceSeconds'", "minimum"]),
     (&["--set=extraArgs={outage-grace=2m}"], &["'/extraArgs/0'", "'^-'"]),
-    (&["--set=extraArgs={--listen=unix:///x}"], &["extraArgs: --listen is what socket.hostDirectory is for"]),
+    (
+        &["--set=extraArgs={--listen=unix:///x}"],
+        &["extraArgs: do not set --listen here; use the value socket.hostDirectory"],
+    ),
     (&["--set=extraVolumes[0].name=x"], &["'/extraVolumes/0'", "minProperties"]),
     (
         &[
@@ -108,7 +111,10 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         &["'/extraContainers/0/ports'"],
     ),
     (&["--set=podAnnotations.a=true"], &["'/podAnnotations/a'", "got boolean, want string"]),
-    (&["--set=podLabels.app\\.kubernetes\\.io/name=x"], &["podLabels, commonLabels: app.kubernetes.io/name"]),
+    (
+        &["--set=podLabels.app\\.kubernetes\\.io/name=x"],
+        &["podLabels, commonLabels: the DaemonSet's selector uses app.kubernetes.io/name"],
+    ),
     (&["--set=tolerations[0].effect=NoRun"], &["'/tolerations/0/effect'", "'NoExecute'"]),
     (&["--set=affinity.node=x"], &["'/affinity'", "additional properties 'node' not allowed"]),
     (&["--set=updateStrategy.type=Recreate"], &["'/updateStrategy/type'", "'OnDelete', 'RollingUpdate'"]),
