@@ -258,7 +258,7 @@ fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<Ke
     if own_mount.is_none() && own_namespace.is_none() {
         return Ok(KeyRef::new(name, mount.clone(), namespace.clone()));
     }
-    Ok(KeyRef::elsewhere(
+    Ok(KeyRef::in_own_mount(
         name,
         own_mount.unwrap_or_else(|| mount.clone()),
         own_namespace.unwrap_or_else(|| namespace.clone()),
@@ -911,11 +911,11 @@ vault:
         assert_eq!(good(&with("{ name: kms, mount: old }")).keys.primary().to_string(), "team-a/old/kms");
         // What an error tells to write is read as what it was.
         for key in config.keys.iter() {
-            let again = good(&with(&format!("[{}]", key.entry())));
-            assert_eq!(again.keys.primary(), key, "{}", key.entry());
+            let again = good(&with(&format!("[{}]", key.config_entry())));
+            assert_eq!(again.keys.primary(), key, "{}", key.config_entry());
         }
         let odd = good(&with("{ name: kms, mount: 'a:,[*/b' }"));
-        assert_eq!(good(&with(&odd.keys.primary().entry())).keys, odd.keys);
+        assert_eq!(good(&with(&odd.keys.primary().config_entry())).keys, odd.keys);
 
         for (keynames, words) in [
             ("[kms, { mount: old }]", "keynames[1].name: is missing"),

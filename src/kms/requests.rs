@@ -17,7 +17,7 @@ use transit_client::{
     ErrorKind, TransitError,
     ciphertext::Ciphertext,
     key_id::key_id_hash,
-    transit::{Call, Opened},
+    transit::{Call, Decrypted},
 };
 
 use super::concurrency_limit::{Gate, Place};
@@ -102,7 +102,7 @@ impl Calls {
         }
         match self.on_a_session(call, Work::Encrypt { plaintext, keeps_annotation }).await? {
             (Done::Encrypted(encrypted), snapshot) => Ok((encrypted, snapshot)),
-            (Done::Opened(_), _) => Err(mixed_up()),
+            (Done::Decrypted(_), _) => Err(mixed_up()),
         }
     }
 
@@ -114,7 +114,7 @@ impl Calls {
         ciphertext: &[u8],
         wrapped_kek: Option<&[u8]>,
         call: Call<'_>,
-    ) -> Result<Opened, Status> {
+    ) -> Result<Decrypted, Status> {
         at_most("uid", call.uid.len(), MAX_UID_BYTES)?;
         let (transits, sealed) = match (wrapped_kek, local_kek::is_sealed(ciphertext)) {
             (None, false) => (ciphertext, None),
@@ -134,7 +134,7 @@ impl Calls {
         let transits =
             Ciphertext::parse(transits).map_err(|error| Status::invalid_argument(error.to_string()))?;
         match self.on_a_session(call, Work::Decrypt { key_id, sealed, transits: &transits }).await? {
-            (Done::Opened(opened), _) => Ok(opened),
+            (Done::Decrypted(opened), _) => Ok(opened),
             (Done::Encrypted(_), _) => Err(mixed_up()),
         }
     }
@@ -318,7 +318,7 @@ enum Work<'a> {
 
 enum Done {
     Encrypted(Encrypted),
-    Opened(Opened),
+    Decrypted(Decrypted),
 }
 
 /// What became of a plaintext.
@@ -360,7 +360,7 @@ impl Work<'_> {
                 entry_of_kek(snapshot, store, key_id, transits)?;
                 let Some(kek) = store.keks.get(transits) else { return Ok(Attempt::NeedsVault) };
                 let plaintext = kek.open(key_id, sealed)?;
-                Ok(Attempt::Done(Done::Opened(Opened { plaintext, request_id: String::new() })))
+                Ok(Attempt::Done(Done::Decrypted(Decrypted { plaintext, request_id: String::new() })))
             }
         }
     }
@@ -390,7 +390,7 @@ impl Work<'_> {
                 Some(sealed) => decrypt_sealed(snapshot, store, key_id, sealed, transits, call).await,
                 None => decrypt(snapshot, store, key_id, transits, call).await,
             }
-            .map(Done::Opened),
+            .map(Done::Decrypted),
         }
     }
 }
@@ -444,7 +444,7 @@ async fn decrypt_sealed(
     sealed: &[u8],
     wrapped: &Ciphertext,
     call: Call<'_>,
-) -> Result<Opened, TransitError> {
+) -> Result<Decrypted, TransitError> {
     let entry = entry_of_kek(snapshot, store, key_id, wrapped)?;
     let stamp = store.keks.stamp(snapshot.generation);
     let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.map_err(|error| {
@@ -454,7 +454,7 @@ async fn decrypt_sealed(
     })?;
     let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
     store.keks.put(Arc::clone(&kek), stamp);
-    Ok(Opened { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
+    Ok(Decrypted { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
 }
 
 async fn decrypt(
@@ -463,7 +463,7 @@ async fn decrypt(
     key_id: &str,
     ciphertext: &Ciphertext,
     call: Call<'_>,
-) -> Result<Opened, TransitError> {
+) -> Result<Decrypted, TransitError> {
     let entries = match snapshot.keyring.route(key_id, ciphertext)? {
         Route::InOrder(entries) => entries,
         Route::Named { entry, unseen } => {

@@ -25,7 +25,7 @@ use transit_client::{
     ciphertext::Ciphertext,
     key::{KeyName, KeyRef, MountPath, Namespace},
     key_id::KeyId,
-    testing::fake_transit::{FakeTransit, ModelKey, ModelSession},
+    testing::fake_transit::{FakeKey, FakeSession, FakeTransit},
 };
 
 use super::{v1::KmsV1, v2::KmsV2};
@@ -63,7 +63,7 @@ impl Model {
         *self.encryption.lock().unwrap() = encryption;
     }
 
-    fn offer(&self, session: &Arc<ModelSession>) -> NewSession {
+    fn offer(&self, session: &Arc<FakeSession>) -> NewSession {
         let encryption = *self.encryption.lock().unwrap();
         NewSession { encryption, nodes: None, transit: Arc::clone(session) as _ }
     }
@@ -85,7 +85,7 @@ struct Bench {
     model: Model,
     health_checker: Option<JoinHandle<()>>,
     service: KmsV2,
-    session: Arc<ModelSession>,
+    session: Arc<FakeSession>,
 }
 
 impl Bench {
@@ -459,13 +459,13 @@ async fn status_a_refusal_is_found_by_the_probe_too() {
 
 #[tokio::test(start_paused = true)]
 async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
-    let restored = ModelKey::new(1, &[100]);
+    let restored = FakeKey::new(1, &[100]);
     for (what, lose) in [
         ("does not exist", None),
-        ("soft-deleted", Some(ModelKey { soft_deleted: true, ..restored.clone() })),
-        ("made anew", Some(ModelKey::new(2, &[999]))),
+        ("soft-deleted", Some(FakeKey { soft_deleted: true, ..restored.clone() })),
+        ("made anew", Some(FakeKey::new(2, &[999]))),
         // Within the second in which it was made.
-        ("made anew", Some(ModelKey::new(2, &[100]))),
+        ("made anew", Some(FakeKey::new(2, &[100]))),
     ] {
         let bench = Bench::with_health_checker(Model::new()).await;
         bench.model.change(|state| {
@@ -547,7 +547,7 @@ async fn kms_v1_wraps_what_kms_v2_unwraps_and_the_other_way_round() {
 #[tokio::test(start_paused = true)]
 async fn kms_v1_tries_every_key_for_it_knows_no_key_id() {
     let model = Model::new();
-    model.change(|state| state.keys.insert("kms-old".into(), ModelKey::new(9, &[50])));
+    model.change(|state| state.keys.insert("kms-old".into(), FakeKey::new(9, &[50])));
     let old = Bench::ready(model.clone(), &["kms-old"]).await;
     let cipher = v1_encrypt(&v1(&old), b"DEK").await.unwrap();
     let bench = Bench::ready(model, &["kms", "kms-old"]).await;
@@ -687,7 +687,7 @@ async fn a_session_with_another_key_of_the_same_name_is_refused() {
     // Made at the same second, so that only what was encrypted before tells them apart.
     for versions in [&[100][..], &[200][..]] {
         bench.model = Model::new();
-        bench.model.change(|state| state.keys.insert("kms".into(), ModelKey::new(2, versions)));
+        bench.model.change(|state| state.keys.insert("kms".into(), FakeKey::new(2, versions)));
         let Err(VerificationError::Failed(error)) = bench.take_session(&["kms"]).await else {
             panic!("taken")
         };
@@ -703,13 +703,13 @@ async fn a_session_with_another_key_of_the_same_name_is_refused() {
 async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
     let sealed = bench.encrypt(b"seed").await.unwrap();
-    bench.model.change(|state| state.keys.insert("new".into(), ModelKey::new(7, &[500])));
+    bench.model.change(|state| state.keys.insert("new".into(), FakeKey::new(7, &[500])));
     bench.take_session(&["new", "kms"]).await.unwrap();
     assert_eq!(bench.decrypt(&sealed.ciphertext, &sealed.key_id).await.unwrap(), &b"seed"[..]);
     let moved = bench.encrypt(b"seed").await.unwrap();
     assert_ne!(moved.key_id, sealed.key_id);
 
-    bench.model.change(|state| state.keys.insert("new".into(), ModelKey::new(8, &[500])));
+    bench.model.change(|state| state.keys.insert("new".into(), FakeKey::new(8, &[500])));
     assert!(bench.take_session(&["kms", "new"]).await.is_err());
 }
 
@@ -717,9 +717,9 @@ async fn the_old_key_must_be_the_same_even_if_it_only_decrypts_now() {
 async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_or_has_moved() {
     let model = Model::new();
     model.change(|state| {
-        state.keys.insert("new".into(), ModelKey::new(7, &[500]));
+        state.keys.insert("new".into(), FakeKey::new(7, &[500]));
         // The same key in another place, as after `vault secrets move`.
-        state.keys.insert("moved".into(), ModelKey::new(1, &[100]));
+        state.keys.insert("moved".into(), FakeKey::new(1, &[100]));
     });
     let bench = Bench::ready(model, &["kms"]).await;
     let before = bench.store.snapshot().unwrap();
@@ -741,7 +741,7 @@ async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_o
     try_session(&["moved"], false, false).await.unwrap();
     try_session(&["new"], false, true).await.unwrap();
     // It must not only be named, but decrypt.
-    bench.model.change(|state| state.keys.insert("kms".into(), ModelKey::new(9, &[100])));
+    bench.model.change(|state| state.keys.insert("kms".into(), FakeKey::new(9, &[100])));
     assert!(try_session(&["new", "kms"], true, false).await.is_err());
 }
 
@@ -780,10 +780,10 @@ async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_sess
 #[tokio::test(start_paused = true)]
 async fn an_additional_key_made_anew_stops_nothing_but_its_own_key_ids() {
     let model = Model::new();
-    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    model.change(|state| state.keys.insert("old".into(), FakeKey::new(9, &[50])));
     let theirs = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
     let mut bench = Bench::ready(model, &["kms", "old"]).await;
-    bench.model.change(|state| state.keys.insert("old".into(), ModelKey::new(10, &[60])));
+    bench.model.change(|state| state.keys.insert("old".into(), FakeKey::new(10, &[60])));
     bench.take_session(&["kms", "old"]).await.unwrap();
     assert!(bench.encrypt(b"seed").await.is_ok());
     assert_eq!(bench.healthz().await, "ok");
@@ -820,11 +820,11 @@ async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
 
 #[tokio::test(start_paused = true)]
 async fn keys_that_cannot_do_the_work_are_refused_with_the_remedy() {
-    let good = ModelKey::new(1, &[100]);
+    let good = FakeKey::new(1, &[100]);
     for (key, words) in [
-        (ModelKey { derived: true, ..good.clone() }, "derived"),
-        (ModelKey { kind: "rsa-4096", ..good.clone() }, "authenticated symmetric"),
-        (ModelKey { soft_deleted: true, ..good.clone() }, "soft-delete-restore"),
+        (FakeKey { derived: true, ..good.clone() }, "derived"),
+        (FakeKey { kind: "rsa-4096", ..good.clone() }, "authenticated symmetric"),
+        (FakeKey { soft_deleted: true, ..good.clone() }, "soft-delete-restore"),
     ] {
         let mut bench = Bench::bare(Model::new());
         bench.model.change(|state| state.keys.insert("kms".into(), key));
@@ -844,7 +844,7 @@ async fn an_additional_key_that_is_gone_does_not_stop_the_first() {
 #[tokio::test(start_paused = true)]
 async fn what_another_provider_wrote_is_read_with_any_of_the_keys() {
     let model = Model::new();
-    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    model.change(|state| state.keys.insert("old".into(), FakeKey::new(9, &[50])));
     let old = Bench::ready(model.clone(), &["old"]).await;
     let theirs = old.encrypt(b"seed").await.unwrap().ciphertext;
     let bench = Bench::ready(model, &["kms", "old"]).await;
@@ -861,7 +861,7 @@ async fn what_another_provider_wrote_is_read_with_any_of_the_keys() {
 /// A model with the key `old`, and a value that it has wrapped.
 async fn with_an_old_key() -> (Model, EncryptResponse) {
     let model = Model::new();
-    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    model.change(|state| state.keys.insert("old".into(), FakeKey::new(9, &[50])));
     let sealed = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
     (model, sealed)
 }
@@ -869,11 +869,11 @@ async fn with_an_old_key() -> (Model, EncryptResponse) {
 #[tokio::test(start_paused = true)]
 async fn a_key_that_cannot_be_used_hides_none_of_those_behind_it() {
     let (model, theirs) = with_an_old_key().await;
-    let good = ModelKey::new(5, &[60]);
-    let broken = |kind| ModelKey { fails: Some(kind), ..good.clone() };
+    let good = FakeKey::new(5, &[60]);
+    let broken = |kind| FakeKey { fails: Some(kind), ..good.clone() };
     let middle = [
-        ("hmac", ModelKey { kind: "hmac", ..good.clone() }),
-        ("derived", ModelKey { derived: true, ..good.clone() }),
+        ("hmac", FakeKey { kind: "hmac", ..good.clone() }),
+        ("derived", FakeKey { derived: true, ..good.clone() }),
         ("forbidden", broken(ErrorKind::Denied)),
         ("gone", broken(ErrorKind::KeyNotFound)),
         ("broken", broken(ErrorKind::Unreachable)),
@@ -898,11 +898,11 @@ async fn a_key_that_cannot_be_used_hides_none_of_those_behind_it() {
 async fn of_several_failures_the_one_that_tells_the_most_is_told() {
     let (model, theirs) = with_an_old_key().await;
     let garbage = Bytes::from_static(b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA");
-    let with = |name: &str, key: ModelKey| model.change(|state| state.keys.insert(name.into(), key));
-    with("hmac", ModelKey { kind: "hmac", ..ModelKey::new(5, &[60]) });
-    with("old", ModelKey { min_decryption: 2, ..ModelKey::new(9, &[50, 51]) });
-    with("forbidden", ModelKey { fails: Some(ErrorKind::Denied), ..ModelKey::new(5, &[60]) });
-    with("broken", ModelKey { fails: Some(ErrorKind::Unreachable), ..ModelKey::new(5, &[60]) });
+    let with = |name: &str, key: FakeKey| model.change(|state| state.keys.insert(name.into(), key));
+    with("hmac", FakeKey { kind: "hmac", ..FakeKey::new(5, &[60]) });
+    with("old", FakeKey { min_decryption: 2, ..FakeKey::new(9, &[50, 51]) });
+    with("forbidden", FakeKey { fails: Some(ErrorKind::Denied), ..FakeKey::new(5, &[60]) });
+    with("broken", FakeKey { fails: Some(ErrorKind::Unreachable), ..FakeKey::new(5, &[60]) });
     for (keys, code, words) in [
         (&["kms", "hmac"][..], Code::InvalidArgument, "none of the keys"),
         (&["kms", "old"], Code::FailedPrecondition, "key `old`: too old; no other key"),
@@ -929,7 +929,7 @@ async fn a_token_that_another_namespace_does_not_take_is_not_dead() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
     let snapshot = bench.store.snapshot().unwrap();
     let dead = || TransitError::new(ErrorKind::TokenInvalid, "permission denied");
-    let elsewhere = KeyRef::elsewhere(
+    let elsewhere = KeyRef::in_own_mount(
         KeyName::new("old").unwrap(),
         MountPath::default(),
         Namespace::new("team-b").unwrap(),
@@ -973,7 +973,7 @@ async fn what_cannot_be_ours_is_refused_without_asking_vault() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_additional_key_does_not_make_the_first_look_unwell() {
     let model = Model::new();
-    model.change(|state| state.keys.insert("old".into(), ModelKey::new(9, &[50])));
+    model.change(|state| state.keys.insert("old".into(), FakeKey::new(9, &[50])));
     let old = Bench::ready(model.clone(), &["old"]).await.encrypt(b"seed").await.unwrap();
     let bench = Bench::ready(model, &["kms", "old"]).await;
     bench.model.change(|state| {
@@ -1437,7 +1437,7 @@ async fn what_one_session_said_of_older_versions_does_not_count_for_the_next() {
     let mut bench = Bench::with_health_checker(model).await;
     let second = bench.status().await.unwrap().key_id;
     let versions = |count: i64| {
-        let key = ModelKey::new(1, &(1..=count).map(|version| version * 100).collect::<Vec<_>>());
+        let key = FakeKey::new(1, &(1..=count).map(|version| version * 100).collect::<Vec<_>>());
         bench.model.change(|state| state.keys.insert("kms".into(), key));
     };
     versions(1);
@@ -1476,7 +1476,7 @@ async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_k
     assert!(try_session(&bench, true).await.is_ok());
 
     bench.model = Model::new();
-    for other in [ModelKey::new(2, &[999]), ModelKey { min_decryption: 2, ..ModelKey::new(2, &[100]) }] {
+    for other in [FakeKey::new(2, &[999]), FakeKey { min_decryption: 2, ..FakeKey::new(2, &[100]) }] {
         bench.model.change(|state| state.keys.insert("kms".into(), other));
         let error = TransitError::from(try_session(&bench, true).await.unwrap_err());
         assert_ne!(error.kind, ErrorKind::VersionUnavailable, "{error}");

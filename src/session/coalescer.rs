@@ -30,7 +30,7 @@ use transit_client::{
     ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
     key::KeyRef,
-    transit::{Call, Opened},
+    transit::{Call, Decrypted},
 };
 
 use crate::observe::metrics::Metrics;
@@ -154,7 +154,7 @@ struct Wanted {
     key: KeyRef,
 }
 
-type Outcome = Result<Opened, TransitError>;
+type Outcome = Result<Decrypted, TransitError>;
 
 /// What those who wait for an item are told.
 enum Answer {
@@ -204,7 +204,7 @@ impl Coalescer {
         key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
-    ) -> Result<Opened, TransitError> {
+    ) -> Result<Decrypted, TransitError> {
         let late = || {
             TransitError::new(
                 ErrorKind::DeadlineExceeded,
@@ -585,7 +585,7 @@ mod tests {
     use transit_client::{
         key::KeyNames,
         key_id::KeyVersion,
-        transit::{KeyDescription, NodeId, Sealed},
+        transit::{Encrypted, KeyDescription, NodeId},
     };
     use zeroize::Zeroizing;
 
@@ -656,7 +656,7 @@ mod tests {
             return Err(TransitError::new(ErrorKind::VersionUnavailable, "version is too new"));
         }
         let plaintext = Zeroizing::new(text.as_bytes().to_vec());
-        Ok(Opened { plaintext, request_id: "request".into() })
+        Ok(Decrypted { plaintext, request_id: "request".into() })
     }
 
     #[async_trait]
@@ -683,7 +683,7 @@ mod tests {
             _: KeyVersion,
             _: &[u8],
             _: Call<'_>,
-        ) -> Result<Sealed, TransitError> {
+        ) -> Result<Encrypted, TransitError> {
             Err(given_up())
         }
 

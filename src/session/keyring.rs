@@ -166,7 +166,7 @@ impl Keyring {
     /// [`ErrorKind::BadCiphertext`] if key_id and ciphertext contradict each other or what is
     /// known of the key, [`ErrorKind::KeyNotFound`] if the key_id is of a key that is not configured.
     pub fn route(&self, key_id: &str, ciphertext: &Ciphertext) -> Result<Route<'_>, TransitError> {
-        if !KeyId::claims(key_id) {
+        if !KeyId::has_prefix(key_id) {
             // Whoever made it, it is a bare Transit ciphertext: users moving in keep their data.
             // Those that cannot know the version yet come last, as the one asked would look for it.
             let mut entries: Vec<&KeyEntry> = self.entries.iter().collect();

@@ -16,7 +16,10 @@ use transit_client::{
     metrics::ClientMetrics,
     vault::{
         self, Access, Pool, Session,
-        lease::{self, Care, Failure, Life, NotRenewed, Renewal, Schedule, TokenInfo, jittered},
+        lease::{
+            self, Expiry, LeaseAction, LeaseSchedule, Renewal, RenewalError, RenewalFailure, TokenInfo,
+            jittered,
+        },
     },
 };
 
@@ -70,8 +73,8 @@ struct InUse {
     pool: Arc<Pool>,
     pool_fingerprint: Fingerprint,
     /// How the last renewal failed, as it has been said.
-    renewal_fails: Option<Failure>,
-    schedule: Schedule,
+    renewal_fails: Option<RenewalFailure>,
+    schedule: LeaseSchedule,
     session: Arc<Session>,
     /// It has been said that the token has reached its maximum TTL.
     told_capped: bool,
@@ -115,7 +118,7 @@ struct Proven {
 /// What came of a call about the token.
 enum Cared {
     LookedUp(Result<TokenInfo, TransitError>),
-    Renewed(Result<Renewal, NotRenewed>),
+    Renewed(Result<Renewal, RenewalError>),
 }
 
 impl SessionManager {
@@ -254,18 +257,18 @@ impl SessionManager {
                 verification,
             )
             .map_err(|outdated| TransitError::new(ErrorKind::VersionUnavailable, outdated.to_string()))?;
-        session.put_in_use();
+        session.mark_in_use();
         self.metrics.reload("success");
         self.metrics.client.set_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let schedule = match &info {
-            Ok(info) => Schedule::of(info.life, info.renewable),
-            Err(kind) => Schedule::of_unknown(*kind),
+            Ok(info) => LeaseSchedule::new(info.expiry, info.renewable),
+            Err(kind) => LeaseSchedule::without_lookup(*kind),
         };
-        let ttl_seconds = schedule.life().left().map(|left| left.as_secs());
+        let ttl_seconds = schedule.expiry().remaining().map(|left| left.as_secs());
         info!(generation = snapshot.generation, token_ttl_seconds = ttl_seconds, "session in use");
         // If nothing is known of this token, what was known of the one before it must go: its end
         // would raise an alarm.
-        self.metrics.new_token(schedule.life().left());
+        self.metrics.new_token(schedule.expiry().remaining());
         if let Ok(info) = info {
             info.warn();
         }
@@ -313,10 +316,10 @@ impl SessionManager {
     fn cared(&self, in_use: &mut InUse, cared: Cared) {
         match cared {
             Cared::LookedUp(Ok(info)) => {
-                in_use.schedule.looked_up(info.life, info.renewable);
+                in_use.schedule.looked_up(info.expiry, info.renewable);
                 in_use.lookup_fails = false;
                 self.measure(in_use);
-                debug!(ttl_seconds = seconds_left(in_use.schedule.life()), "token looked up");
+                debug!(ttl_seconds = seconds_left(in_use.schedule.expiry()), "token looked up");
             }
             Cared::LookedUp(Err(error)) => {
                 in_use.schedule.lookup_failed(error.kind);
@@ -328,11 +331,11 @@ impl SessionManager {
                 }
             }
             Cared::Renewed(Ok(renewal)) => {
-                in_use.schedule.renewed(renewal.life, renewal.renewable);
+                in_use.schedule.renewed(renewal.expiry, renewal.renewable);
                 in_use.renewal_fails = None;
                 self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
                 self.measure(in_use);
-                let ttl_seconds = seconds_left(in_use.schedule.life());
+                let ttl_seconds = seconds_left(in_use.schedule.expiry());
                 if renewal.capped && std::mem::replace(&mut in_use.told_capped, true) {
                     debug!(ttl_seconds, "the token is still at its maximum TTL");
                 } else if renewal.capped {
@@ -344,7 +347,7 @@ impl SessionManager {
                     info!(ttl_seconds, "token renewed");
                 }
             }
-            Cared::Renewed(Err(NotRenewed { error, failure })) => {
+            Cared::Renewed(Err(RenewalError { error, failure })) => {
                 self.metrics.token_renewal("failed");
                 self.suspect(in_use, error.kind);
                 self.say_not_renewed(in_use, &error, failure);
@@ -353,13 +356,13 @@ impl SessionManager {
     }
 
     /// Plans the next renewal, and says what failed, when that is, and when the token ends.
-    fn say_not_renewed(&self, in_use: &mut InUse, error: &TransitError, failure: Failure) {
+    fn say_not_renewed(&self, in_use: &mut InUse, error: &TransitError, failure: RenewalFailure) {
         let next = in_use.schedule.renewal_failed(failure);
         let next_try_seconds = next.map(|next| rounded(next.saturating_duration_since(Instant::now())));
-        let token_ends_in_seconds = seconds_left(in_use.schedule.life());
+        let token_ends_in_seconds = seconds_left(in_use.schedule.expiry());
         if in_use.renewal_fails.replace(failure) == Some(failure) {
             debug!(%error, next_try_seconds, token_ends_in_seconds, "the token still cannot be renewed");
-        } else if failure == Failure::LogInAgain {
+        } else if failure == RenewalFailure::LoginRequired {
             warn!(
                 %error, next_try_seconds, token_ends_in_seconds,
                 "the token cannot be renewed any more: the agent must log in again and render a new one"
@@ -381,15 +384,15 @@ impl SessionManager {
     }
 
     fn measure(&self, in_use: &InUse) {
-        match in_use.schedule.life() {
-            Life::Unknown => {}
-            life => self.metrics.token(life.left()),
+        match in_use.schedule.expiry() {
+            Expiry::Unknown => {}
+            life => self.metrics.token(life.remaining()),
         }
     }
 }
 
-fn seconds_left(life: Life) -> Option<u64> {
-    life.left().map(rounded)
+fn seconds_left(life: Expiry) -> Option<u64> {
+    life.remaining().map(rounded)
 }
 
 /// In whole seconds.
@@ -436,8 +439,8 @@ async fn prove(
         namespace: reading.config.namespace.clone(),
         token: token.clone(),
     };
-    let progress: Arc<dyn vault::Progress> = Arc::clone(progress) as _;
-    let session = Session::new(&access, Arc::clone(&pool), Arc::clone(metrics))?.telling(&progress);
+    let progress: Arc<dyn vault::RequestObserver> = Arc::clone(progress) as _;
+    let session = Session::new(&access, Arc::clone(&pool), Arc::clone(metrics))?.with_observer(&progress);
     let info = match lease::lookup(&session, deadline.min(Instant::now() + LONGEST_LOOKUP)).await {
         Ok(info) => {
             info.check()?;
@@ -473,19 +476,19 @@ async fn prove(
 impl State {
     /// When the token next wants something, if no call about it is under way.
     fn next_care(&self) -> Option<Instant> {
-        self.in_use.as_ref().filter(|_| self.care.is_none()).map(|in_use| in_use.schedule.next())
+        self.in_use.as_ref().filter(|_| self.care.is_none()).map(|in_use| in_use.schedule.next_action_at())
     }
 
     /// Looks the token up, or renews it, if that is due.
     fn care_if_due(&mut self) {
         let Some(in_use) = self.in_use.as_ref().filter(|_| self.care.is_none()) else { return };
-        let (session, deadline) = (Arc::clone(&in_use.session), in_use.schedule.deadline());
-        self.care = match in_use.schedule.due() {
+        let (session, deadline) = (Arc::clone(&in_use.session), in_use.schedule.request_deadline());
+        self.care = match in_use.schedule.due_action() {
             None => None,
-            Some(Care::Lookup) => {
+            Some(LeaseAction::LookUp) => {
                 Some(Box::pin(async move { Cared::LookedUp(lease::lookup(&session, deadline).await) }))
             }
-            Some(Care::Renewal) => {
+            Some(LeaseAction::Renew) => {
                 Some(Box::pin(async move { Cared::Renewed(lease::renew(&session, deadline).await) }))
             }
         };

@@ -76,12 +76,12 @@ impl Progress {
     }
 }
 
-impl vault::Progress for Progress {
-    fn asking(&self, operation: Operation) {
+impl vault::RequestObserver for Progress {
+    fn request_started(&self, operation: Operation) {
         self.step(|steps| steps.operation = Some(operation));
     }
 
-    fn failed(&self, error: &TransitError) {
+    fn node_failed(&self, error: &TransitError) {
         self.step(|steps| {
             if steps.causes.len() < MOST_CAUSES && !steps.causes.contains(&error.message) {
                 steps.causes.push(error.message.clone());

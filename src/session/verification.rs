@@ -160,7 +160,7 @@ async fn check_going_back(
     accept_older: bool,
     call: Call<'_>,
 ) -> Result<(), VerificationError> {
-    if !transit.is_active(description.told_by, call).await? {
+    if !transit.is_active(description.reported_by, call).await? {
         let message = "a standby node of Vault has not caught up with the versions of the key";
         return Err(TransitError::new(ErrorKind::VersionUnavailable, message).into());
     }
@@ -345,7 +345,7 @@ async fn check_loss(
         format!(
             "the key that encrypted so far is not in vault.keynames, so what it encrypted could not be read: \
              add {} behind the new key, or restart transit-kms to accept the loss",
-            published.entry()
+            published.config_entry()
         ),
     ))
 }

@@ -19,7 +19,7 @@ pub struct Ciphertext {
 
 /// The bytes are not a bare Transit ciphertext.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum NotTransit {
+pub enum InvalidCiphertext {
     /// Not of the form `vault:v<version>:<base64>`.
     #[error(
         "the ciphertext is not of the form vault:v<version>:<base64>: another provider made it, or it is damaged"
@@ -36,17 +36,19 @@ impl Ciphertext {
     /// # Errors
     /// If `bytes` is too long or not `vault:v<version>:<base64>`. Version 0 is refused:
     /// Transit would quietly read it as version 1.
-    pub fn parse(bytes: &[u8]) -> Result<Self, NotTransit> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, InvalidCiphertext> {
         if bytes.len() > MAX_CIPHERTEXT_BYTES {
-            return Err(NotTransit::TooLong);
+            return Err(InvalidCiphertext::TooLong);
         }
-        let text = str::from_utf8(bytes).map_err(|_| NotTransit::Form)?;
-        let (version, body) =
-            text.strip_prefix("vault:v").and_then(|rest| rest.split_once(':')).ok_or(NotTransit::Form)?;
-        let version = KeyVersion::parse(version).ok_or(NotTransit::Form)?;
+        let text = str::from_utf8(bytes).map_err(|_| InvalidCiphertext::Form)?;
+        let (version, body) = text
+            .strip_prefix("vault:v")
+            .and_then(|rest| rest.split_once(':'))
+            .ok_or(InvalidCiphertext::Form)?;
+        let version = KeyVersion::parse(version).ok_or(InvalidCiphertext::Form)?;
         let base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
         if body.is_empty() || !body.bytes().all(base64) {
-            return Err(NotTransit::Form);
+            return Err(InvalidCiphertext::Form);
         }
         Ok(Self { text: text.to_owned(), version })
     }
@@ -100,10 +102,10 @@ mod tests {
             "Vault:v1:QUJD",
             "vault:v1:Ω",
         ] {
-            assert_eq!(Ciphertext::parse(bad.as_bytes()), Err(NotTransit::Form), "{bad}");
+            assert_eq!(Ciphertext::parse(bad.as_bytes()), Err(InvalidCiphertext::Form), "{bad}");
         }
         let long = format!("vault:v1:{}", "A".repeat(MAX_CIPHERTEXT_BYTES));
-        assert_eq!(Ciphertext::parse(long.as_bytes()), Err(NotTransit::TooLong));
+        assert_eq!(Ciphertext::parse(long.as_bytes()), Err(InvalidCiphertext::TooLong));
     }
 
     proptest! {

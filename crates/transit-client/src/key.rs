@@ -163,7 +163,7 @@ impl KeyRef {
 
     /// The key `name` in a place that the config names for it alone.
     #[must_use]
-    pub fn elsewhere(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
+    pub fn in_own_mount(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
         Self::placed(name, mount, namespace, true)
     }
 
@@ -202,7 +202,7 @@ impl KeyRef {
 
     /// As an entry of `keynames` that names its place in full.
     #[must_use]
-    pub fn entry(&self) -> String {
+    pub fn config_entry(&self) -> String {
         // No name or path has a character that needs an escape within double quotes.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b'-');
         let quoted = |text: &str| match text {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     fn key(name: &str, mount: &str, namespace: &str) -> KeyRef {
-        KeyRef::elsewhere(
+        KeyRef::in_own_mount(
             KeyName::new(name).unwrap(),
             MountPath::new(mount).unwrap(),
             Namespace::new(namespace).unwrap(),

@@ -120,7 +120,7 @@ impl KeyId {
 
     /// Whether `text` claims to be a key_id of ours, well-formed or not.
     #[must_use]
-    pub fn claims(text: &str) -> bool {
+    pub fn has_prefix(text: &str) -> bool {
         text.strip_prefix(FORMAT).is_some_and(|rest| rest.starts_with('.'))
     }
 }
@@ -135,23 +135,23 @@ impl fmt::Display for KeyId {
 /// The text is not a key_id of ours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not a key_id of the form tk1.<scope>.<version>.<birth>")]
-pub struct NotOurs;
+pub struct InvalidKeyId;
 
 impl FromStr for KeyId {
-    type Err = NotOurs;
+    type Err = InvalidKeyId;
 
     /// Accepts the canonical form only, so that two texts never name one version.
-    fn from_str(text: &str) -> Result<Self, NotOurs> {
+    fn from_str(text: &str) -> Result<Self, InvalidKeyId> {
         let mut parts = text.split('.');
         let (Some(FORMAT), Some(scope), Some(version), Some(birth), None) =
             (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
         else {
-            return Err(NotOurs);
+            return Err(InvalidKeyId);
         };
         Ok(Self {
-            scope: Scope(parse_hex(scope).ok_or(NotOurs)?),
-            version: KeyVersion::parse(version).ok_or(NotOurs)?,
-            birth: Birth(parse_hex(birth).ok_or(NotOurs)?),
+            scope: Scope(parse_hex(scope).ok_or(InvalidKeyId)?),
+            version: KeyVersion::parse(version).ok_or(InvalidKeyId)?,
+            birth: Birth(parse_hex(birth).ok_or(InvalidKeyId)?),
         })
     }
 }
@@ -246,7 +246,7 @@ mod tests {
             format!("{good}0"),
             format!(" {good}"),
         ] {
-            assert_eq!(bad.parse::<KeyId>(), Err(NotOurs), "{bad}");
+            assert_eq!(bad.parse::<KeyId>(), Err(InvalidKeyId), "{bad}");
         }
     }
 

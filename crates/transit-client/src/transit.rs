@@ -34,7 +34,7 @@ pub struct KeyDescription {
     /// Whether keys of this type decrypt at all.
     pub decrypts: bool,
     /// The node that told it.
-    pub told_by: NodeId,
+    pub reported_by: NodeId,
     /// Derived keys need a context with every call.
     pub derived: bool,
     /// The newest version.
@@ -51,7 +51,7 @@ pub struct KeyDescription {
 
 /// Bytes that Transit has wrapped.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct Encrypted {
     /// Its version is the one that was asked for.
     pub ciphertext: Ciphertext,
     /// The `request.id` of the entry in Vault's audit log.
@@ -60,16 +60,16 @@ pub struct Sealed {
 
 /// Bytes that Transit has unwrapped.
 #[derive(Clone)]
-pub struct Opened {
+pub struct Decrypted {
     /// Wiped when dropped.
     pub plaintext: Zeroizing<Vec<u8>>,
     /// The `request.id` of the entry in Vault's audit log.
     pub request_id: String,
 }
 
-impl fmt::Debug for Opened {
+impl fmt::Debug for Decrypted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Opened")
+        f.debug_struct("Decrypted")
             .field("plaintext_bytes", &self.plaintext.len())
             .field("request_id", &self.request_id)
             .finish()
@@ -88,7 +88,7 @@ pub trait Transit: Send + Sync + 'static {
         key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
-    ) -> Result<Opened, TransitError>;
+    ) -> Result<Decrypted, TransitError>;
 
     /// Unwraps many in one call: an answer for each, in their order.
     ///
@@ -99,7 +99,7 @@ pub trait Transit: Send + Sync + 'static {
         key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         call: Call<'_>,
-    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError>;
+    ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError>;
 
     /// Wraps with exactly `version`, and has checked that the answer did.
     ///
@@ -111,7 +111,7 @@ pub trait Transit: Send + Sync + 'static {
         version: KeyVersion,
         plaintext: &[u8],
         call: Call<'_>,
-    ) -> Result<Sealed, TransitError>;
+    ) -> Result<Encrypted, TransitError>;
 
     /// Whether `node` is the active one of its cluster. If another one is, that one is asked first from
     /// now on.

@@ -20,18 +20,18 @@ use crate::{
     ciphertext::Ciphertext,
     key::{KeyNames, KeyRef},
     key_id::KeyVersion,
-    transit::{Call, KeyDescription, NodeId, Opened, Sealed},
+    transit::{Call, Decrypted, Encrypted, KeyDescription, NodeId},
 };
 
 /// One key of the engine.
 #[derive(Clone)]
-pub struct ModelKey {
+pub struct FakeKey {
     pub derived: bool,
     /// How whatever is done with it fails.
     pub fails: Option<ErrorKind>,
     pub kind: &'static str,
     /// Tells two makings of a key apart, as its secret would.
-    pub making: u64,
+    pub material: u64,
     pub min_decryption: u32,
     pub min_encryption: u32,
     pub soft_deleted: bool,
@@ -39,13 +39,13 @@ pub struct ModelKey {
     pub versions: Vec<i64>,
 }
 
-impl ModelKey {
-    pub fn new(making: u64, versions: &[i64]) -> Self {
+impl FakeKey {
+    pub fn new(material: u64, versions: &[i64]) -> Self {
         Self {
             derived: false,
             fails: None,
             kind: "aes256-gcm96",
-            making,
+            material,
             min_decryption: 1,
             min_encryption: 0,
             soft_deleted: false,
@@ -64,7 +64,7 @@ pub struct State {
     /// Each call takes one and yields so often before it looks, and again before it answers.
     pub delays: VecDeque<u8>,
     pub fails: BTreeMap<&'static str, ErrorKind>,
-    pub keys: BTreeMap<String, ModelKey>,
+    pub keys: BTreeMap<String, FakeKey>,
     /// Larger ones are too much.
     pub largest_batch: Option<usize>,
     /// The node that answers has not heard of the newest so many versions.
@@ -85,7 +85,7 @@ impl FakeTransit {
     pub fn new() -> Self {
         let model = Self::default();
         model.change(|state| {
-            state.keys.insert("kms".into(), ModelKey::new(1, &[100]));
+            state.keys.insert("kms".into(), FakeKey::new(1, &[100]));
         });
         model
     }
@@ -106,9 +106,9 @@ impl FakeTransit {
         self.calls.load(Ordering::Relaxed)
     }
 
-    pub fn session(&self, keys: &[&str]) -> Arc<ModelSession> {
+    pub fn session(&self, keys: &[&str]) -> Arc<FakeSession> {
         let keys = keys.iter().map(|key| KeyRef::in_transit(key));
-        Arc::new(ModelSession {
+        Arc::new(FakeSession {
             refused: Mutex::new(None),
             keys: KeyNames::new(keys).unwrap(),
             model: self.clone(),
@@ -121,14 +121,14 @@ impl FakeTransit {
 }
 
 /// A session with the model.
-pub struct ModelSession {
+pub struct FakeSession {
     /// What all calls with its token fail with.
     refused: Mutex<Option<ErrorKind>>,
     keys: KeyNames,
     model: FakeTransit,
 }
 
-impl ModelSession {
+impl FakeSession {
     pub fn kill_token(&self) {
         self.refuse(ErrorKind::TokenInvalid);
     }
@@ -170,7 +170,7 @@ impl ModelSession {
     }
 }
 
-fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), TransitError> {
+fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a FakeKey, u32), TransitError> {
     let key = state
         .keys
         .get(key.name().as_str())
@@ -181,7 +181,7 @@ fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a ModelKey, u32), Tr
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
 
-fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Opened, TransitError> {
+fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Decrypted, TransitError> {
     let (key, latest) = visible(state, key)?;
     let version = ciphertext.version().number();
     if version > latest {
@@ -192,21 +192,21 @@ fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Opened, 
     }
     let body = ciphertext.as_str().rsplit(':').next().unwrap();
     let inner = STANDARD.decode(body).unwrap();
-    let (making, plaintext) = inner.split_at(8);
-    if making != key.making.to_be_bytes() {
+    let (material, plaintext) = inner.split_at(8);
+    if material != key.material.to_be_bytes() {
         return Err(TransitError::new(ErrorKind::BadCiphertext, "message authentication failed"));
     }
-    Ok(Opened { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+    Ok(Decrypted { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
 }
 
 #[async_trait]
-impl Transit for ModelSession {
+impl Transit for FakeSession {
     async fn decrypt(
         &self,
         key: &KeyRef,
         ciphertext: &Ciphertext,
         _: Call<'_>,
-    ) -> Result<Opened, TransitError> {
+    ) -> Result<Decrypted, TransitError> {
         self.at_some_moment("decrypt", |state| open(state, key, ciphertext)).await
     }
 
@@ -215,7 +215,7 @@ impl Transit for ModelSession {
         key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         _: Call<'_>,
-    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
+    ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
         self.at_some_moment("decrypt_batch", |state| {
             if state.largest_batch.is_some_and(|largest| ciphertexts.len() > largest) {
                 return Err(TransitError::new(ErrorKind::BatchTooLarge, "high complexity"));
@@ -233,7 +233,7 @@ impl Transit for ModelSession {
         version: KeyVersion,
         plaintext: &[u8],
         _: Call<'_>,
-    ) -> Result<Sealed, TransitError> {
+    ) -> Result<Encrypted, TransitError> {
         self.at_some_moment("encrypt", |state| {
             let (key, latest) = visible(state, key)?;
             if key.soft_deleted {
@@ -245,9 +245,9 @@ impl Transit for ModelSession {
             if version.number() < key.min_encryption {
                 return Err(TransitError::new(ErrorKind::VersionTooOld, "less than the minimum"));
             }
-            let body = STANDARD.encode([&key.making.to_be_bytes(), plaintext].concat());
+            let body = STANDARD.encode([&key.material.to_be_bytes(), plaintext].concat());
             let ciphertext = Ciphertext::parse(format!("vault:v{version}:{body}").as_bytes()).unwrap();
-            Ok(Sealed { ciphertext, request_id: "request".into() })
+            Ok(Encrypted { ciphertext, request_id: "request".into() })
         })
         .await
     }
@@ -266,7 +266,7 @@ impl Transit for ModelSession {
             let versions = key.versions.iter().zip(1..=latest);
             Ok(KeyDescription {
                 decrypts: key.kind != "hmac",
-                told_by: NodeId(0),
+                reported_by: NodeId(0),
                 derived: key.derived,
                 latest: KeyVersion::new(latest).unwrap(),
                 min_decryption: key.min_decryption,

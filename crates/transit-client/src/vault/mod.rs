@@ -16,7 +16,7 @@ mod transit_api;
 
 pub use failover::classify::Operation;
 pub use pool::Pool;
-pub use session::{Access, Progress, Session};
+pub use session::{Access, RequestObserver, Session};
 
 #[cfg(test)]
 mod tests;

@@ -162,7 +162,7 @@ impl Pool {
     }
 
     /// Live calls depend on the health of its nodes from now on.
-    pub(super) fn put_in_use(&self) {
+    pub(super) fn mark_in_use(&self) {
         self.in_use.store(true, Ordering::Relaxed);
     }
 

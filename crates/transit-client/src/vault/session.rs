@@ -46,19 +46,19 @@ pub struct Access {
 }
 
 /// Learns what a session waits for, while it is verified.
-pub trait Progress: Send + Sync {
+pub trait RequestObserver: Send + Sync {
     /// A request for `operation` is sent.
-    fn asking(&self, operation: Operation);
+    fn request_started(&self, operation: Operation);
     /// A node did not answer; others may.
-    fn failed(&self, error: &TransitError);
+    fn node_failed(&self, error: &TransitError);
 }
 
 /// No session reports to it: it gives the type of a reporter that never lived.
-struct NoProgress;
+struct NoObserver;
 
-impl Progress for NoProgress {
-    fn asking(&self, _: Operation) {}
-    fn failed(&self, _: &TransitError) {}
+impl RequestObserver for NoObserver {
+    fn request_started(&self, _: Operation) {}
+    fn node_failed(&self, _: &TransitError) {}
 }
 
 /// A token on a pool of connections, with the keys that it is for; not proven to work.
@@ -76,7 +76,7 @@ pub struct Session {
     /// Its connections, which it may share with other sessions.
     pub pool: Arc<Pool>,
     /// Set while this is a candidate; it ends with the verification.
-    progress: Weak<dyn Progress>,
+    progress: Weak<dyn RequestObserver>,
 }
 
 impl Session {
@@ -100,14 +100,14 @@ impl Session {
             metrics,
             namespace: access.namespace.clone(),
             pool,
-            progress: Weak::<NoProgress>::new(),
+            progress: Weak::<NoObserver>::new(),
         })
     }
 
     /// Calls are answered with it from now on: what it meets is news of the pool's nodes.
-    pub fn put_in_use(&self) {
+    pub fn mark_in_use(&self) {
         self.in_use.store(true, Ordering::Relaxed);
-        self.pool.put_in_use();
+        self.pool.mark_in_use();
     }
 
     /// Whether what it meets changes the health of nodes. Live calls depend on the health of a pool in use,
@@ -118,7 +118,7 @@ impl Session {
 
     /// The same, and what it waits for is told to `progress` while that lives.
     #[must_use]
-    pub fn telling(self, progress: &Arc<dyn Progress>) -> Self {
+    pub fn with_observer(self, progress: &Arc<dyn RequestObserver>) -> Self {
         Self { progress: Arc::downgrade(progress), ..self }
     }
 
@@ -157,7 +157,7 @@ impl Session {
         let outgoing = Outgoing { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
         let progress = self.progress.upgrade();
         if let Some(progress) = &progress {
-            progress.asking(operation);
+            progress.request_started(operation);
         }
         let question = Question {
             acceptance: &self.acceptance,

@@ -207,7 +207,7 @@ async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_t
     let fake = Fake::with(vec![json(404, r#"{"errors":[]}"#)]).await;
     let session = session_in("team-a", &[&fake.address]).await;
     let key = |mount, namespace| {
-        KeyRef::elsewhere(
+        KeyRef::in_own_mount(
             KeyName::new("old").unwrap(),
             MountPath::new(mount).unwrap(),
             Namespace::new(namespace).unwrap(),

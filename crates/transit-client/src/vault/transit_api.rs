@@ -20,7 +20,7 @@ use crate::{
     ciphertext::Ciphertext,
     key::{KeyNames, KeyRef, Namespace},
     key_id::KeyVersion,
-    transit::{Call, KeyDescription, NodeId, Opened, Sealed},
+    transit::{Call, Decrypted, Encrypted, KeyDescription, NodeId},
 };
 
 #[derive(Deserialize)]
@@ -85,7 +85,7 @@ impl Transit for Session {
         key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
-    ) -> Result<Opened, TransitError> {
+    ) -> Result<Decrypted, TransitError> {
         // The alphabet of a checked ciphertext needs no escapes in JSON.
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
@@ -98,7 +98,7 @@ impl Transit for Session {
                 // Base64 never needs escapes. If it had some, serde would have made a copy that is not wiped.
                 Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
             };
-            Ok(Opened { plaintext: decoded(text)?, request_id: envelope.request_id() })
+            Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
         })
         .await
     }
@@ -108,7 +108,7 @@ impl Transit for Session {
         key: &KeyRef,
         ciphertexts: &[&Ciphertext],
         call: Call<'_>,
-    ) -> Result<Vec<Result<Opened, TransitError>>, TransitError> {
+    ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
         let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
         self.ask_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
@@ -126,7 +126,7 @@ impl Transit for Session {
                     return Err(meaning_of_item(Operation::Decrypt, place, error));
                 }
                 let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
-                Ok(Opened { plaintext: decoded(text)?, request_id: request_id.clone() })
+                Ok(Decrypted { plaintext: decoded(text)?, request_id: request_id.clone() })
             };
             Ok(results.into_iter().map(opened).collect())
         })
@@ -139,7 +139,7 @@ impl Transit for Session {
         version: KeyVersion,
         plaintext: &[u8],
         call: Call<'_>,
-    ) -> Result<Sealed, TransitError> {
+    ) -> Result<Encrypted, TransitError> {
         let path = path("encrypt", key);
         let body = encrypt_body(plaintext, version).ok_or_else(|| nonsense(Operation::Encrypt))?;
         self.ask_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
@@ -155,7 +155,7 @@ impl Transit for Session {
                     format!("Transit was asked for version {version} and used {}", ciphertext.version());
                 return Err(TransitError::new(ErrorKind::InvalidResponse, message));
             }
-            Ok(Sealed { ciphertext, request_id: envelope.request_id() })
+            Ok(Encrypted { ciphertext, request_id: envelope.request_id() })
         })
         .await
     }
@@ -184,7 +184,7 @@ impl Transit for Session {
                 .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.number()?)))
                 .collect();
             Ok(Some(KeyDescription {
-                told_by: NodeId(answer.node),
+                reported_by: NodeId(answer.node),
                 decrypts: data.supports_decryption.bool().unwrap_or(true),
                 derived: data.derived.bool().unwrap_or(false),
                 latest,

@@ -25,7 +25,7 @@ use crate::{
     metrics::ClientMetrics,
     vault::{
         pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
-        session::Progress,
+        session::RequestObserver,
     },
 };
 
@@ -54,7 +54,7 @@ pub(crate) struct Question<'a> {
     pub(crate) operation: Operation,
     pub(crate) outgoing: &'a Outgoing,
     /// Is told why a node did not answer, while others are still asked.
-    pub(crate) progress: Option<&'a dyn Progress>,
+    pub(crate) progress: Option<&'a dyn RequestObserver>,
     /// What comes of it may change the health of nodes, and who is asked first.
     pub(crate) speaks_for_nodes: bool,
     /// The token was issued so recently that not every node may know it.
@@ -585,9 +585,9 @@ fn is_no_answer(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::InvalidResponse | ErrorKind::Unreachable)
 }
 
-fn tell(progress: Option<&dyn Progress>, error: &TransitError) {
+fn tell(progress: Option<&dyn RequestObserver>, error: &TransitError) {
     if let Some(progress) = progress {
-        progress.failed(error);
+        progress.node_failed(error);
     }
 }
 

@@ -539,7 +539,7 @@ async fn what_a_candidate_or_a_renewal_meets_does_not_change_the_health_of_nodes
     let pool = Pool::with(&endpoint(&addresses), FAST, Arc::new(System)).await.unwrap();
     let in_use = session_on(&access(""), pool, metrics(&addresses));
     encrypt(&in_use).await.unwrap();
-    in_use.put_in_use();
+    in_use.mark_in_use();
     let metrics = Arc::clone(&in_use.metrics);
     let candidate = Session::new(&access(""), Arc::clone(&in_use.pool), metrics).unwrap();
     assert!(encrypt_by(&candidate, soon()).await.is_err());

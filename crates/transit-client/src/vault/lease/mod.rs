@@ -4,6 +4,6 @@ mod renewal;
 mod requests;
 mod schedule;
 
-pub use renewal::{Failure, NotRenewed};
+pub use renewal::{RenewalError, RenewalFailure};
 pub use requests::{Renewal, TokenInfo, lookup, renew};
-pub use schedule::{Care, Life, Schedule, jittered};
+pub use schedule::{Expiry, LeaseAction, LeaseSchedule, jittered};

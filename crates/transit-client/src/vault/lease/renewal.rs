@@ -19,48 +19,48 @@ const LOG_IN_AGAIN: [(&str, &str); 8] = [
 
 /// What kind of failure it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Failure {
+pub enum RenewalFailure {
     /// Vault does not answer, or not sensibly: the next try may work, and this one may have worked.
-    Away,
+    Unreachable,
     /// Only a new login brings a token that lives longer.
-    LogInAgain,
+    LoginRequired,
     /// The policy does not allow it now.
-    Refused,
+    Denied,
     /// Vault does not accept the token.
-    TokenDead,
+    TokenInvalid,
 }
 
 /// Why a token was not renewed.
 #[derive(Debug)]
-pub struct NotRenewed {
+pub struct RenewalError {
     /// What Vault said, and the next step.
     pub error: TransitError,
     /// Whether a later renewal can work.
-    pub failure: Failure,
+    pub failure: RenewalFailure,
 }
 
-impl NotRenewed {
+impl RenewalError {
     /// Vault takes the request of a token whose user or role is gone, and renews nothing.
     pub fn nothing_was_renewed() -> Self {
         let error = TransitError::new(
             ErrorKind::Denied,
             "Vault renewed nothing: the user or role that it was issued for does not exist any more",
         );
-        Self { error, failure: Failure::LogInAgain }
+        Self { error, failure: RenewalFailure::LoginRequired }
     }
 }
 
-impl From<TransitError> for NotRenewed {
+impl From<TransitError> for RenewalError {
     fn from(error: TransitError) -> Self {
         let known = LOG_IN_AGAIN.iter().find(|(words, _)| error.message.contains(words));
         if let Some((_, why)) = known {
             let error = TransitError::new(error.kind, format!("{why} ({})", error.message));
-            return Self { error, failure: Failure::LogInAgain };
+            return Self { error, failure: RenewalFailure::LoginRequired };
         }
         let failure = match error.kind {
-            ErrorKind::Denied | ErrorKind::KeyNotFound => Failure::Refused,
-            ErrorKind::TokenInvalid => Failure::TokenDead,
-            _ => Failure::Away,
+            ErrorKind::Denied | ErrorKind::KeyNotFound => RenewalFailure::Denied,
+            ErrorKind::TokenInvalid => RenewalFailure::TokenInvalid,
+            _ => RenewalFailure::Unreachable,
         };
         Self { error, failure }
     }
@@ -77,45 +77,53 @@ mod tests {
             (
                 ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: policies have changed, not renewing",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
             (
                 ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: role \"r\" does not exist during renewal",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
             (
                 ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * failed to renew entry: original token role \"tr\" could not be found, not renewing",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
             (
                 ErrorKind::Unreachable,
                 "Vault answered 500: 1 error occurred: * past the max TTL, cannot renew",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
             (
                 ErrorKind::InvalidResponse,
                 "Vault answered 400 to renew_self: lease is not renewable",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
             (
                 ErrorKind::InvalidResponse,
                 "Vault answered 400 to renew_self: batch tokens cannot be renewed",
-                Failure::LogInAgain,
+                RenewalFailure::LoginRequired,
             ),
-            (ErrorKind::Unreachable, "Vault answered 500: internal error", Failure::Away),
-            (ErrorKind::Unreachable, "Vault answered 503: Vault is sealed", Failure::Away),
-            (ErrorKind::InvalidResponse, "the answer to renew_self is not Vault's", Failure::Away),
-            (ErrorKind::DeadlineExceeded, "Vault at x did not answer in time", Failure::Away),
+            (ErrorKind::Unreachable, "Vault answered 500: internal error", RenewalFailure::Unreachable),
+            (ErrorKind::Unreachable, "Vault answered 503: Vault is sealed", RenewalFailure::Unreachable),
+            (
+                ErrorKind::InvalidResponse,
+                "the answer to renew_self is not Vault's",
+                RenewalFailure::Unreachable,
+            ),
+            (ErrorKind::DeadlineExceeded, "Vault at x did not answer in time", RenewalFailure::Unreachable),
             (
                 ErrorKind::Denied,
                 "the token's policy does not allow renew_self: grant `update`",
-                Failure::Refused,
+                RenewalFailure::Denied,
             ),
-            (ErrorKind::TokenInvalid, "Vault does not accept the token any more", Failure::TokenDead),
+            (
+                ErrorKind::TokenInvalid,
+                "Vault does not accept the token any more",
+                RenewalFailure::TokenInvalid,
+            ),
         ] {
-            let found = NotRenewed::from(TransitError::new(kind, message));
+            let found = RenewalError::from(TransitError::new(kind, message));
             assert_eq!(found.failure, failure, "{message}");
             assert!(found.error.message.contains(message), "Vault's own words stay: {}", found.error);
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::warn;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
 
-use super::{renewal::NotRenewed, schedule::Life};
+use super::{renewal::RenewalError, schedule::Expiry};
 use crate::{
     ErrorKind, TransitError,
     transit::Call,
@@ -34,9 +34,9 @@ const NO_CONTENT: u16 = 204;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TokenInfo {
     /// A use is spent with every call.
-    pub counted: bool,
+    pub has_limited_uses: bool,
     /// How long it lives.
-    pub life: Life,
+    pub expiry: Expiry,
     /// The names of its policies, those of its identity included.
     pub policies: Vec<String>,
     /// Unless Vault has not said it.
@@ -46,7 +46,7 @@ pub struct TokenInfo {
 impl TokenInfo {
     /// Refuses what would wear out: every call, even a lookup, spends a use.
     pub fn check(&self) -> Result<(), TransitError> {
-        if self.counted {
+        if self.has_limited_uses {
             return Err(TransitError::new(
                 ErrorKind::Denied,
                 "the token has a limited number of uses and would wear out: issue it with num_uses=0",
@@ -66,7 +66,8 @@ impl TokenInfo {
                 "the token has the policy `default`, which makes every call cost the server 2 to 4 times as much: issue it with token_no_default_policy=true"
             );
         }
-        if let Some(left) = self.life.left().filter(|left| self.renewable == Some(false) && *left < SHORT_TTL)
+        if let Some(left) =
+            self.expiry.remaining().filter(|left| self.renewable == Some(false) && *left < SHORT_TTL)
         {
             warn!(
                 ttl_seconds = left.as_secs(),
@@ -80,7 +81,7 @@ impl TokenInfo {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Renewal {
     /// Unknown if Vault renewed it and did not say for how long.
-    pub life: Life,
+    pub expiry: Expiry,
     /// Vault said that its maximum is reached.
     pub capped: bool,
     /// Unless Vault has not said it.
@@ -133,7 +134,7 @@ pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, T
 }
 
 /// Asks for another full TTL.
-pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, NotRenewed> {
+pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, RenewalError> {
     let request = RenewTokenSelfRequest::builder().build().map_err(|_| garbled(Operation::RenewSelf))?;
     let asked = Instant::now();
     let read = move |answer: &Incoming| {
@@ -144,14 +145,14 @@ pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, NotR
         let capped = answer.warnings.texts().any(|warning| warning.contains("capped"));
         match answer.auth {
             Some(lease) => {
-                Some(Some(Renewal { life: lease.life(asked), capped, renewable: lease.renewable.bool() }))
+                Some(Some(Renewal { expiry: lease.expiry(asked), capped, renewable: lease.renewable.bool() }))
             }
             None => answer.request_id.is_there().then_some(None),
         }
     };
     ask(session, Operation::RenewSelf, deadline, request, read)
         .await?
-        .ok_or_else(NotRenewed::nothing_was_renewed)
+        .ok_or_else(RenewalError::nothing_was_renewed)
 }
 
 impl LookupData {
@@ -159,30 +160,30 @@ impl LookupData {
         let policies = self.policies.texts().chain(self.identity_policies.texts());
         TokenInfo {
             // It is negative once the last use is spent.
-            counted: self.num_uses.number().is_some_and(|uses| uses != 0),
-            life: self.life(asked),
+            has_limited_uses: self.num_uses.number().is_some_and(|uses| uses != 0),
+            expiry: self.expiry(asked),
             policies: policies.map(str::to_owned).collect(),
             renewable: self.renewable.bool(),
         }
     }
 
-    fn life(&self, asked: Instant) -> Life {
+    fn expiry(&self, asked: Instant) -> Expiry {
         let has_an_end =
             self.expire_time.text().is_some() || self.creation_ttl.number().is_some_and(|ttl| ttl > 0);
         match self.ttl.number() {
             // The TTL is in whole seconds: a token in its last one has 0, as has one that never ends.
-            Some(0) if !has_an_end => Life::Endless,
-            Some(ttl) => Life::Ends(asked + seconds(ttl)),
-            None => Life::Unknown,
+            Some(0) if !has_an_end => Expiry::Never,
+            Some(ttl) => Expiry::At(asked + seconds(ttl)),
+            None => Expiry::Unknown,
         }
     }
 }
 
 impl Lease {
-    fn life(&self, asked: Instant) -> Life {
+    fn expiry(&self, asked: Instant) -> Expiry {
         match self.lease_duration.number() {
-            Some(ttl) if ttl > 0 => Life::Ends(asked + seconds(ttl)),
-            _ => Life::Unknown,
+            Some(ttl) if ttl > 0 => Expiry::At(asked + seconds(ttl)),
+            _ => Expiry::Unknown,
         }
     }
 }
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
     use crate::{
         testing::fake_vault::{Fake, call, json, session},
-        vault::lease::Failure,
+        vault::lease::RenewalFailure,
     };
 
     async fn looked_up(data: &str) -> Result<TokenInfo, TransitError> {
@@ -255,13 +256,13 @@ mod tests {
         lookup(&session(&[&fake.address]).await, call().deadline).await
     }
 
-    async fn renewed(status: u16, body: &str) -> Result<Renewal, NotRenewed> {
+    async fn renewed(status: u16, body: &str) -> Result<Renewal, RenewalError> {
         let fake = Fake::with(vec![json(status, body)]).await;
         renew(&session(&[&fake.address]).await, call().deadline).await
     }
 
-    fn left(life: Life) -> u64 {
-        life.left().unwrap_or_else(|| panic!("{life:?}")).as_secs_f64().ceil() as u64
+    fn left(expiry: Expiry) -> u64 {
+        expiry.remaining().unwrap_or_else(|| panic!("{expiry:?}")).as_secs_f64().ceil() as u64
     }
 
     /// A real server and a real agent are in `tests/it/token.rs`; these are what they might send.
@@ -272,26 +273,26 @@ mod tests {
                 "num_uses":0,"policies":["a"],"identity_policies":["b"]}"#,
         );
         let full = full.await.unwrap();
-        assert_eq!(left(full.life), 60);
+        assert_eq!(left(full.expiry), 60);
         assert_eq!(
-            (full.policies, full.renewable, full.counted),
+            (full.policies, full.renewable, full.has_limited_uses),
             (vec!["a".into(), "b".into()], Some(true), false)
         );
 
         let quoted =
             looked_up(r#"{"ttl":"60","renewable":"true","num_uses":"0","policies":"a"}"#).await.unwrap();
-        assert_eq!((left(quoted.life), quoted.renewable), (60, Some(true)));
+        assert_eq!((left(quoted.expiry), quoted.renewable), (60, Some(true)));
         assert_eq!(quoted.policies, ["a"]);
 
         let nulls = r#"{"ttl":60,"policies":null,"identity_policies":null,"expire_time":null,"meta":null,
                         "renewable":null,"num_uses":null,"id":null}"#;
         let nulls = looked_up(nulls).await.unwrap();
-        assert_eq!((left(nulls.life), nulls.renewable, nulls.counted), (60, None, false));
+        assert_eq!((left(nulls.expiry), nulls.renewable, nulls.has_limited_uses), (60, None, false));
         let odd = looked_up(r#"{"ttl":{},"policies":{},"renewable":true,"num_uses":[]}"#).await.unwrap();
-        assert_eq!((odd.life, odd.renewable), (Life::Unknown, Some(true)));
-        for counted in ["1", "-1", r#""7""#] {
-            let info = looked_up(&format!(r#"{{"ttl":60,"num_uses":{counted}}}"#)).await.unwrap();
-            assert!(info.check().is_err(), "{counted}");
+        assert_eq!((odd.expiry, odd.renewable), (Expiry::Unknown, Some(true)));
+        for has_limited_uses in ["1", "-1", r#""7""#] {
+            let info = looked_up(&format!(r#"{{"ttl":60,"num_uses":{has_limited_uses}}}"#)).await.unwrap();
+            assert!(info.check().is_err(), "{has_limited_uses}");
         }
         for foreign in ["null", "{}", "[]", r#"{"ciphertext":"secret:1"}"#, r#""text""#] {
             assert_eq!(looked_up(foreign).await.unwrap_err().kind, ErrorKind::InvalidResponse, "{foreign}");
@@ -307,7 +308,7 @@ mod tests {
             (r#"{"ttl":0,"creation_ttl":2}"#, false),
             (r#"{"ttl":-1}"#, false),
         ] {
-            assert_eq!(looked_up(data).await.unwrap().life == Life::Endless, endless, "{data}");
+            assert_eq!(looked_up(data).await.unwrap().expiry == Expiry::Never, endless, "{data}");
         }
     }
 
@@ -321,20 +322,24 @@ mod tests {
         ] {
             let renewal = renewed(200, &format!(r#"{{"auth":{auth},"warnings":null}}"#)).await.unwrap();
             assert_eq!(
-                (left(renewal.life), renewal.capped, renewal.renewable),
+                (left(renewal.expiry), renewal.capped, renewal.renewable),
                 (60, false, Some(true)),
                 "{auth}"
             );
         }
         for auth in [r#"{"lease_duration":0}"#, "{}", r#"{"lease_duration":null}"#] {
             let renewal = renewed(200, &format!(r#"{{"auth":{auth}}}"#)).await.unwrap();
-            assert_eq!(renewal.life, Life::Unknown, "{auth}");
+            assert_eq!(renewal.expiry, Expiry::Unknown, "{auth}");
         }
         let capped = r#"{"auth":{"lease_duration":5},"warnings":["TTL of \"1h\" ... capped accordingly"]}"#;
         assert!(renewed(200, capped).await.unwrap().capped);
         // The user is gone.
         for (status, body) in [(204, ""), (200, r#"{"request_id":"r","auth":null}"#)] {
-            assert_eq!(renewed(status, body).await.unwrap_err().failure, Failure::LogInAgain, "{status}");
+            assert_eq!(
+                renewed(status, body).await.unwrap_err().failure,
+                RenewalFailure::LoginRequired,
+                "{status}"
+            );
         }
         for body in ["", "<html>", "{}", "[]", r#"{"auth":"x"}"#] {
             assert_eq!(
