@@ -42,6 +42,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY crates crates
 COPY proto proto
 COPY src src
+COPY tests/Cargo.toml tests/
 # The secret is a CA bundle for cargo, for those whose way to the crates has an authority of its own.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=secret,id=ca \

@@ -36,7 +36,7 @@ use transit_client::{
 use crate::observe::metrics::Metrics;
 
 /// So many requests are away at once. One or three make no measurable difference in throughput
-/// (`benches/figures.rs`, on one node); with one, a slow request would hold up everybody.
+/// (`benches/daemon.rs`, on one node); with one, a slow request would hold up everybody.
 const AT_ONCE: usize = 2;
 /// So many requests of one item are away at once, of items that cannot share one.
 const LONE_AT_ONCE: usize = 16;

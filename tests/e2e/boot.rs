@@ -1,10 +1,10 @@
 //! The order in which things come up, when it is the wrong one.
 
 use std::time::{Duration, Instant};
-
-use crate::{
+use testkit::{
+    Daemon, DaemonOptions, Stage, calls,
     cluster::{ApiServerOptions, Cluster, EncryptionConfig, READY_WITHIN, figure},
-    support::{Daemon, DaemonOptions, Stage, calls, eventually, scratch},
+    eventually, scratch,
 };
 
 /// How often kube-apiserver asks a plugin that is not healthy.

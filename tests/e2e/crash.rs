@@ -3,12 +3,10 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-
-use crate::{
+use testkit::{
+    Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN, calls,
     cluster::{ApiLoad, Cluster, EncryptionConfig, figure},
-    support::{
-        Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN, calls, eventually, kms_client, scratch,
-    },
+    eventually, kms_client, scratch,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -3,13 +3,10 @@
 use std::{fs, path::Path};
 
 use serde_json::{Value, json};
-
-use crate::{
+use testkit::{
+    Bao, Caller, Daemon, DaemonOptions, KEY, MOUNT, POLICY, Rendered, Stage, TAKEN_WITHIN,
     cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Plane, READY_WITHIN},
-    support::{
-        Bao, Caller, Daemon, DaemonOptions, KEY, MOUNT, POLICY, Rendered, Stage, TAKEN_WITHIN, eventually,
-        policy, rendered, scratch, version_of_key_id,
-    },
+    eventually, policy, rendered, scratch, version_of_key_id,
 };
 
 /// A key for which there is no other use.

@@ -4,16 +4,13 @@ use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use bytes::Bytes;
 use kms_plugin::v2::{DecryptRequest, EncryptRequest};
-
-use crate::{
+use testkit::{
+    Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN,
+    calls::timed,
     cluster::{ApiLoad, Cluster, EncryptionConfig, figure},
-    support::{
-        Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN,
-        calls::timed,
-        kms_client, program,
-        raw::{self, PREFACE, RawClient, SETTINGS},
-        scratch, unix_url,
-    },
+    kms_client, program,
+    raw::{self, PREFACE, RawClient, SETTINGS},
+    scratch, unix_url,
 };
 
 /// Twice what is let in.

@@ -1,10 +1,10 @@
 //! Mode `local-kek`: API servers start while Vault is down.
 
 use std::time::Instant;
-
-use crate::{
+use testkit::{
+    Stage, TAKEN_WITHIN,
     cluster::{Cluster, EncryptionConfig, READY_WITHIN, figure},
-    support::{Stage, TAKEN_WITHIN, eventually},
+    eventually,
 };
 
 #[tokio::test]

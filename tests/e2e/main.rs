@@ -2,14 +2,12 @@
 //!
 //! What the KMS contract says counts once the client that it is about has been seen to do it: each
 //! file here is a scenario or two, and looks at what etcd holds and at what clients of the API see.
-//! `cluster` starts and stops the parts; `scripts/e2e-tools` gets the binaries.
+//! `testkit::cluster` starts and stops the parts; `scripts/e2e-tools` gets the binaries.
 //!
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
 #[cfg(test)]
 mod boot;
-#[cfg(test)]
-mod cluster;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
@@ -32,9 +30,6 @@ mod restart;
 mod rotation;
 #[cfg(test)]
 mod stand_in;
-#[cfg(test)]
-#[path = "../support/mod.rs"]
-mod support;
 #[cfg(test)]
 mod two;
 #[cfg(test)]

@@ -2,15 +2,16 @@
 
 use std::{path::Path, time::Instant};
 
-use tokio::task::JoinSet;
-
-use crate::{
+use testkit::{
+    Daemon, DaemonOptions, Stage,
     cluster::{
         Api, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
     },
-    stand_in::StandIn,
-    support::{Daemon, DaemonOptions, Stage, eventually, port, scratch, unix_url},
+    eventually, port, scratch, unix_url,
 };
+use tokio::task::JoinSet;
+
+use crate::stand_in::StandIn;
 
 /// The name that Trousseau's documentation gives the provider; it is in every value.
 const TROUSSEAU: &str = "vaultprovider";

@@ -1,10 +1,10 @@
 //! Vault is away while API servers run.
 
 use std::time::Instant;
-
-use crate::{
+use testkit::{
+    Stage, TAKEN_WITHIN,
     cluster::{Cluster, EncryptionConfig, Plane, READY_WITHIN, figure},
-    support::{Stage, TAKEN_WITHIN, eventually},
+    eventually,
 };
 
 #[tokio::test]

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-
-use crate::{
+use testkit::{
+    KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN,
     cluster::{Api, ApiServerOptions, Cluster, EncryptionConfig, Plane, READY_WITHIN, SECRETS, figure},
-    support::{KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN, eventually, policy},
+    eventually, policy,
 };
 
 /// How long kube-apiserver writes under a seed that Status no longer vouches for, and how often it

@@ -1,12 +1,12 @@
 //! kube-apiserver takes another EncryptionConfiguration while it runs.
 
 use std::time::Duration;
-
-use crate::{
+use testkit::{
+    Stage,
     cluster::{
         ApiLoad, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
     },
-    support::{Stage, eventually},
+    eventually,
 };
 
 /// It looks at the file once a minute, and then wants the new provider healthy first.

@@ -1,10 +1,9 @@
 //! kube-apiserver starts again, and asks for every seed that it has ever made.
 
 use std::time::Instant;
-
-use crate::{
+use testkit::{
     cluster::{Plane, READY_WITHIN, figure},
-    support::full,
+    full,
 };
 
 /// How many objects of one resource it decodes at once, each of them asking for its seed if no other

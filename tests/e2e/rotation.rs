@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use transit_client::key_id::key_id_hash;
-
-use crate::{
+use testkit::{
+    Agent, AgentOptions, Bao, Daemon, DaemonOptions, KEY, Load, TAKEN_WITHIN,
     cluster::{ApiLoad, Cluster, EncryptionConfig, Plane, SECRETS, figure},
-    support::{
-        Agent, AgentOptions, Bao, Daemon, DaemonOptions, KEY, Load, TAKEN_WITHIN, eventually, full, scratch,
-        version_of_ciphertext, wait_for_session_after,
-    },
+    eventually, full, scratch, version_of_ciphertext, wait_for_session_after,
 };
+use transit_client::key_id::key_id_hash;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -9,6 +9,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use kms_plugin::{v1beta1, v2 as proto};
 use reqwest::{Certificate, Client};
 use serde_json::{Value, json};
+use testkit::{Bao, KEY, MOUNT, http::client};
 use tokio::{net::UnixListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -19,8 +20,6 @@ use transit_kms::{
         peer::AllowedPeers,
     },
 };
-
-use crate::support::{Bao, KEY, MOUNT, http::client};
 
 /// A plugin on a socket of its own; it ends with this value.
 pub(crate) struct StandIn {

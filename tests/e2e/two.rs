@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
+use testkit::{
+    KEY, Stage, TAKEN_WITHIN,
+    cluster::{Api, Cluster, EncryptionConfig, SECRETS, figure},
+    eventually, version_of_key_id,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use crate::{
-    cluster::{Api, Cluster, EncryptionConfig, SECRETS, figure},
-    support::{KEY, Stage, TAKEN_WITHIN, eventually, version_of_key_id},
-};
 
 /// Between two looks at everything.
 const PACE: Duration = Duration::from_millis(20);

@@ -3,12 +3,12 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use transit_client::key_id::key_id_hash;
-
-use crate::{
+use testkit::{
+    KEY, Stage,
     cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},
-    support::{KEY, Stage, command, eventually, scratch, unix_url},
+    command, eventually, scratch, unix_url,
 };
+use transit_client::key_id::key_id_hash;
 
 /// The only API server there is.
 const ALONE: [&str; 1] = ["--no-discovery"];
@@ -110,7 +110,7 @@ async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provid
 
 /// Its exit code and what it has learnt.
 fn unused(server: &ApiServer, account: &Path, socket: &Path, more: &[&str]) -> (i32, Value) {
-    let mut command = command(env!("CARGO_BIN_EXE_transit-kms"));
+    let mut command = command(testkit::repository::daemon());
     command.args(["probe", "unused", "-o", "json", "--timeout", "30s", "--api-server", &server.address()]);
     command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket)).args(more);
     let output = command.output().unwrap();

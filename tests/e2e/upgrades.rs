@@ -7,15 +7,15 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::{task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
-
-use crate::{
+use testkit::{
+    Daemon, DaemonOptions, Gaps, Load, LoadReport, Stage,
     cluster::{
         ApiLoad, ApiServer, ApiServerOptions, Cluster, EncryptionConfig, KmsCalls, READY_WITHIN, figure,
     },
-    support::{Daemon, DaemonOptions, Gaps, Load, LoadReport, Stage, eventually, full, scratch},
+    eventually, full, scratch,
 };
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-
-use crate::{
+use testkit::{
     cluster::{CONFIG_MAPS, NAME, Plane, SECRETS, figure},
-    support::version_of_key_id,
+    version_of_key_id,
 };
 
 const IN_SECRET: &str = "the very secret value of a Secret";

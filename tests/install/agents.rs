@@ -13,16 +13,14 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::{
+use testkit::{
+    Agent, Bao, Daemon, DaemonOptions, Load,
     cluster::{ApiServer, Cluster, EncryptionConfig, Provider},
-    support::{
-        Agent, Bao, Daemon, DaemonOptions, Load,
-        credentials::{self, Jwt, ROLE},
-        eventually, scratch,
-    },
-    units::manifest,
+    credentials::{self, Jwt, ROLE},
+    eventually, scratch,
 };
+
+use crate::units::manifest;
 
 /// A renewal and a new login by then.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -12,6 +12,6 @@ pub(crate) mod tools;
 pub(crate) use api_server::ControlPlane;
 
 /// The chart's folder.
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/transit-kms");
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/transit-kms");
 /// Value sets, each rendered into a golden file of its name.
-const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install/chart/values");
+const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/install/chart/values");

@@ -8,9 +8,8 @@ use std::{
 };
 
 use serde_json::Value;
+use testkit::{Bao, command, program::run, scratch};
 use transit_kms::config::{ParseOptions, parse};
-
-use crate::support::{Bao, command, program::run, scratch};
 
 /// Flags of others that stand alone in backticks. What stands behind a program's name is its own.
 const FOREIGN: [&str; 13] = [
@@ -263,7 +262,7 @@ impl Document {
 }
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(testkit::repository::ROOT)
 }
 
 fn walk(folder: &Path, extension: &str, into: &mut Vec<PathBuf>) {

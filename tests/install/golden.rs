@@ -1,12 +1,11 @@
 //! The golden vectors are what their scripts compute, so that nobody edits them by hand to fit the code.
 
-use std::{fs, path::Path};
-
-use crate::support::{command, scratch};
+use std::fs;
+use testkit::{command, scratch};
 
 #[test]
 fn golden_vectors_are_what_their_scripts_compute() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = testkit::repository::path("tests/golden");
     let mut scripts = 0;
     for entry in fs::read_dir(&folder).unwrap() {
         let script = entry.unwrap().path();

@@ -22,7 +22,7 @@ use self::{
     network::Network,
     podman::{ADMIN, Container, Podman},
 };
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, Load, Rendered, calls, command, connect, eventually, figures::figure, full,
     kms_client, rendered,
 };
@@ -31,8 +31,6 @@ use crate::support::{
 const UID: u32 = 65532;
 /// On the host's network, as the pods of a control plane are.
 const HOST: &str = "--network=host";
-/// The user's own list of repositories to trust is not seen here, and the folder may be of another user.
-const TRUSTED: &str = concat!("safe.directory=", env!("CARGO_MANIFEST_DIR"));
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 /// All that a container is given.
 const MEMORY: u64 = 32 << 20;
@@ -99,7 +97,9 @@ fn its_labels_user_and_command_are_as_promised() {
         "org.opencontainers.image.title": env!("CARGO_PKG_NAME"),
         "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
     });
-    let head = command("git").args(["-c", TRUSTED, "rev-parse", "HEAD"]).current_dir(ROOT).output();
+    // Git does not see the list of repositories that the user trusts, and the folder may be of another user.
+    let trusted = format!("safe.directory={ROOT}");
+    let head = command("git").args(["-c", &trusted, "rev-parse", "HEAD"]).current_dir(ROOT).output();
     if let Some(head) = head.ok().filter(|head| head.status.success()) {
         let head = String::from_utf8(head.stdout).unwrap().trim().to_owned();
         let said = config["Labels"]["org.opencontainers.image.revision"].clone();

@@ -9,9 +9,6 @@ mod agents;
 #[cfg(test)]
 mod chart;
 #[cfg(test)]
-#[path = "../e2e/cluster/mod.rs"]
-mod cluster;
-#[cfg(test)]
 mod documents;
 #[cfg(test)]
 mod golden;
@@ -19,9 +16,6 @@ mod golden;
 mod image;
 #[cfg(test)]
 mod manifests;
-#[cfg(test)]
-#[path = "../support/mod.rs"]
-mod support;
 #[cfg(test)]
 mod units;
 #[cfg(test)]

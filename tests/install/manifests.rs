@@ -6,18 +6,16 @@ use std::{
 };
 
 use serde_json::Value;
+use testkit::{command, scratch};
 
-use crate::{
-    chart::{
-        ControlPlane,
-        objects::{container, containers, list, objects, one, pod, text},
-        rules::{keeps_the_rules, valid_for_every_minor},
-        tools::{run, tool},
-    },
-    support::{command, scratch},
+use crate::chart::{
+    ControlPlane,
+    objects::{container, containers, list, objects, one, pod, text},
+    rules::{keeps_the_rules, valid_for_every_minor},
+    tools::{run, tool},
 };
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = testkit::repository::ROOT;
 /// Those that are Kubernetes objects.
 const PODS: [&str; 3] = ["daemonset", "hosted-control-plane", "static-pod"];
 

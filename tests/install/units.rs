@@ -4,10 +4,10 @@ mod encryption;
 mod machine;
 mod systemd;
 
-use std::{fs, path::Path};
+use std::fs;
 
 /// A file of `manifests/`.
 pub(crate) fn manifest(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(path);
+    let path = testkit::repository::path("manifests").join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

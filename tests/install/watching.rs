@@ -12,18 +12,16 @@ use http::StatusCode;
 use kms_plugin::v2::EncryptResponse;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use transit_client::key_id::key_id_hash;
-
-use crate::{
+use testkit::{
+    Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN,
     cluster::{Api, ApiServer, Cluster, EncryptionConfig},
-    support::{
-        Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN, command, eventually,
-        http::{HttpServer, answer, client},
-        port,
-        process::Process,
-        rendered, scratch,
-    },
+    command, eventually,
+    http::{HttpServer, answer, client},
+    port,
+    process::Process,
+    rendered, scratch,
 };
+use transit_client::key_id::key_id_hash;
 
 const RULES: &str = "charts/transit-kms/files/rules.yaml";
 const DASHBOARD: &str = "charts/transit-kms/files/dashboard.json";
@@ -216,7 +214,7 @@ fn rule_tests() -> Vec<PathBuf> {
 }
 
 fn rooted(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    testkit::repository::path(path)
 }
 
 fn yaml(path: &Path) -> Value {
@@ -391,6 +389,6 @@ impl Prometheus {
     }
 }
 
-fn page((status, body): (u16, String)) -> crate::support::http::Answer {
+fn page((status, body): (u16, String)) -> testkit::http::Answer {
     answer(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), body)
 }

@@ -14,12 +14,11 @@ use std::{
 use kms_plugin::v2::StatusRequest;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::net::UnixDatagram;
-
-use crate::support::{
+use testkit::{
     Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, lasting_client,
     raw::RawClient, scratch,
 };
+use tokio::net::UnixDatagram;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// With it, whoever waits for connections that stand misses [`PATIENCE`].

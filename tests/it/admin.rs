@@ -3,15 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use sha2::{Digest, Sha256};
-
-use crate::support::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
+use testkit::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
 
 #[tokio::test]
 async fn each_path_answers_and_nothing_else_does() {
@@ -195,7 +193,7 @@ async fn shown(daemon: &Daemon) -> BTreeMap<String, BTreeSet<String>> {
 
 /// The names of metrics in the table of docs/metrics.md with the names of their labels.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let path = testkit::repository::path("docs/metrics.md");
     let text = fs::read_to_string(path).unwrap();
     let quoted =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };

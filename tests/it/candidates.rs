@@ -3,13 +3,12 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use serde_json::json;
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     Bao, Daemon, KEY, Load, Rendered,
     calls::{decrypt, encrypt, round_trip, status},
     closed_address, eventually, policy, rendered,
 };
+use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

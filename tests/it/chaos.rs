@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-
-use crate::support::{
+use testkit::{
     Daemon, DaemonOptions, KEY, Load, LoadReport, MOUNT, Trio, eventually, figures::figure, full, rendered,
     scratch,
 };

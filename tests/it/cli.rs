@@ -13,13 +13,12 @@ use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequ
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     self, Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,
-    program::{PROGRAM, Ran, run, run_with},
+    program::{Ran, run, run_with},
     rendered, scratch, unix_url,
 };
+use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// `EX_USAGE`.
@@ -45,8 +44,8 @@ const BAD_VALUES: &[(&str, &str, &str)] = &[
     ("log-level", "loud", "debug, error, info, trace, warn"),
     ("no-coalescing", "maybe", "possible values"),
     ("outage-grace", "a while", "expected number"),
-    ("probe-interval", "500ms", "between 1s and 10m"),
-    ("probe-interval", "11m", "between 1s and 10m"),
+    ("health-check-interval", "500ms", "between 1s and 10m"),
+    ("health-check-interval", "11m", "between 1s and 10m"),
     ("shutdown-grace", "10", "time unit needed"),
     ("socket-group", "no-such-group-anywhere", "no group \"no-such-group-anywhere\""),
     ("socket-mode", "0o888", "permission bits in octal"),
@@ -184,7 +183,7 @@ async fn help_names_every_flag_and_variable() {
         "log-level",
         "no-coalescing",
         "outage-grace",
-        "probe-interval",
+        "health-check-interval",
         "shutdown-grace",
         "socket-group",
         "socket-mode",
@@ -484,7 +483,7 @@ fn urls(daemon: &Daemon) -> (String, String) {
 #[tokio::test]
 async fn decrypt_opens_what_encrypt_printed() {
     for local_kek in [false, true] {
-        let mut stage = support::Stage::without_file().await;
+        let mut stage = testkit::Stage::without_file().await;
         stage.rendered.local_kek = local_kek;
         let token = stage.bao.token().await;
         stage.render(&token);
@@ -501,7 +500,8 @@ async fn decrypt_opens_what_encrypt_printed() {
         assert_eq!(text.contains("--annotation="), local_kek, "{text}");
         let line = text.lines().find_map(|line| line.strip_prefix("decrypt it: transit-kms ")).unwrap();
         let script = format!("exec \"$0\" {line} --show-plaintext -o json");
-        let shell = support::command("sh").args(["-c", &script, PROGRAM]).output().unwrap();
+        let shell =
+            testkit::command("sh").args(["-c", &script, testkit::repository::daemon()]).output().unwrap();
         let said: Value = serde_json::from_slice(&shell.stdout).unwrap();
         assert_eq!(said["plaintext"], seed.as_str(), "{said}");
 

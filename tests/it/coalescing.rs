@@ -1,9 +1,8 @@
 //! Decrypts that come at the same time are asked of Vault together.
 
+use testkit::{Bao, KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN, calls, eventually};
 use tokio::task::JoinSet;
 use tonic::Code;
-
-use crate::support::{Bao, KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN, calls, eventually};
 
 const SEEDS: u8 = 200;
 
@@ -89,7 +88,7 @@ fn requests(bao: &Bao) -> usize {
 #[tokio::test]
 async fn a_policy_that_allows_no_batches_costs_speed_and_nothing_else() {
     let stage = Stage::start().await;
-    let policy = crate::support::policy(MOUNT, KEY).replace(
+    let policy = testkit::policy(MOUNT, KEY).replace(
         &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ "),
         &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ allowed_parameters = {{ \"ciphertext\" = [] }}\n"),
     );

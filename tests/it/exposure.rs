@@ -6,8 +6,7 @@ use std::{
     path::Path,
     time::Duration,
 };
-
-use crate::support::{
+use testkit::{
     Bao, Daemon, Rendered,
     calls::round_trip,
     eventually,

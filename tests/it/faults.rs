@@ -4,19 +4,18 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::sleep,
-};
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     Bao, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Load, MOUNT, Rendered, Trio,
     calls::{encrypt, round_trip, status},
     eventually,
     figures::figure,
     policy, rendered, scratch,
 };
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -15,12 +15,11 @@ use kms_plugin::{
     },
 };
 use tempfile::TempDir;
+use testkit::{Daemon, DaemonOptions, KEY, Stage, calls, connect, scratch, unix_url};
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
 };
-
-use crate::support::{Daemon, DaemonOptions, KEY, Stage, calls, connect, scratch, unix_url};
 
 const API: &str = "v1beta1";
 const DEK: &[u8] = b"0123456789abcdef0123456789abcdef";

@@ -22,16 +22,15 @@ use rand::RngExt;
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::task::{JoinSet, LocalSet};
-use tonic::{Request, Status};
-use transit_kms::session::local_kek::ANNOTATION;
-
-use crate::support::{
+use testkit::{
     Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered, closed_address, eventually, policy,
     program::{self, Ran},
     raw::{self, PREFACE, RawClient, SETTINGS},
     rendered, unix_url,
 };
+use tokio::task::{JoinSet, LocalSet};
+use tonic::{Request, Status};
+use transit_kms::session::local_kek::ANNOTATION;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A leak is at least so long a piece of a secret, or of an encoding of it.

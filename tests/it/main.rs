@@ -1,4 +1,4 @@
-//! Tests against real servers and the real binary; `tests/support` starts and stops them.
+//! Tests against real servers and the real binary; `testkit` starts and stops them.
 //!
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
@@ -44,9 +44,6 @@ mod soak;
 mod socket;
 #[cfg(test)]
 mod start;
-#[cfg(test)]
-#[path = "../support/mod.rs"]
-mod support;
 #[cfg(test)]
 mod support_selftest;
 #[cfg(test)]

@@ -12,13 +12,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tonic::{Code, Status};
-
-use crate::support::{
+use testkit::{
     Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, calls, closed_address,
     daemon::samples, eventually, policy,
 };
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
 
 /// Of [`Stage::daemon`].
 const GRACE: Duration = Duration::from_secs(3);

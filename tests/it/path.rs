@@ -3,15 +3,14 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, POLICY, Rendered,
     calls::{decrypt, encrypt, round_trip, status},
     eventually,
     http::{Forwarder, HttpServer, Proxy, answer},
     policy, rendered,
 };
+use tonic::Code;
 
 const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);

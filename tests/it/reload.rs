@@ -15,15 +15,14 @@ use procfs::{
 };
 use rustix::process::Signal;
 use serde_json::json;
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     Bao, Daemon, DaemonOptions, Kms, Rendered,
     calls::{round_trip, status, timed},
     eventually,
     http::{Proxy, Seen},
     rendered, without_inotify,
 };
+use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

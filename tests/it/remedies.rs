@@ -13,8 +13,7 @@ use std::{
 use futures_util::future::join_all;
 use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
-
-use crate::support::{
+use testkit::{
     Bao, BaoOptions, Daemon, DaemonOptions, Fault, FaultProxy, KEY, MOUNT, POLICY, Rendered,
     authority::Authority, closed_address, credentials, eventually, policy, rendered, scratch,
 };

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Login, MOUNT, POLICY,
     Rendered, Stage, TAKEN_WITHIN, Wire, eventually, policy, port, probes, rendered, scratch,
 };

@@ -13,14 +13,13 @@ use std::{
 use kms_plugin::v2::EncryptResponse;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tonic::Code;
-
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, KEY, Load, MOUNT, Stage, TAKEN_WITHIN,
     eventually, full, probes, scratch, version_of_ciphertext, version_of_key_id, wait_for_session_after,
 };
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 const LOADS: usize = 4;
 /// Between the rounds of one load; calls are constant, and other tests get their share.

@@ -10,13 +10,12 @@ use std::{
 use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tonic::{Code, Request};
-
-use crate::support::{
+use testkit::{
     self, Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,
     raw::{self, GOAWAY, PREFACE, RawClient},
     rendered,
 };
+use tonic::{Code, Request};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// With it, whoever waits for silent clients misses [`PATIENCE`].
@@ -109,7 +108,7 @@ async fn half_a_request_ends_with_its_callers_deadline() {
 /// Half a request holds the drain up for as long as its caller's deadline.
 #[tokio::test]
 async fn it_is_alive_but_not_ready_while_calls_are_finished_and_leaves_the_path_alone() {
-    let stage = support::Stage::start().await;
+    let stage = testkit::Stage::start().await;
     let (mut daemon, _) = stage.ready(LONG_GRACE).await;
     let socket = daemon.socket().to_owned();
     let mut half = RawClient::greeted(&socket).await;

@@ -7,8 +7,7 @@ use std::{
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
-
-use crate::support::{
+use testkit::{
     Caller, Daemon, DaemonOptions, KEY, Load, Trio, eventually, figures::figure, full, rendered, scratch,
     wait_for_session_after,
 };

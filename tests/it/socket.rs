@@ -13,16 +13,15 @@ use std::{
 use kms_plugin::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, process::Child, time::timeout};
-use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
-
-use crate::support::{
+use testkit::{
     Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, port,
     program,
     raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RST_STREAM, RawClient, SETTINGS},
     rendered, unix_url,
 };
+use tokio::{io::AsyncReadExt, process::Child, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 
 /// A user that is nobody here: neither root nor, but for bad luck, the one who runs the tests.
 const NOBODY: u32 = 65_534;

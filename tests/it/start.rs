@@ -1,8 +1,7 @@
 //! What Status says before there is a session: the real cause, from the first moment.
 
 use std::time::Duration;
-
-use crate::support::{Caller, Daemon, Fault, FaultProxy, Stage, Wire, closed_address, eventually};
+use testkit::{Caller, Daemon, Fault, FaultProxy, Stage, Wire, closed_address, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(9);
 

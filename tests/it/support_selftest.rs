@@ -16,13 +16,12 @@ use kms_plugin::v2::{
     key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
 };
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
-use tonic::{Request, Response, Status};
-
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,
     eventually, http::client, policy, rendered,
 };
+use tokio::net::UnixListener;
+use tonic::{Request, Response, Status};
 
 #[tokio::test]
 async fn a_server_encrypts_and_keeps_its_data_over_seal_crash_and_restart() {

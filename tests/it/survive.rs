@@ -3,8 +3,7 @@
 use std::{fs, time::Duration};
 
 use serde_json::json;
-
-use crate::support::{
+use testkit::{
     Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, SmallDisk, Stage, TAKEN_WITHIN, eventually,
     scratch, wait_for_session_after, without_inotify,
 };

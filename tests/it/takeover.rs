@@ -13,8 +13,7 @@ use rustix::{
     process::Signal,
 };
 use tempfile::TempDir;
-
-use crate::support::{
+use testkit::{
     Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, http::client, kms_client, port,
     program::run, scratch, unix_url,
 };

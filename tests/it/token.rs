@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use testkit::{Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, eventually, policy};
 use tokio::task::JoinSet;
 use tonic::Code;
-
-use crate::support::{Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, eventually, policy};
 
 /// Between the rounds of one load.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -1,8 +1,7 @@
 //! What a real server says in each case that `vault/failover/classify.rs` tells apart by its words.
 
 use serde_json::{Value, json};
-
-use crate::support::{Bao, KEY, MOUNT};
+use testkit::{Bao, KEY, MOUNT};
 
 /// A request that provokes a case: method, path, body.
 type Request = (&'static str, String, Value);

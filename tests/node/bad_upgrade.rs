@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use testkit::{cluster::figure, eventually};
 
 use crate::{
-    cluster::figure,
     helm::{PODS, RELEASE},
     pods::pods,
     scene::Scene,
     site::Site,
-    support::eventually,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-
-use crate::{
+use testkit::{
+    Bao,
     cluster::{Kubectl, Ran},
-    support::{Bao, command, scratch},
+    command, scratch,
 };
 
 /// The name of the release, and so of the DaemonSet.
@@ -16,7 +16,7 @@ pub(crate) const NAMESPACE: &str = "kube-system";
 /// The pods of the DaemonSet.
 pub(crate) const PODS: &str = "app.kubernetes.io/name=transit-kms,app.kubernetes.io/component=kms-provider";
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = testkit::repository::ROOT;
 /// What `--wait` and hooks are given.
 const PATIENCE: &str = "--timeout=90s";
 

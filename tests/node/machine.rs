@@ -8,8 +8,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::support::{command, eventually};
+use testkit::{command, eventually};
 
 /// The directory of the socket, on every machine.
 pub(crate) const SOCKETS: &str = "/run/transit-kms";

@@ -6,9 +6,6 @@
 #[cfg(test)]
 mod bad_upgrade;
 #[cfg(test)]
-#[path = "../e2e/cluster/mod.rs"]
-mod cluster;
-#[cfg(test)]
 mod helm;
 #[cfg(test)]
 mod machine;
@@ -28,9 +25,6 @@ mod scene;
 mod site;
 #[cfg(test)]
 mod static_pod;
-#[cfg(test)]
-#[path = "../support/mod.rs"]
-mod support;
 #[cfg(test)]
 mod survives;
 #[cfg(test)]

@@ -8,12 +8,9 @@ use std::{
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
+use testkit::{cluster::tool, command, eventually, process::Process, rendered};
 
-use crate::{
-    cluster::tool,
-    machine::Machine,
-    support::{command, eventually, process::Process, rendered},
-};
+use crate::machine::Machine;
 
 /// The name of the node.
 pub(crate) const NAME: &str = "node";

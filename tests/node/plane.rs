@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{
+    cluster::{Api, Cluster, EncryptionConfig, Kubectl, READY_WITHIN, tool},
+    command, eventually,
+    process::Process,
+    scratch,
+};
 
 use crate::{
-    cluster::{Api, Cluster, EncryptionConfig, Kubectl, READY_WITHIN, tool},
     machine::SOCKETS,
     node::{self, Node},
-    support::{command, eventually, process::Process, scratch},
 };
 
 /// As the Service `kubernetes` has it.

@@ -1,8 +1,7 @@
 //! What the API server says of pods.
 
 use serde_json::Value;
-
-use crate::cluster::Kubectl;
+use testkit::cluster::Kubectl;
 
 /// A pod that is there.
 #[derive(Clone, Debug, Eq, PartialEq)]

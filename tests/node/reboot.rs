@@ -8,12 +8,11 @@ use std::{
 };
 
 use serde_json::json;
+use testkit::{Agent, AgentOptions, Daemon, DaemonOptions, cluster::figure, eventually};
 
 use crate::{
-    cluster::figure,
     machine::{SOCKET, SOCKETS},
     site::{Site, ours},
-    support::{Agent, AgentOptions, Daemon, DaemonOptions, eventually},
 };
 
 /// Whoever waits for us does so for long.

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use serde_json::json;
+use testkit::cluster::figure;
 
-use crate::{cluster::figure, helm::RELEASE, scene::Scene, site::Site};
+use crate::{helm::RELEASE, scene::Scene, site::Site};
 
 async fn restarts_upgrades_and_rollbacks(major: u8) {
     let (site, helm) = Site::installed(major, &json!({})).await;

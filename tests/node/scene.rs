@@ -1,13 +1,13 @@
 //! Constant load on the API server and on the socket.
 
 use std::{path::Path, time::Duration};
-
-use crate::{
+use testkit::{
+    Load,
     cluster::{ApiLoad, KmsCalls},
-    machine::SOCKET,
-    site::Site,
-    support::{Load, eventually},
+    eventually,
 };
+
+use crate::{machine::SOCKET, site::Site};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

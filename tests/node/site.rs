@@ -7,15 +7,21 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use testkit::{
+    Bao,
+    cluster::{self, EncryptionConfig, Provider, Ran, SECRETS},
+    connect, credentials,
+    daemon::samples,
+    eventually,
+    http::client,
+};
 
 use crate::{
-    cluster::{self, EncryptionConfig, Provider, Ran, SECRETS},
     helm::{Helm, PODS},
     machine::{CREDENTIALS, SOCKET},
     node::{NAME, Node},
     plane::Plane,
     pods::{Pod, pods},
-    support::{Bao, connect, credentials, daemon::samples, eventually, http::client},
 };
 
 /// A pod that is started, with what it waits for.

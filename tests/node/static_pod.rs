@@ -7,18 +7,21 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use testkit::{
+    Gaps,
+    cluster::{ApiLoad, figure},
+    eventually, full,
+};
 
 use crate::{
-    cluster::{ApiLoad, figure},
     machine::{CREDENTIALS, SOCKET},
     node::NAME,
     pods::pods,
     scene::Scene,
     site::{Site, ours},
-    support::{Gaps, eventually, full},
 };
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const ROOT: &str = testkit::repository::ROOT;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The name of its manifest.
 const KMS: &str = "transit-kms";

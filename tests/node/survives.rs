@@ -4,15 +4,18 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+use testkit::{
+    Gaps,
+    cluster::{ApiLoad, figure},
+    eventually, full,
+};
 
 use crate::{
-    cluster::{ApiLoad, figure},
     helm::PODS,
     machine::SOCKET,
     pods::pods,
     scene::Scene,
     site::{Site, short_lived},
-    support::{Gaps, eventually, full},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,13 +3,15 @@
 use std::{fs, path::Path, time::Duration};
 
 use serde_json::json;
+use testkit::{
+    cluster::{EncryptionConfig, NAME, Provider, figure},
+    eventually,
+};
 
 use crate::{
-    cluster::{EncryptionConfig, NAME, Provider, figure},
     helm::RELEASE,
     machine::{SOCKET, SOCKETS},
     site::{Site, plain},
-    support::eventually,
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);

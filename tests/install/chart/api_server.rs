@@ -11,9 +11,11 @@ use super::{
     objects::{objects, one, without_custom},
     tools::{Ran, run},
 };
-use crate::{
+use testkit::{
     cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Provider, READY_WITHIN},
-    support::{command, program::PROGRAM, scratch},
+    command,
+    repository::daemon,
+    scratch,
 };
 
 /// A control plane that encrypts nothing and runs nothing.
@@ -201,7 +203,7 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
     fs::copy(plane.server.ca_file(), plane.dir.path().join("ca.crt")).unwrap();
     let job = &objects(jobs[0])[0]["spec"]["template"]["spec"];
     let asked = |more: &[&str]| {
-        run(command(PROGRAM)
+        run(command(daemon())
             .args(
                 job["containers"][0]["args"]
                     .as_array()

@@ -68,5 +68,5 @@ fn without_files(text: &str) -> String {
 }
 
 fn golden(set: &str) -> PathBuf {
-    PathBuf::from(format!("{}/tests/install/chart/golden/{set}.yaml", env!("CARGO_MANIFEST_DIR")))
+    PathBuf::from(format!("{}/tests/install/chart/golden/{set}.yaml", testkit::repository::ROOT))
 }

@@ -8,7 +8,7 @@ use super::{
     objects::objects_in,
     tools::{run, tool},
 };
-use crate::support::command;
+use testkit::command;
 
 #[test]
 fn the_readme_is_what_helm_docs_makes_of_the_values() {
@@ -49,7 +49,7 @@ fn it_runs_the_version_of_cargo_toml_and_supports_what_we_support() {
 
 #[test]
 fn yamllint_has_nothing_to_say() {
-    let root = env!("CARGO_MANIFEST_DIR");
+    let root = testkit::repository::ROOT;
     let config = format!("{root}/tests/install/chart/yamllint.yaml");
     let (chart, values) = (format!("{CHART}/Chart.yaml"), format!("{CHART}/values.yaml"));
     let golden = format!("{root}/tests/install/chart/golden");
@@ -59,7 +59,7 @@ fn yamllint_has_nothing_to_say() {
 /// Helm ships what is in the folder: nothing that only its making needs.
 #[test]
 fn the_package_holds_what_an_installation_needs() {
-    let dir = crate::support::scratch("package-");
+    let dir = testkit::scratch("package-");
     let to = dir.path().to_str().unwrap();
     Helm::V3.run(&["package", CHART, "--destination", to]).stdout();
     let archive = format!("{to}/transit-kms-0.1.0.tgz");

@@ -7,8 +7,8 @@ use super::{
     objects::{container, containers, list, objects, one, pod, text},
     tools::{run, tool},
 };
-use crate::support::command;
-use crate::support::program::PROGRAM;
+use testkit::command;
+use testkit::repository::daemon;
 
 /// The sets that ask for what is otherwise never done.
 const WITH_SECRET: &str = "secret";
@@ -144,7 +144,7 @@ fn another_config_of_the_agent_rolls_the_pods() {
 /// Every flag is one that the program has.
 #[test]
 fn the_program_knows_every_flag() {
-    let help = |arguments: &[&str]| run(command(PROGRAM).args(arguments).arg("--help")).stdout();
+    let help = |arguments: &[&str]| run(command(daemon()).args(arguments).arg("--help")).stdout();
     let (serve, probe, unused) = (help(&["serve"]), help(&["probe"]), help(&["probe", "unused"]));
     for set in sets() {
         for object in objects(&Helm::V3.render(&set)) {
@@ -182,7 +182,7 @@ fn objects_are_what_kubernetes_1_32_to_1_37_know() {
 #[track_caller]
 pub(crate) fn valid_for_every_minor(yaml: &str) {
     let yaml = super::objects::without_custom(yaml);
-    let dir = crate::support::scratch("valid-");
+    let dir = testkit::scratch("valid-");
     let file = dir.path().join("objects.yaml");
     std::fs::write(&file, &yaml).unwrap();
     for minor in 32..=37 {

@@ -4,8 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-
-use crate::support::command;
+use testkit::command;
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ impl Ran {
 
 /// Runs a program that `scripts/install-tools` gets, such as `bin/helm3`, in the repository's folder.
 pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, arguments: I) -> Ran {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(testkit::repository::ROOT);
     let program: PathBuf = root.join("target/tools").join(name);
     assert!(program.is_file(), "no {}: run scripts/install-tools", program.display());
     run(command(program).args(arguments))
@@ -37,7 +36,7 @@ pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, ar
 
 /// Runs a command in the repository's folder.
 pub(crate) fn run(command: &mut Command) -> Ran {
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let output = command.current_dir(testkit::repository::ROOT).output().unwrap();
     Ran {
         good: output.status.success(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),

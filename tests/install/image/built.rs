@@ -7,14 +7,13 @@ use std::{
 };
 
 use serde_json::Value;
-
-use crate::support::{
+use testkit::{
     command::{command, downloading_script},
     own_folder,
 };
 
 /// The project.
-pub(super) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub(super) const ROOT: &str = testkit::repository::ROOT;
 
 /// An image as those get it who are given its archive.
 pub(super) struct Built {

@@ -10,8 +10,7 @@ use std::{
 
 use procfs::process::Process as Proc;
 use tempfile::TempDir;
-
-use crate::support::{cgroup, command, eventually, process::Process, program::Ran};
+use testkit::{cgroup, command, eventually, process::Process, program::Ran};
 
 /// How long a container may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,7 +36,7 @@ const HARDENED: [&str; 14] = [
 ];
 
 /// The settings that have no flag.
-const CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/containers.conf");
+const CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/containers.conf");
 /// The flags that say where podman keeps what, and the folder of each.
 const PLACES: [(&str, &str); 5] = [
     ("--network-config-dir", "networks"),

@@ -6,11 +6,12 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 
 use super::manifest;
-use crate::{
+use testkit::{
+    Daemon, DaemonOptions, Stage,
     cluster::{
         ApiServer, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS,
     },
-    support::{Daemon, DaemonOptions, Stage, scratch, unix_url},
+    scratch, unix_url,
 };
 
 /// A file of `manifests/encryption` with another socket.

@@ -11,12 +11,11 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-
-use crate::support::{cgroup, command, eventually, process::Process, scratch};
+use testkit::{cgroup, command, eventually, process::Process, scratch};
 
 /// It takes two seconds on cores that have nothing else to do.
 const UP_WITHIN: Duration = Duration::from_secs(60);
-const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install/units/boot.sh");
+const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/install/units/boot.sh");
 /// Moves into the cgroup that is the first argument, and unshares all but the network and the users.
 const UNSHARE: &str = "echo $$ >\"$0/cgroup.procs\" && exec unshare \
     --cgroup --ipc --mount --pid --uts --fork --kill-child -- \"$@\"";

@@ -15,9 +15,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{machine::Machine, manifest};
-use crate::support::{
-    Bao, Load, Program, calls, command, credentials, eventually, figures, kms_client, port, program::PROGRAM,
-    scratch,
+use testkit::{
+    Bao, Load, Program, calls, command, credentials, eventually, figures, kms_client, port,
+    repository::daemon, scratch,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,7 +84,7 @@ impl Node {
         credentials::approle(bao, &files.path().join("etc/transit-kms"), &json!({})).await;
         let agent = files.path().join(if kind == "vault" { "vault" } else { "bao" });
         std::os::unix::fs::symlink(Program::path(), &agent).unwrap();
-        Self { machine: Machine::boot(files.path(), &[PROGRAM.into(), agent]).await, _files: files }
+        Self { machine: Machine::boot(files.path(), &[daemon().into(), agent]).await, _files: files }
     }
 
     /// Waits until Status is `ok`.
@@ -245,7 +245,7 @@ const EXPOSED_AT_MOST: f64 = 1.5;
 #[test]
 fn little_is_exposed() {
     for unit in [SERVICE, AGENT] {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/systemd").join(unit);
+        let file = testkit::repository::path("manifests/systemd").join(unit);
         let mut command = command("systemd-analyze");
         command.args(["security", "--offline=yes", "--no-pager"]).arg(file).env("LANG", "C.UTF-8");
         let output = command.output().expect("systemd-analyze: scripts/install-tools gets it");

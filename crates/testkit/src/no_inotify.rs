@@ -1,0 +1,17 @@
+//! A place where inotify has run out.
+
+use super::command::command;
+
+/// A wrapper for a daemon that then finds no inotify instance left; see
+/// [`super::DaemonOptions::wrapper`]. None where user namespaces are forbidden; in CI that is a failure.
+pub fn without_inotify() -> Option<Vec<String>> {
+    const NONE: &str = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$@""#;
+    let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", NONE, "sh"];
+    let [unshare, arguments @ ..] = wrapper;
+    if command(unshare).args(arguments).arg("true").status().is_ok_and(|status| status.success()) {
+        return Some(wrapper.map(str::to_owned).into());
+    }
+    assert!(std::env::var_os("CI").is_none(), "in CI this is tested: allow user namespaces");
+    eprintln!("not tested, no user namespaces here: {}", wrapper.join(" "));
+    None
+}

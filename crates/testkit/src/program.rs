@@ -1,0 +1,91 @@
+//! The program, run to its end.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, time::timeout};
+
+use super::{command::command, repository::daemon};
+
+/// Whatever it is told, it has said all by then.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a run left behind.
+#[derive(Debug)]
+pub struct Ran {
+    /// None if a signal ended it.
+    pub code: Option<i32>,
+    pub stderr: String,
+    pub stdout: String,
+}
+
+impl Ran {
+    /// Its standard output as one JSON value on one line.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.stdout.lines().count(), 1, "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// Runs the program with these arguments.
+pub async fn run(arguments: &[&str]) -> Ran {
+    run_with(arguments, &[], "").await
+}
+
+/// As [`run`], with these variables and this on standard input.
+pub async fn run_with(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Ran {
+    let mut command = command(daemon());
+    command.args(arguments).envs(environment.iter().copied());
+    finish(command, input).await
+}
+
+/// Runs the program as another user, which only root may; it must be able to enter `dir`.
+pub async fn run_as(uid: u32, dir: &Path, arguments: &[&str]) -> Ran {
+    let mut command = of_user(uid, dir);
+    command.args(arguments);
+    finish(command, "").await
+}
+
+/// The program as `uid`: a copy in `dir`, because where cargo puts it that user may not get to.
+pub(super) fn of_user(uid: u32, dir: &Path) -> Command {
+    let copy = dir.join("transit-kms");
+    if !copy.exists() {
+        fs::copy(daemon(), &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = command(copy);
+    command.uid(uid).gid(uid);
+    command
+}
+
+async fn finish(command: Command, input: &str) -> Ran {
+    let mut child = tokio::process::Command::from(command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let output = timeout(PATIENCE, async {
+        // It need not read all of it, or any.
+        drop(stdin.write_all(input.as_bytes()).await);
+        drop(stdin);
+        child.wait_with_output().await.unwrap()
+    });
+    let output = output.await.expect("transit-kms does not end");
+    Ran {
+        code: output.status.code(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+    }
+}

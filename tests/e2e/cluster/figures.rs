@@ -1,9 +1,0 @@
-//! What was measured on the way, and with which Kubernetes.
-
-use super::tools::versions;
-use crate::support::figures;
-
-/// Notes a line. Nothing is asserted on it.
-pub(crate) fn figure(scenario: &str, text: &str) {
-    figures::figure(scenario, &format!("{text} ({})", versions()));
-}
