@@ -39,9 +39,8 @@ use crate::{
         takeover::{self, Listeners, Stand, Watched},
     },
     session::{
-        SessionManager, StateStore,
-        health::{Answer, HealthSettings},
-        health_checker, kek_store,
+        HealthChecker, KekRefresher, SessionManager, StateStore,
+        health::{HealthSettings, StatusAnswer},
     },
     supervisor,
 };
@@ -163,7 +162,8 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken, reread: impl AsyncReread) -> anyhow::Result<CutOff> {
         let Self { admin, kms, kms_v1, metrics, settings } = self;
         let store = StateStore::new(settings.health, Arc::clone(&metrics));
-        let store = Arc::new(if settings.coalescing { store } else { store.without_coalescing() });
+        let store = if settings.coalescing { store } else { store.without_coalescing() };
+        let (store, writers) = store.share();
         let sockets = [Some(&kms), kms_v1.as_ref()];
         let sockets: Vec<PathBuf> =
             sockets.into_iter().flatten().filter_map(|kms| Some(kms.address().path()?.to_owned())).collect();
@@ -193,12 +193,13 @@ impl App {
         // Dropped at the end of this function, whatever ends it; sessions and keys go with them.
         let mut background = JoinSet::new();
         background.spawn(beat(inspector.runtime.clone()));
-        background.spawn(health_checker::run(
-            Arc::clone(&store),
-            Arc::clone(&metrics),
-            inspector.health_checker.clone(),
-        ));
-        background.spawn(kek_store::look_after(Arc::clone(&store)));
+        let health_checker = HealthChecker {
+            heartbeat: inspector.health_checker.clone(),
+            metrics: Arc::clone(&metrics),
+            reporter: writers.health,
+        };
+        background.spawn(health_checker.run());
+        background.spawn(KekRefresher { reporter: writers.calls.clone() }.run());
         background.spawn(watch_directories(sockets, directories));
         let rereader = watcher.rereader();
         let watching = watcher.rereader();
@@ -209,7 +210,7 @@ impl App {
             }
             std::future::pending::<()>().await;
         });
-        background.spawn(SessionManager::new(watcher, Arc::clone(&store), Arc::clone(&metrics)).run());
+        background.spawn(SessionManager::new(watcher, writers.sessions, Arc::clone(&metrics)).run());
 
         let ended = Arc::clone(&inspector.ended);
         let stands = inspector.stands.clone();
@@ -240,12 +241,12 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 peers: settings.allowed_peers,
             },
-            store: Arc::clone(&store),
+            store,
             shutdown,
             socket: settings.socket,
         };
-        let v2 = KmsV2::new(Arc::clone(&store), Arc::clone(&metrics)).into_server();
-        let v1 = KmsV1::new(store, metrics).into_server();
+        let v2 = KmsV2::new(writers.calls.clone(), Arc::clone(&metrics)).into_server();
+        let v1 = KmsV1::new(writers.calls, metrics).into_server();
         let serving = async {
             let v2 = kms.serve(v2, &backstage);
             let Some(kms_v1) = kms_v1 else { return v2.await };
@@ -309,7 +310,7 @@ impl Front {
                 forget(&self.socket).await;
                 return Ok(CutOff::default());
             }
-            () = takeover::take_over(&mut self.socket, *options, store.well()) => {}
+            () = takeover::take_over(&mut self.socket, *options, store.healthy()) => {}
         }
         let (listener, mut file) = self.socket.into_listener().context("cannot serve the KMS socket")?;
         let (listeners, to_listeners) = Listeners::new(listener);
@@ -353,7 +354,7 @@ pub trait AsyncReread: Send + 'static {
 
 /// Waits for the first news, but no longer than callers would.
 async fn knows_anything(store: &StateStore) {
-    drop(timeout(FIRST_NEWS_WITHIN, store.first_news()).await);
+    drop(timeout(FIRST_NEWS_WITHIN, store.session_or_config_error()).await);
 }
 
 async fn beat(heart: Heartbeat) {
@@ -454,13 +455,13 @@ impl Inspect for Inspector {
         }
         let health_checker = self.health_checker.age();
         if health_checker > self.store.settings().health_check_interval + HEALTH_CHECKER_MARGIN {
-            return stuck("the health_checker", health_checker);
+            return stuck("the health checker", health_checker);
         }
         Ok(())
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.store.measure();
+        self.store.update_metrics();
         let superseded = matches!(self.not_serving(), Some(Stand::Superseded(_)));
         self.metrics.superseded.set(i64::from(superseded));
         self.metrics.render().map_err(|error| error.to_string())
@@ -494,7 +495,7 @@ impl Inspector {
                     current.key_id,
                     key_id_hash(&current.key_id)
                 );
-                if answer == (Answer::Well { in_grace: true }) {
+                if answer == (StatusAnswer::Ok { in_grace: true }) {
                     text.push_str("; Vault does not answer right now, within ");
                     text.push_str(match snapshot.local_kek {
                         Some(_) => "the time of the local KEK",
@@ -525,7 +526,7 @@ mod tests {
             health_check_interval: Duration::from_secs(30),
         };
         Inspector {
-            store: Arc::new(StateStore::new(health, Arc::clone(&metrics))),
+            store: StateStore::new(health, Arc::clone(&metrics)).share().0,
             config_warnings: Box::new(Vec::new),
             directory_warnings: watch::channel(Vec::new()).1,
             ended: Arc::default(),
@@ -546,7 +547,7 @@ mod tests {
         let ended = inspector(seconds(0), seconds(0));
         ended.ended.store(true, Ordering::Relaxed);
         assert!(ended.live().unwrap_err().contains("has ended"));
-        assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("health_checker"));
+        assert!(inspector(seconds(0), seconds(62)).live().unwrap_err().contains("health checker"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -555,16 +556,21 @@ mod tests {
         let callers_patience = Duration::from_secs(3);
         timeout(callers_patience, knows_anything(&store)).await.unwrap();
         // What is being waited for may be there in a moment.
-        store.set_progress("waiting for Vault".into());
+        let sessions = store.writers().sessions;
+        sessions.set_progress("waiting for Vault".into());
         assert!(timeout(Duration::from_secs(1), knows_anything(&store)).await.is_err());
-        store.set_config_error(Some("no config".into()));
+        sessions.set_config_error(Some("no config".into()));
         timeout(Duration::from_millis(1), knows_anything(&store)).await.unwrap();
     }
 
     #[test]
     fn readyz_says_why_not() {
         let inspector = inspector(Duration::ZERO, Duration::ZERO);
-        inspector.store.set_config_error(Some("config.yaml:3: vault.token: must not be empty".into()));
+        inspector
+            .store
+            .writers()
+            .sessions
+            .set_config_error(Some("config.yaml:3: vault.token: must not be empty".into()));
         assert!(inspector.ready().unwrap_err().contains("must not be empty"));
     }
 }

@@ -23,11 +23,11 @@ use transit_client::{
 use super::concurrency_limit::{Gate, Place};
 use crate::{
     config::Encryption,
-    observe::metrics::Metrics,
+    observe::{labels::HealthState, metrics::Metrics},
     session::{
         keyring::{KeyEntry, Route},
         local_kek::{self, ANNOTATION, LocalKek},
-        state::{Published, Snapshot, StateStore},
+        state::{CallReporter, Published, Snapshot, StateStore},
     },
 };
 
@@ -49,11 +49,12 @@ pub(super) struct Calls {
     pub(super) store: Arc<StateStore>,
     gate: Arc<Gate>,
     metrics: Arc<Metrics>,
+    reporter: CallReporter,
 }
 
 impl Calls {
-    pub(super) fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
-        Self { store, gate: Arc::new(Gate::new()), metrics }
+    pub(super) fn new(reporter: CallReporter, metrics: Arc<Metrics>) -> Self {
+        Self { store: Arc::clone(reporter.store()), gate: Arc::new(Gate::new()), metrics, reporter }
     }
 
     /// Runs `work` within the caller's deadline, and records how it ended.
@@ -71,7 +72,7 @@ impl Calls {
             Ok(outcome) => outcome,
             Err(_) => {
                 // Nobody knows why it took so long; the health_checker is to find out.
-                self.store.request_check();
+                self.store.request_health_check();
                 Err(Status::deadline_exceeded(LATE))
             }
         };
@@ -152,13 +153,13 @@ impl Calls {
             if let (Work::Encrypt { .. }, Some(reason)) = (work, &now.key_lost) {
                 return Err(Status::failed_precondition(&**reason));
             }
-            if now.token_dead_for.is_some() {
+            if now.token_invalid_for.is_some() {
                 // Asking Vault again would only add to its log: nothing loops on 403.
                 self.resting_place(&mut place)?;
                 now = self.next_session(&now, call).await?;
                 continue;
             }
-            match work.without_vault(&snapshot, &self.store).map_err(into_status)? {
+            match work.without_vault(&snapshot, &self.reporter).map_err(into_status)? {
                 Attempt::Done(done) => return Ok((done, snapshot)),
                 Attempt::NeedsKek => {
                     self.resting_place(&mut place)?;
@@ -177,19 +178,19 @@ impl Calls {
                 now = self.store.read();
                 continue;
             }
-            let asking = timeout_at(call.deadline, work.with_vault(&snapshot, &self.store, call));
+            let asking = timeout_at(call.deadline, work.with_vault(&snapshot, &self.reporter, call));
             let mut error = match asking.await {
                 Ok(Ok(done)) => return Ok((done, snapshot)),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let error = TransitError::new(ErrorKind::DeadlineExceeded, LATE);
-                    self.store.call_failed(snapshot.generation, &error);
+                    self.reporter.call_failed(snapshot.generation, &error);
                     error
                 }
             };
             place.explain(&mut error);
             now = self.store.read();
-            let replaced = now.generation() > snapshot.generation;
+            let replaced = now.generation() > Some(snapshot.generation);
             let again = match error.kind {
                 ErrorKind::TokenInvalid => Some("token_invalid"),
                 // The session that is in use now may be allowed to, or know the key.
@@ -215,13 +216,13 @@ impl Calls {
 
     /// Waits for a session newer than that of `dead`, as long as it makes sense.
     async fn next_session(&self, dead: &Published, call: Call<'_>) -> Result<Published, Status> {
-        let dead_for = dead.token_dead_for.unwrap_or_default();
+        let dead_for = dead.token_invalid_for.unwrap_or_default();
         let until = call
             .deadline
             .checked_sub(TIME_FOR_A_RETRY)
             .unwrap_or(call.deadline)
             .min(Instant::now() + PATIENCE_WITH_DEAD_TOKEN.saturating_sub(dead_for));
-        timeout_at(until, self.store.after_death_of(dead.generation())).await.map_err(|_| {
+        timeout_at(until, self.store.valid_token_after(dead.generation())).await.map_err(|_| {
             let (answer, _) = self.store.status();
             Status::permission_denied(
                 answer.reason().unwrap_or("the Vault token is dead and no new one has come"),
@@ -231,10 +232,10 @@ impl Calls {
 
     /// Waits for a local KEK that may be used, if Vault is well: then the next probe brings one.
     async fn next_kek(&self, lacking: &Published, call: Call<'_>) -> Result<Published, Status> {
-        self.store.request_check();
-        if !lacking.is_well() {
+        self.store.request_health_check();
+        if !lacking.is_healthy() {
             let kind = match lacking.answer.state() {
-                "refused" => ErrorKind::Denied,
+                HealthState::Refused => ErrorKind::Denied,
                 _ => ErrorKind::Unreachable,
             };
             let reason = lacking.answer.reason().or(lacking.outage.as_deref());
@@ -242,7 +243,7 @@ impl Calls {
             let message = format!("the local KEK may not be used any longer: {reason}");
             return Err(into_status(TransitError::new(kind, message)));
         }
-        timeout_at(call.deadline, self.store.kek_or_reason()).await.map_err(|_| {
+        timeout_at(call.deadline, self.store.usable_kek_or_reason()).await.map_err(|_| {
             Status::deadline_exceeded(
                 "the local KEK may not be used any longer, and Vault has wrapped no new one before the caller's \
                  deadline",
@@ -340,16 +341,16 @@ enum Attempt {
 
 impl Work<'_> {
     /// Does what needs no Vault, or refuses it; waits for nothing.
-    fn without_vault(self, snapshot: &Snapshot, store: &StateStore) -> Result<Attempt, TransitError> {
+    fn without_vault(self, snapshot: &Snapshot, reporter: &CallReporter) -> Result<Attempt, TransitError> {
         match self {
             Self::Encrypt { keeps_annotation, plaintext } => {
                 let Some(kek) = snapshot.local_kek.as_ref().filter(|_| keeps_annotation) else {
                     return Ok(Attempt::NeedsVault);
                 };
-                if !store.keks.is_usable(kek) {
+                if !reporter.keks().is_usable(kek) {
                     return Ok(Attempt::NeedsKek);
                 }
-                encrypt_locally(snapshot, store, kek, plaintext)
+                encrypt_locally(snapshot, reporter, kek, plaintext)
                     .map(|encrypted| Attempt::Done(Done::Encrypted(encrypted)))
             }
             Self::Decrypt { key_id, sealed: None, transits } => {
@@ -357,8 +358,8 @@ impl Work<'_> {
                 Ok(Attempt::NeedsVault)
             }
             Self::Decrypt { key_id, sealed: Some(sealed), transits } => {
-                entry_of_kek(snapshot, store, key_id, transits)?;
-                let Some(kek) = store.keks.get(transits) else { return Ok(Attempt::NeedsVault) };
+                entry_of_kek(snapshot, reporter, key_id, transits)?;
+                let Some(kek) = reporter.keks().get(transits) else { return Ok(Attempt::NeedsVault) };
                 let plaintext = kek.open(key_id, sealed)?;
                 Ok(Attempt::Done(Done::Decrypted(Decrypted { plaintext, request_id: String::new() })))
             }
@@ -369,7 +370,7 @@ impl Work<'_> {
     async fn with_vault(
         self,
         snapshot: &Snapshot,
-        store: &StateStore,
+        reporter: &CallReporter,
         call: Call<'_>,
     ) -> Result<Done, TransitError> {
         match self {
@@ -384,11 +385,11 @@ impl Work<'_> {
                             wrapped_kek: None,
                         })
                     })
-                    .inspect_err(|error| store.call_failed(snapshot.generation, error))
+                    .inspect_err(|error| reporter.call_failed(snapshot.generation, error))
             }
             Self::Decrypt { key_id, sealed, transits } => match sealed {
-                Some(sealed) => decrypt_sealed(snapshot, store, key_id, sealed, transits, call).await,
-                None => decrypt(snapshot, store, key_id, transits, call).await,
+                Some(sealed) => decrypt_sealed(snapshot, reporter, key_id, sealed, transits, call).await,
+                None => decrypt(snapshot, reporter, key_id, transits, call).await,
             }
             .map(Done::Decrypted),
         }
@@ -397,7 +398,7 @@ impl Work<'_> {
 
 fn encrypt_locally(
     snapshot: &Snapshot,
-    store: &StateStore,
+    reporter: &CallReporter,
     kek: &LocalKek,
     plaintext: &[u8],
 ) -> Result<Encrypted, TransitError> {
@@ -405,7 +406,7 @@ fn encrypt_locally(
         && kek.is_worn(limits)
     {
         // The verification of a probe brings a new one; until then, and in an outage, this one serves on.
-        store.request_check();
+        reporter.request_health_check();
     }
     Ok(Encrypted {
         ciphertext: kek.seal(&snapshot.keyring.current().key_id, plaintext)?,
@@ -417,7 +418,7 @@ fn encrypt_locally(
 /// The Transit key that has wrapped the local KEK, if that KEK may be used at all.
 fn entry_of_kek<'a>(
     snapshot: &'a Snapshot,
-    store: &StateStore,
+    reporter: &CallReporter,
     key_id: &str,
     wrapped: &Ciphertext,
 ) -> Result<&'a KeyEntry, TransitError> {
@@ -426,7 +427,7 @@ fn entry_of_kek<'a>(
         return Err(TransitError::new(ErrorKind::BadCiphertext, message));
     };
     if unseen {
-        store.request_check();
+        reporter.request_health_check();
     }
     if wrapped.version().number() < entry.min_decryption {
         let message = "the key version that wrapped the local KEK is below min_decryption_version of the key: \
@@ -439,27 +440,27 @@ fn entry_of_kek<'a>(
 /// Has Transit unwrap a local KEK, which decrypts from then on.
 async fn decrypt_sealed(
     snapshot: &Snapshot,
-    store: &StateStore,
+    reporter: &CallReporter,
     key_id: &str,
     sealed: &[u8],
     wrapped: &Ciphertext,
     call: Call<'_>,
 ) -> Result<Decrypted, TransitError> {
-    let entry = entry_of_kek(snapshot, store, key_id, wrapped)?;
-    let stamp = store.keks.stamp(snapshot.generation);
-    let unwrapped = snapshot.decrypts.decrypt(&entry.key, wrapped, call).await.map_err(|error| {
-        let error = store.decrypt_failed(snapshot, entry, error);
-        store.keks.failed(wrapped, entry.scope, &error, stamp);
+    let entry = entry_of_kek(snapshot, reporter, key_id, wrapped)?;
+    let stamp = reporter.keks().stamp(snapshot.generation);
+    let unwrapped = snapshot.coalescer.decrypt(&entry.key, wrapped, call).await.map_err(|error| {
+        let error = reporter.decrypt_failed(snapshot, entry, error);
+        reporter.keks().unwrap_failed(wrapped, entry.scope, &error, stamp);
         error
     })?;
     let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
-    store.keks.put(Arc::clone(&kek), stamp);
+    reporter.keks().insert(Arc::clone(&kek), stamp);
     Ok(Decrypted { plaintext: kek.open(key_id, sealed)?, request_id: unwrapped.request_id })
 }
 
 async fn decrypt(
     snapshot: &Snapshot,
-    store: &StateStore,
+    reporter: &CallReporter,
     key_id: &str,
     ciphertext: &Ciphertext,
     call: Call<'_>,
@@ -469,7 +470,7 @@ async fn decrypt(
         Route::Named { entry, unseen } => {
             if unseen {
                 debug!(key = %entry.key, version = %ciphertext.version(), "another node has seen a newer key version");
-                store.request_check();
+                reporter.request_health_check();
             }
             vec![entry]
         }
@@ -480,7 +481,7 @@ async fn decrypt(
             failures.not_asked.push(reason);
             continue;
         }
-        match snapshot.decrypts.decrypt(&entry.key, ciphertext, call).await {
+        match snapshot.coalescer.decrypt(&entry.key, ciphertext, call).await {
             // It must not leave: it would open every seed that it has wrapped.
             Ok(opened) if local_kek::is_payload(&opened.plaintext) => {
                 let message = "the ciphertext is a wrapped local KEK, not a seed";
@@ -488,7 +489,7 @@ async fn decrypt(
             }
             Ok(opened) => return Ok(opened),
             Err(error) => {
-                let error = store.decrypt_failed(snapshot, entry, error);
+                let error = reporter.decrypt_failed(snapshot, entry, error);
                 let ends_all = match error.kind {
                     // No time is left, or no other key has a better token, or it is made worse.
                     ErrorKind::DeadlineExceeded | ErrorKind::Throttled | ErrorKind::TokenInvalid => true,

@@ -33,11 +33,11 @@ use crate::{
     config::{Encryption, LocalKekLimits},
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     session::{
+        HealthChecker, KekRefresher,
         health::HealthSettings,
-        health_checker, kek_store,
         keyring::KeyEntry,
         local_kek::ANNOTATION,
-        state::{NewSession, StateStore},
+        state::{NewSession, StateStore, Writers},
         verification::{PreviousState, VerificationError, verify},
     },
 };
@@ -79,23 +79,24 @@ impl Deref for Model {
 
 /// A service on a model, with or without a running health_checker.
 struct Bench {
-    store: Arc<StateStore>,
-    looker: Option<JoinHandle<()>>,
+    health_checker: Option<JoinHandle<()>>,
+    kek_refresher: Option<JoinHandle<()>>,
     metrics: Arc<Metrics>,
     model: Model,
-    health_checker: Option<JoinHandle<()>>,
     service: KmsV2,
     session: Arc<FakeSession>,
+    store: Arc<StateStore>,
+    writers: Writers,
 }
 
 impl Bench {
     /// Nothing known yet.
     fn bare(model: Model) -> Self {
         let metrics = Arc::new(Metrics::new().unwrap());
-        let store = Arc::new(StateStore::new(SETTINGS, Arc::clone(&metrics)));
-        let service = KmsV2::new(Arc::clone(&store), Arc::clone(&metrics));
+        let (store, writers) = StateStore::new(SETTINGS, Arc::clone(&metrics)).share();
+        let service = KmsV2::new(writers.calls.clone(), Arc::clone(&metrics));
         let session = model.session(&["kms"]);
-        Self { store, looker: None, metrics, model, health_checker: None, service, session }
+        Self { health_checker: None, kek_refresher: None, metrics, model, service, session, store, writers }
     }
 
     /// With a session taken.
@@ -108,8 +109,9 @@ impl Bench {
     async fn with_health_checker(model: Model) -> Self {
         let mut bench = Self::ready(model, &["kms"]).await;
         let metrics = Arc::new(Metrics::new().unwrap());
-        bench.health_checker =
-            Some(tokio::spawn(health_checker::run(Arc::clone(&bench.store), metrics, Heartbeat::new())));
+        let reporter = bench.store.writers().health;
+        let health_checker = HealthChecker { heartbeat: Heartbeat::new(), metrics, reporter };
+        bench.health_checker = Some(tokio::spawn(health_checker.run()));
         settle().await;
         bench
     }
@@ -127,7 +129,7 @@ impl Bench {
         });
         let verification =
             verify(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
-        self.store.take_session(self.model.offer(&session), verification).unwrap();
+        self.writers.sessions.publish(self.model.offer(&session), verification).unwrap();
         self.session = session;
         Ok(())
     }
@@ -195,7 +197,7 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        self.looker.iter().chain(&self.health_checker).for_each(JoinHandle::abort);
+        self.kek_refresher.iter().chain(&self.health_checker).for_each(JoinHandle::abort);
     }
 }
 
@@ -216,7 +218,8 @@ fn local(model: Model) -> Model {
 /// As [`Bench::with_health_checker`], in mode `local-kek`; its KEKs are looked after.
 async fn local_bench(model: Model) -> Bench {
     let mut bench = Bench::with_health_checker(local(model)).await;
-    bench.looker = Some(tokio::spawn(kek_store::look_after(Arc::clone(&bench.store))));
+    let reporter = bench.writers.calls.clone();
+    bench.kek_refresher = Some(tokio::spawn(KekRefresher { reporter }.run()));
     settle().await;
     bench
 }
@@ -368,7 +371,7 @@ async fn what_is_encrypted_is_decrypted_under_the_key_id_of_status() {
 #[tokio::test(start_paused = true)]
 async fn status_nothing_known_yet_is_unavailable_with_the_reason() {
     let bench = Bench::bare(Model::new());
-    bench.store.set_config_error(Some("/etc/kms.yaml:3: vault.token is missing".into()));
+    bench.writers.sessions.set_config_error(Some("/etc/kms.yaml:3: vault.token is missing".into()));
     for error in [bench.status().await.unwrap_err(), bench.encrypt(b"x").await.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable);
         assert!(error.message().contains("vault.token is missing"), "{error}");
@@ -424,7 +427,7 @@ async fn status_a_silent_vault_is_an_outage_not_a_stuck_prober() {
     pass(80).await;
     assert_eq!(bench.healthz().await, "ok");
     pass(60).await;
-    assert!(bench.healthz().await.contains("did not answer a probe"), "{}", bench.healthz().await);
+    assert!(bench.healthz().await.contains("did not answer a health check"), "{}", bench.healthz().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,14 +491,14 @@ async fn status_a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
 #[tokio::test(start_paused = true)]
 async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.store.check_failed(1, &TransitError::new(ErrorKind::KeyNotFound, "the key is gone"));
+    bench.writers.health.check_failed(1, &TransitError::new(ErrorKind::KeyNotFound, "the key is gone"));
     // As Vault answers an Encrypt with a key that is not there.
-    bench.store.call_failed(1, &TransitError::new(ErrorKind::Denied, "permission denied"));
+    bench.writers.calls.call_failed(1, &TransitError::new(ErrorKind::Denied, "permission denied"));
     let error = bench.status().await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
     // Nor at the word of a probe: what refuses us says nothing about the key being there again.
     for kind in [ErrorKind::Denied, ErrorKind::TokenInvalid, ErrorKind::Unreachable] {
-        bench.store.check_failed(1, &TransitError::new(kind, "no"));
+        bench.writers.health.check_failed(1, &TransitError::new(kind, "no"));
         assert_eq!(bench.status().await.unwrap_err().message(), "the key is gone");
         assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::FailedPrecondition);
     }
@@ -505,7 +508,7 @@ async fn status_a_lost_key_is_not_taken_for_a_refused_one_at_the_word_of_a_call(
 async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
     let bench = Bench::with_health_checker(Model::new()).await;
     bench.session.kill_token();
-    bench.store.set_config_error(Some("line 3: vault.token must not be empty".into()));
+    bench.writers.sessions.set_config_error(Some("line 3: vault.token must not be empty".into()));
     pass(31).await;
     let reason = bench.healthz().await;
     assert!(reason.contains("token is dead") && reason.contains("line 3"), "{reason}");
@@ -515,7 +518,7 @@ async fn the_reason_says_too_why_the_newest_config_is_no_cure() {
 
 /// The KMS v1 face of `bench`.
 fn v1(bench: &Bench) -> KmsV1 {
-    KmsV1::new(Arc::clone(&bench.store), Arc::new(Metrics::new().unwrap()))
+    KmsV1::new(bench.writers.calls.clone(), Arc::new(Metrics::new().unwrap()))
 }
 
 async fn v1_decrypt(service: &KmsV1, cipher: &[u8]) -> Result<Bytes, Status> {
@@ -591,7 +594,7 @@ async fn a_call_that_meets_a_dead_token_waits_for_the_next_session() {
     settle().await;
     assert!(!call.is_finished());
     let mut died = None;
-    bench.store.token_died(&mut died).await;
+    bench.store.token_invalidated(&mut died).await;
     assert_eq!(died, Some(1));
     bench.take_session(&["kms"]).await.unwrap();
     assert!(call.await.unwrap().is_ok());
@@ -620,15 +623,15 @@ async fn a_token_that_stays_dead_is_not_asked_again_by_calls() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_dies_after_a_long_refusal_is_only_just_dead() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
-    bench.store.call_failed(1, &TransitError::new(ErrorKind::Denied, "the policy refuses"));
+    bench.writers.calls.call_failed(1, &TransitError::new(ErrorKind::Denied, "the policy refuses"));
     advance(Duration::from_secs(60)).await;
-    assert_eq!(bench.store.read().token_dead_for, None);
+    assert_eq!(bench.store.read().token_invalid_for, None);
     let dead = TransitError::new(ErrorKind::TokenInvalid, "the token is dead");
-    bench.store.call_failed(1, &dead);
-    assert_eq!(bench.store.read().token_dead_for, Some(Duration::ZERO), "calls wait for the next token");
+    bench.writers.calls.call_failed(1, &dead);
+    assert_eq!(bench.store.read().token_invalid_for, Some(Duration::ZERO), "calls wait for the next token");
     advance(Duration::from_secs(5)).await;
-    bench.store.call_failed(1, &dead);
-    assert_eq!(bench.store.read().token_dead_for, Some(Duration::from_secs(5)));
+    bench.writers.calls.call_failed(1, &dead);
+    assert_eq!(bench.store.read().token_invalid_for, Some(Duration::from_secs(5)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -636,10 +639,10 @@ async fn news_of_an_old_session_says_nothing_about_the_new_one() {
     let mut bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.take_session(&["kms"]).await.unwrap();
     let dead = TransitError::new(ErrorKind::TokenInvalid, "the old token is dead");
-    bench.store.call_failed(1, &dead);
-    bench.store.check_failed(1, &dead);
+    bench.writers.calls.call_failed(1, &dead);
+    bench.writers.health.check_failed(1, &dead);
     assert_eq!(bench.healthz().await, "ok");
-    bench.store.call_failed(2, &dead);
+    bench.writers.calls.call_failed(2, &dead);
     assert_ne!(bench.healthz().await, "ok");
 }
 
@@ -814,7 +817,7 @@ async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
     };
     let verification =
         verify(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
-    bench.store.check_passed(1, verification.unwrap());
+    bench.writers.health.check_passed(1, verification.unwrap());
     assert!(call.await.unwrap().is_ok());
 }
 
@@ -935,10 +938,10 @@ async fn a_token_that_another_namespace_does_not_take_is_not_dead() {
         Namespace::new("team-b").unwrap(),
     );
     let entry = KeyEntry::unread(elsewhere, None, "permission denied");
-    assert_eq!(bench.store.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::Denied);
+    assert_eq!(bench.writers.calls.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::Denied);
     assert_eq!(bench.healthz().await, "ok");
     let entry = KeyEntry::unread(KeyRef::in_transit("old"), None, "permission denied");
-    assert_eq!(bench.store.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::TokenInvalid);
+    assert_eq!(bench.writers.calls.decrypt_failed(&snapshot, &entry, dead()).kind, ErrorKind::TokenInvalid);
     assert_ne!(bench.healthz().await, "ok");
 }
 
@@ -1284,7 +1287,7 @@ async fn the_silence_of_a_replaced_session_does_not_hold_up_the_keks_of_the_next
     bench.store.keks.refused(1, None);
     pass(9).await;
     bench.model.change(|state| state.silent = true);
-    bench.store.request_check();
+    bench.store.request_health_check();
     pass(3).await;
     bench.model.change(|state| state.silent = false);
     bench.take_session(&["kms"]).await.unwrap();
@@ -1442,12 +1445,12 @@ async fn what_one_session_said_of_older_versions_does_not_count_for_the_next() {
     };
     versions(1);
     pass(31).await;
-    bench.store.request_check();
+    bench.store.request_health_check();
     pass(1).await;
     versions(2);
     bench.take_session(&["kms"]).await.unwrap();
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
-    bench.store.request_check();
+    bench.store.request_health_check();
     pass(2).await;
     assert_eq!(bench.status().await.unwrap().key_id, second, "the third of two sessions");
     pass(15).await;
@@ -1488,7 +1491,7 @@ async fn a_storm_of_calls_is_not_a_storm_of_probes() {
     let bench = Bench::with_health_checker(Model::new()).await;
     let before = bench.model.calls();
     for _ in 0..1000 {
-        bench.store.request_check();
+        bench.store.request_health_check();
         settle().await;
     }
     assert!(bench.model.calls() - before <= 3, "one probe has three calls");
@@ -1500,7 +1503,7 @@ async fn calls_that_go_on_failing_do_not_make_for_more_and_more_probes() {
     pass(1).await;
     let before = bench.model.calls();
     for _ in 0..120 {
-        bench.store.request_check();
+        bench.store.request_health_check();
         pass(1).await;
     }
     let probes = (bench.model.calls() - before) / 4;
@@ -1585,8 +1588,12 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                     };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     match verify(snapshot.transit.as_ref(), Some(before), false, deadline).await {
-                        Ok(verification) => store.check_passed(snapshot.generation, verification),
-                        Err(failure) => store.check_failed(snapshot.generation, &failure.into()),
+                        Ok(verification) => {
+                            store.writers().health.check_passed(snapshot.generation, verification)
+                        }
+                        Err(failure) => {
+                            store.writers().health.check_failed(snapshot.generation, &failure.into())
+                        }
                     }
                 }));
             }
@@ -1605,7 +1612,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                     };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     if let Ok(verification) = verify(session.as_ref(), Some(against), false, deadline).await {
-                        drop(store.take_session(offer, verification));
+                        drop(store.writers().sessions.publish(offer, verification));
                     }
                 }));
             }

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use transit_client::transit::Call;
 
 use super::requests::{Calls, Told};
-use crate::{observe::metrics::Metrics, session::StateStore};
+use crate::{observe::metrics::Metrics, session::CallReporter};
 
 /// The version of the API. kube-apiserver takes no other.
 ///
@@ -38,10 +38,10 @@ pub struct KmsV1 {
 }
 
 impl KmsV1 {
-    /// A service that answers from `store`.
+    /// Creates a service that answers from the published state, and reports failed calls.
     #[must_use]
-    pub fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
-        Self { calls: Calls::new(store, metrics) }
+    pub fn new(reporter: CallReporter, metrics: Arc<Metrics>) -> Self {
+        Self { calls: Calls::new(reporter, metrics) }
     }
 
     /// The tower service for the socket, with its limits set.

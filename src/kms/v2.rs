@@ -17,7 +17,7 @@ use transit_client::{key_id::key_id_hash, transit::Call};
 use super::requests::{Calls, Told, at_most};
 use crate::{
     observe::metrics::Metrics,
-    session::{Snapshot, StateStore, health::Answer, local_kek::ANNOTATION},
+    session::{CallReporter, Snapshot, health::StatusAnswer, local_kek::ANNOTATION},
 };
 
 /// The version of the API, as Status answers it; it must never change while we run.
@@ -38,10 +38,10 @@ pub struct KmsV2 {
 }
 
 impl KmsV2 {
-    /// A service that answers from `store`.
+    /// Creates a service that answers from the published state, and reports failed calls.
     #[must_use]
-    pub fn new(store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
-        Self { calls: Calls::new(store, metrics) }
+    pub fn new(reporter: CallReporter, metrics: Arc<Metrics>) -> Self {
+        Self { calls: Calls::new(reporter, metrics) }
     }
 
     /// The tower service for the socket, with its limits set.
@@ -96,8 +96,8 @@ impl KeyManagementService for KmsV2 {
                 request_id: String::new(),
             };
             match (answer, snapshot) {
-                (Answer::Lost(reason), _) => Err(Status::failed_precondition(reason)),
-                (Answer::Unknown(reason), _) => Err(Status::unavailable(reason)),
+                (StatusAnswer::KeyLost(reason), _) => Err(Status::failed_precondition(reason)),
+                (StatusAnswer::Unknown(reason), _) => Err(Status::unavailable(reason)),
                 (answer, Some(snapshot)) => Ok((
                     StatusResponse {
                         version: API_VERSION.into(),

@@ -17,16 +17,13 @@ use prometheus::{
 use tokio::time::Instant;
 use transit_client::metrics::{ClientMetrics, LATENCY_BUCKETS};
 
-use super::process::ProcessCollector;
+use super::{
+    labels::{ConfigState, HealthState, ReloadResult, RenewalResult},
+    process::ProcessCollector,
+};
 
 /// From a lone Decrypt to the largest batch.
 const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
-
-/// The states of `transit_kms_health`; exactly one is 1.
-pub const HEALTH_STATES: [&str; 6] = ["lost", "ok", "refused", "stale", "unknown", "unreachable"];
-
-/// The states of `transit_kms_config_state`; exactly one is 1.
-const CONFIG_STATES: [&str; 4] = ["in_use", "pending", "refused", "invalid"];
 
 /// What is malformed about a request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -86,7 +83,7 @@ pub struct Metrics {
     pub connections_rejected: IntCounter,
     /// Decrypts that were answered by what another one had asked for.
     pub decrypts_deduplicated: IntCounter,
-    /// Duration of whole probes.
+    /// Duration of session health checks.
     pub health_check_seconds: Histogram,
     /// The generation of the session in use; 0 before the first.
     pub session_generation: IntGauge,
@@ -197,7 +194,7 @@ impl Metrics {
             health_check_seconds: registered(
                 &registry,
                 Histogram::with_opts(
-                    HistogramOpts::new("health_check_duration_seconds", "Duration of whole probes.")
+                    HistogramOpts::new("health_check_duration_seconds", "Duration of session health checks.")
                         .buckets(LATENCY_BUCKETS.to_vec()),
                 )?,
             )?,
@@ -246,15 +243,15 @@ impl Metrics {
             registry,
         };
         metrics.describe_process()?;
-        metrics.health("unknown");
-        metrics.config_state("pending");
+        metrics.health(HealthState::Unknown);
+        metrics.config_state(ConfigState::Pending);
         // Known label values start at 0: a rate over a series that appears with its first
         // error would miss that error.
-        for result in ["pending", "refused", "success", "invalid"] {
-            metrics.config_reloads.with_label_values(&[result]);
+        for result in ReloadResult::ALL {
+            metrics.config_reloads.with_label_values(&[result.label()]);
         }
-        for result in ["capped", "failed", "renewed"] {
-            metrics.token_renewals.with_label_values(&[result]);
+        for result in RenewalResult::ALL {
+            metrics.token_renewals.with_label_values(&[result.label()]);
         }
         for what in [MalformedRequest::Authority, MalformedRequest::Other] {
             metrics.malformed_requests.with_label_values(&[what.label()]);
@@ -276,32 +273,26 @@ impl Metrics {
         self.request_seconds.with_label_values(&[method, code]).observe(took.as_secs_f64());
     }
 
-    /// Sets the one health state that holds; `state` is one of [`HEALTH_STATES`].
-    pub fn health(&self, state: &'static str) {
-        for known in HEALTH_STATES {
-            self.health.with_label_values(&[known]).set(i64::from(known == state));
+    /// Sets the one health state that holds.
+    pub fn health(&self, state: HealthState) {
+        for other in HealthState::ALL {
+            self.health.with_label_values(&[other.label()]).set(i64::from(other == state));
         }
     }
 
-    /// A config was read: `success`, `refused`, `pending` or `invalid`.
-    pub fn reload(&self, result: &'static str) {
-        self.config_reloads.with_label_values(&[result]).inc();
-        if result == "success" {
+    /// Counts the result of a config reload.
+    pub fn reload(&self, result: ReloadResult) {
+        self.config_reloads.with_label_values(&[result.label()]).inc();
+        if result == ReloadResult::Success {
             self.config_last_reload_success.set(unix_seconds((self.clock)()));
-            self.config_in_use();
-        } else {
-            self.config_state(result);
         }
+        self.config_state(result.config_state());
     }
 
-    /// The newest config is the one in use.
-    pub fn config_in_use(&self) {
-        self.config_state("in_use");
-    }
-
-    fn config_state(&self, state: &'static str) {
-        for known in CONFIG_STATES {
-            self.config_state.with_label_values(&[known]).set(i64::from(known == state));
+    /// Sets the one state of the newest config that holds.
+    pub fn config_state(&self, state: ConfigState) {
+        for other in ConfigState::ALL {
+            self.config_state.with_label_values(&[other.label()]).set(i64::from(other == state));
         }
     }
 
@@ -363,9 +354,9 @@ impl Metrics {
         }));
     }
 
-    /// A renewal ended: `renewed`, `capped` or `failed`.
-    pub fn token_renewal(&self, result: &'static str) {
-        self.token_renewals.with_label_values(&[result]).inc();
+    /// Counts the result of a token renewal.
+    pub fn token_renewal(&self, result: RenewalResult) {
+        self.token_renewals.with_label_values(&[result.label()]).inc();
     }
 
     /// Everything in the Prometheus text format.
@@ -437,8 +428,8 @@ mod tests {
     #[test]
     fn one_health_state_holds_and_the_names_carry_our_prefix() {
         let metrics = Metrics::new().unwrap();
-        metrics.health("ok");
-        metrics.health("refused");
+        metrics.health(HealthState::Ok);
+        metrics.health(HealthState::Refused);
         let text = metrics.render().unwrap();
         assert!(text.contains("transit_kms_health{state=\"refused\"} 1"), "{text}");
         assert!(text.contains("transit_kms_health{state=\"ok\"} 0"), "{text}");
@@ -459,7 +450,7 @@ mod tests {
         for (now, expiry) in [(-86_400, "3600"), (1_800_000_000, "1800003600"), (1 << 40, "1099511631376")] {
             NOW.store(now, Ordering::Relaxed);
             metrics.token(Some(Duration::from_secs(3600)));
-            metrics.reload("success");
+            metrics.reload(ReloadResult::Success);
             let text = metrics.render().unwrap();
             let line = format!("transit_kms_token_expiry_timestamp_seconds {expiry}\n");
             assert!(text.contains(&line), "{now}: {text}");
@@ -484,13 +475,17 @@ mod tests {
             assert!(text.contains(&format!("transit_kms_{line}\n")), "{line}: {text}");
         };
         holds("config_state{state=\"pending\"} 1");
-        for (result, state) in [("refused", "refused"), ("invalid", "invalid"), ("success", "in_use")] {
+        for (result, state) in [
+            (ReloadResult::Refused, "refused"),
+            (ReloadResult::Invalid, "invalid"),
+            (ReloadResult::Success, "in_use"),
+        ] {
             metrics.reload(result);
             holds(&format!("config_state{{state=\"{state}\"}} 1"));
             holds("config_state{state=\"pending\"} 0");
         }
-        metrics.reload("pending");
-        metrics.config_in_use();
+        metrics.reload(ReloadResult::Pending);
+        metrics.config_state(ConfigState::InUse);
         holds("config_state{state=\"pending\"} 0");
         metrics.new_token(Some(Duration::from_secs(60)));
         metrics.token(Some(Duration::from_secs(90)));

@@ -1,110 +1,125 @@
-//! The health_checker: looks, in the background, whether Transit still does what we promise.
+//! The health checker: verifies the session in use in the background, and reports the result.
 
 use std::{cmp::min, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tracing::debug;
 use transit_client::{ErrorKind, TransitError};
 
 use super::{
-    health::Answer,
-    state::{Snapshot, StateStore},
+    older_versions::OlderVersions,
+    state::{HealthReporter, Snapshot},
     verification::{PreviousState, Verification, VerificationError, verify},
 };
 use crate::observe::{heartbeat::Heartbeat, metrics::Metrics};
 
-/// The longest that one probe may take.
-const MAX_CHECK: Duration = Duration::from_secs(10);
-/// Between probes, however many are asked for: a storm of calls must not become one of probes.
-const LEAST_PAUSE: Duration = Duration::from_millis(250);
-/// While unhealthy, probes repeat after this, doubling up to [`LONGEST_UNWELL_PAUSE`].
-const FIRST_UNWELL_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_UNWELL_PAUSE: Duration = Duration::from_secs(5);
-/// So many probes in a row must show an older version on the active node before it is believed.
-const CHECKS_TO_GO_BACK: u32 = 3;
+/// Limits one health check. An interval below this limits it too, but not below [`MIN_CHECK_TIMEOUT`].
+const MAX_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// A check consists of four requests, which may need this long over a slow network.
+const MIN_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The minimum pause between two checks, so that many failing calls do not cause as many checks.
+const MIN_PAUSE: Duration = Duration::from_millis(250);
+/// The pause after the first failed check; it doubles with each further one.
+const INITIAL_UNHEALTHY_PAUSE: Duration = Duration::from_secs(1);
+/// Limits the pause, so that the end of an outage is noticed soon.
+const MAX_UNHEALTHY_PAUSE: Duration = Duration::from_secs(5);
 
-/// Probes for ever. `heart` beats at least once in every probe and pause.
-pub async fn run(store: Arc<StateStore>, metrics: Arc<Metrics>, heart: Heartbeat) {
-    let mut older = OlderVersions::default();
-    let mut unwell_pause = FIRST_UNWELL_PAUSE;
-    let mut least_pause = LEAST_PAUSE;
-    let mut seen = None;
-    let mut asked_for = false;
-    loop {
-        heart.beat();
-        let healthy = match store.snapshot() {
-            Some(snapshot) => {
-                let began = Instant::now();
-                let healthy = check_once(&store, &snapshot, &mut older).await;
-                metrics.health_check_seconds.observe(began.elapsed().as_secs_f64());
-                healthy
-            }
-            // The keeper proves the first session; there is nothing to probe before that.
-            None => false,
-        };
-        store.publish_health();
-        // Calls that go on failing for their own reasons must not make for more and more probes.
-        let found = store.snapshot().map(|snapshot| (snapshot.keyring.current().key_id.clone(), healthy));
-        let news = seen != found;
-        seen = found;
-        least_pause =
-            if asked_for && !news { min(least_pause * 2, LONGEST_UNWELL_PAUSE) } else { LEAST_PAUSE };
-
-        let interval = store.settings().health_check_interval;
-        let pause = if healthy {
-            unwell_pause = FIRST_UNWELL_PAUSE;
-            interval
-        } else {
-            let pause = min(unwell_pause, interval);
-            unwell_pause = min(unwell_pause * 2, LONGEST_UNWELL_PAUSE);
-            pause
-        };
-        heart.beat();
-        let least_pause = min(least_pause, pause);
-        sleep(least_pause).await;
-        asked_for = tokio::select! {
-            () = sleep(pause.saturating_sub(least_pause)) => false,
-            () = store.check_requested() => {
-                debug!("checking out of turn");
-                true
-            }
-        };
-    }
+/// Checks the session in use every interval, more often while it is not healthy, and on request.
+pub struct HealthChecker {
+    /// Beats at least once in every check and every pause.
+    pub heartbeat: Heartbeat,
+    /// Measures the duration of checks.
+    pub metrics: Arc<Metrics>,
+    /// Gets the results.
+    pub reporter: HealthReporter,
 }
 
-/// Probes the session of `snapshot` and posts the result; true if all is well.
-async fn check_once(store: &StateStore, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
-    let longest = store.settings().health_check_interval.clamp(Duration::from_secs(1), MAX_CHECK);
-    let older = older.of(snapshot.generation);
-    // A task of its own: a request that is cancelled costs its connection, and sessions share those.
-    let checking = tokio::spawn(check_session(Arc::clone(snapshot), older.believed(), longest));
-    let outcome = tokio::select! {
-        biased;
-        outcome = checking => outcome,
-        // The keeper has just proven the new session, and the old one has no say about it.
-        () = store.after(snapshot.generation) => return true,
-    };
-    let outcome = outcome.unwrap_or_else(|_| {
-        Err(TransitError::new(
-            ErrorKind::InvalidResponse,
-            "the probe ended without an outcome: this is a bug",
-        )
-        .into())
-    });
-    older.note(&outcome);
-    match outcome {
-        Ok(verification) => {
-            store.check_passed(snapshot.generation, verification);
-            true
+impl HealthChecker {
+    /// Checks without end.
+    pub async fn run(self) {
+        let store = Arc::clone(self.reporter.store());
+        let mut older = OlderVersions::default();
+        let mut unhealthy_pause = INITIAL_UNHEALTHY_PAUSE;
+        let mut min_pause = MIN_PAUSE;
+        let mut last_result = None;
+        let mut was_requested = false;
+        loop {
+            self.heartbeat.beat();
+            let healthy = match store.snapshot() {
+                Some(snapshot) => {
+                    let began = Instant::now();
+                    let healthy = self.check(&snapshot, &mut older).await;
+                    self.metrics.health_check_seconds.observe(began.elapsed().as_secs_f64());
+                    healthy
+                }
+                // The session manager verifies the first session. There is nothing to check before that.
+                None => false,
+            };
+            self.reporter.log_health();
+            // Calls that fail for reasons that a check does not find must not cause more and more checks.
+            let result =
+                store.snapshot().map(|snapshot| (snapshot.keyring.current().key_id.clone(), healthy));
+            let changed = last_result != result;
+            last_result = result;
+            min_pause =
+                if was_requested && !changed { min(min_pause * 2, MAX_UNHEALTHY_PAUSE) } else { MIN_PAUSE };
+
+            let interval = store.settings().health_check_interval;
+            let pause = if healthy {
+                unhealthy_pause = INITIAL_UNHEALTHY_PAUSE;
+                interval
+            } else {
+                let pause = min(unhealthy_pause, interval);
+                unhealthy_pause = min(unhealthy_pause * 2, MAX_UNHEALTHY_PAUSE);
+                pause
+            };
+            self.heartbeat.beat();
+            let min_pause = min(min_pause, pause);
+            sleep(min_pause).await;
+            was_requested = tokio::select! {
+                () = sleep(pause.saturating_sub(min_pause)) => false,
+                () = store.health_check_requested() => {
+                    debug!("a health check was requested");
+                    true
+                }
+            };
         }
-        Err(failure) => {
-            let error = TransitError::from(failure);
-            match store.status().0 {
-                Answer::Well { in_grace: false } => {}
-                _ => debug!(%error, "still not healthy"),
+    }
+
+    /// Checks the session of `snapshot` and reports the result. Returns true if the session in use is healthy.
+    async fn check(&self, snapshot: &Arc<Snapshot>, older: &mut OlderVersions) -> bool {
+        let store = self.reporter.store();
+        let timeout = store.settings().health_check_interval.clamp(MIN_CHECK_TIMEOUT, MAX_CHECK_TIMEOUT);
+        let older = older.of_session(snapshot.generation);
+        // A task of its own: cancelling a request would close its connection, and the next session may use it.
+        let checking = tokio::spawn(check_session(Arc::clone(snapshot), older.next_is_accepted(), timeout));
+        let outcome = tokio::select! {
+            biased;
+            outcome = checking => outcome,
+            // The session manager has just verified the new session, and this check is about the old one.
+            () = store.session_after(snapshot.generation) => return true,
+        };
+        let outcome = outcome.unwrap_or_else(|_| {
+            Err(TransitError::new(
+                ErrorKind::InvalidResponse,
+                "the health check ended without an outcome: this is a bug",
+            )
+            .into())
+        });
+        older.count(&outcome);
+        match outcome {
+            Ok(verification) => {
+                self.reporter.check_passed(snapshot.generation, verification);
+                true
             }
-            store.check_failed(snapshot.generation, &error);
-            false
+            Err(failure) => {
+                let error = TransitError::from(failure);
+                if !store.read().is_healthy() {
+                    debug!(%error, "still not healthy");
+                }
+                self.reporter.check_failed(snapshot.generation, &error);
+                false
+            }
         }
     }
 }
@@ -112,9 +127,9 @@ async fn check_once(store: &StateStore, snapshot: &Arc<Snapshot>, older: &mut Ol
 async fn check_session(
     snapshot: Arc<Snapshot>,
     accept_older: bool,
-    longest: Duration,
+    timeout: Duration,
 ) -> Result<Verification, VerificationError> {
-    let deadline = Instant::now() + longest;
+    let deadline = Instant::now() + timeout;
     let before = PreviousState {
         keyring: &snapshot.keyring,
         insist: false,
@@ -124,71 +139,7 @@ async fn check_session(
     };
     let checking = verify(snapshot.transit.as_ref(), Some(before), accept_older, deadline);
     timeout_at(deadline, checking).await.unwrap_or_else(|_| {
-        let message = format!("Vault did not answer a probe within {} s", longest.as_secs());
+        let message = format!("Vault did not answer a health check within {} s", timeout.as_secs());
         Err(TransitError::new(ErrorKind::Unreachable, message).into())
     })
-}
-
-/// Counts how often in a row the active node of one session knew only older versions.
-#[derive(Debug, Default)]
-pub struct OlderVersions {
-    generation: u64,
-    checks: u32,
-}
-
-impl OlderVersions {
-    /// What the session of `generation` has shown; what another one did says nothing about its Vault.
-    pub fn of(&mut self, generation: u64) -> &mut Self {
-        if self.generation != generation {
-            *self = Self { generation, checks: 0 };
-        }
-        self
-    }
-
-    /// Whether the next probe is to believe it.
-    #[must_use]
-    pub fn believed(&self) -> bool {
-        self.checks + 1 >= CHECKS_TO_GO_BACK
-    }
-
-    /// Takes notice of what a probe showed.
-    pub fn note(&mut self, outcome: &Result<Verification, VerificationError>) {
-        match outcome {
-            Err(VerificationError::Older(version)) => {
-                self.checks += 1;
-                warn!(%version, checks = self.checks, "Vault's active node reports an older key version than the one in use");
-            }
-            // Silence says nothing about versions, and neither does what is not Vault.
-            Err(VerificationError::Failed(error))
-                if matches!(
-                    error.kind,
-                    ErrorKind::DeadlineExceeded
-                        | ErrorKind::InvalidResponse
-                        | ErrorKind::Throttled
-                        | ErrorKind::Unreachable
-                ) => {}
-            _ => self.checks = 0,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use transit_client::key_id::KeyVersion;
-
-    #[test]
-    fn older_versions_are_counted_for_one_session() {
-        let mut older = OlderVersions::default();
-        let version = KeyVersion::new(1).unwrap();
-        for _ in 0..2 {
-            assert!(!older.of(1).believed());
-            older.of(1).note(&Err(VerificationError::Older(version)));
-        }
-        let silence = TransitError::new(ErrorKind::Unreachable, "away");
-        older.of(1).note(&Err(silence.into()));
-        assert!(older.of(1).believed());
-        assert!(!older.of(2).believed(), "its Vault has said nothing of the kind");
-        assert!(!older.of(1).believed());
-    }
 }

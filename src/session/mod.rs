@@ -6,13 +6,17 @@
 pub mod coalescer;
 pub mod health;
 pub mod health_checker;
+pub mod kek_refresher;
 pub mod kek_store;
 pub mod keyring;
 pub mod local_kek;
 pub mod manager;
+mod older_versions;
 mod progress;
 pub mod state;
 pub mod verification;
 
+pub use health_checker::HealthChecker;
+pub use kek_refresher::KekRefresher;
 pub use manager::SessionManager;
-pub use state::{Snapshot, StateStore};
+pub use state::{CallReporter, Snapshot, StateStore};

@@ -11,7 +11,7 @@ use transit_client::{
     vault::{self, Operation},
 };
 
-use super::state::StateStore;
+use super::state::SessionPublisher;
 
 /// Status is to stay readable.
 const MOST_CAUSES: usize = 5;
@@ -19,7 +19,7 @@ const MOST_CAUSES: usize = 5;
 /// The progress of one verification.
 pub(super) struct Progress {
     addresses: String,
-    store: Arc<StateStore>,
+    publisher: Arc<SessionPublisher>,
     /// The first verification of a config tells; later ones would only hide why that one failed.
     tells: bool,
     steps: Mutex<Steps>,
@@ -35,12 +35,12 @@ struct Steps {
 
 impl Progress {
     pub(super) fn new<'a>(
-        store: Arc<StateStore>,
+        publisher: Arc<SessionPublisher>,
         addresses: impl IntoIterator<Item = &'a Address>,
         tells: bool,
     ) -> Arc<Self> {
         let addresses: Vec<_> = addresses.into_iter().map(ToString::to_string).collect();
-        let progress = Self { addresses: addresses.join(", "), store, tells, steps: Mutex::default() };
+        let progress = Self { addresses: addresses.join(", "), publisher, tells, steps: Mutex::default() };
         progress.step(|_| ());
         Arc::new(progress)
     }
@@ -71,7 +71,7 @@ impl Progress {
                 text.push_str("; so far: ");
                 text.push_str(&steps.causes.join("; "));
             }
-            self.store.set_progress(text);
+            self.publisher.set_progress(text);
         }
     }
 }

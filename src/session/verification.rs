@@ -108,7 +108,7 @@ pub async fn verify(
     accept_older: bool,
     deadline: Instant,
 ) -> Result<Verification, VerificationError> {
-    let uid = format!("probe-{:016x}", rand::rng().next_u64());
+    let uid = format!("health-check-{:016x}", rand::rng().next_u64());
     let call = Call { deadline, uid: &uid };
 
     let primary = transit.keys().primary();

@@ -24,15 +24,17 @@ use transit_client::{
 };
 
 use super::{
-    health::Answer,
-    health_checker::OlderVersions,
+    older_versions::OlderVersions,
     progress::Progress,
-    state::{NewSession, Snapshot, StateStore},
+    state::{NewSession, SessionPublisher, Snapshot},
     verification::{PreviousState, Verification, verify},
 };
 use crate::{
     config::{Credentials, Fingerprint, Observation, Reading, Watcher},
-    observe::metrics::Metrics,
+    observe::{
+        labels::{ConfigState, ReloadResult, RenewalResult},
+        metrics::Metrics,
+    },
 };
 
 /// The longest that one try of a candidate may take.
@@ -48,8 +50,8 @@ const LONGEST_PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
 /// Owns the sessions of the daemon.
 pub struct SessionManager {
-    store: Arc<StateStore>,
     metrics: Arc<Metrics>,
+    publisher: Arc<SessionPublisher>,
     watcher: Watcher,
 }
 
@@ -96,7 +98,7 @@ struct Candidate {
     pause: Duration,
     reading: Reading,
     /// What was said of it last: `pending` or `refused`.
-    told: Option<&'static str>,
+    told: Option<ReloadResult>,
 }
 
 /// One try of a candidate.
@@ -122,10 +124,10 @@ enum Cared {
 }
 
 impl SessionManager {
-    /// A keeper of what `watcher` finds, who publishes on `store`.
+    /// A keeper of what `watcher` finds, who publishes with `publisher`.
     #[must_use]
-    pub fn new(watcher: Watcher, store: Arc<StateStore>, metrics: Arc<Metrics>) -> Self {
-        Self { store, metrics, watcher }
+    pub fn new(watcher: Watcher, publisher: SessionPublisher, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, publisher: Arc::new(publisher), watcher }
     }
 
     /// Keeps for ever.
@@ -157,7 +159,7 @@ impl SessionManager {
                 }
                 // The next turn begins it.
                 () = at(next_care) => {}
-                () = self.store.token_died(&mut last_death) => {
+                () = self.publisher.store().token_invalidated(&mut last_death) => {
                     // The agent may just have written the next one: look, and hurry.
                     info!("the token is dead: reading the config anew");
                     state.candidate.hurry();
@@ -170,7 +172,7 @@ impl SessionManager {
 
     /// Whether the session in use does its work.
     fn is_well(&self) -> bool {
-        self.store.status().0 == Answer::Well { in_grace: false }
+        self.publisher.store().read().is_healthy()
     }
 
     /// What is on disk now: a candidate, nothing new, or nothing usable.
@@ -178,15 +180,15 @@ impl SessionManager {
         match observation {
             Ok(reading) if in_use.is_some_and(|in_use| in_use.fingerprint == reading.fingerprint) => {
                 debug!("the config on disk is the one in use");
-                self.store.set_config_error(None);
-                self.metrics.config_in_use();
+                self.publisher.set_config_error(None);
+                self.metrics.config_state(ConfigState::InUse);
                 Stage::None
             }
             Ok(reading) => Stage::Waiting(Box::new(Candidate::new(reading.clone()))),
             Err(error) => {
                 // The watcher has logged it; what works stays.
-                self.metrics.reload("invalid");
-                self.store.set_config_error(Some(error.to_string()));
+                self.metrics.reload(ReloadResult::Invalid);
+                self.publisher.set_config_error(Some(error.to_string()));
                 Stage::None
             }
         }
@@ -197,12 +199,13 @@ impl SessionManager {
         let Stage::Waiting(mut candidate) = stage else { return stage };
         let deadline = Instant::now() + LONGEST_TRY;
         let config = &candidate.reading.config;
-        let progress = Progress::new(Arc::clone(&self.store), &config.addresses, candidate.told.is_none());
+        let progress =
+            Progress::new(Arc::clone(&self.publisher), &config.addresses, candidate.told.is_none());
         let pool = in_use
             .filter(|in_use| in_use.pool_fingerprint == candidate.reading.connection_fingerprint)
             .map(|in_use| Arc::clone(&in_use.pool));
-        let (before, is_well) = (self.store.snapshot(), self.is_well());
-        let key_is_lost = self.store.read().key_lost.is_some();
+        let (before, is_well) = (self.publisher.store().snapshot(), self.is_well());
+        let key_is_lost = self.publisher.store().read().key_lost.is_some();
         let metrics = Arc::clone(&self.metrics.client);
         let outcome = async move {
             let session = InUseNow { before: before.as_deref(), is_well, key_is_lost, pool };
@@ -247,8 +250,8 @@ impl SessionManager {
     fn take(&self, candidate: &Candidate, proven: Proven) -> Result<InUse, TransitError> {
         let Proven { info, pool, verification, session } = proven;
         let snapshot = self
-            .store
-            .take_session(
+            .publisher
+            .publish(
                 NewSession {
                     encryption: candidate.reading.config.encryption,
                     nodes: Some(Arc::clone(&pool)),
@@ -258,7 +261,7 @@ impl SessionManager {
             )
             .map_err(|outdated| TransitError::new(ErrorKind::VersionUnavailable, outdated.to_string()))?;
         session.mark_in_use();
-        self.metrics.reload("success");
+        self.metrics.reload(ReloadResult::Success);
         self.metrics.client.set_nodes(candidate.reading.config.addresses.iter().map(ToString::to_string));
         let schedule = match &info {
             Ok(info) => LeaseSchedule::new(info.expiry, info.renewable),
@@ -295,7 +298,7 @@ impl SessionManager {
                 | ErrorKind::Throttled
                 | ErrorKind::Unreachable
         );
-        let result = if away { "pending" } else { "refused" };
+        let result = if away { ReloadResult::Pending } else { ReloadResult::Refused };
         if candidate.told.replace(result) != Some(result) {
             self.metrics.reload(result);
             warn!(
@@ -305,7 +308,7 @@ impl SessionManager {
         } else {
             debug!(%error, "the new config is still not taken");
         }
-        self.store.set_config_error(Some(error.to_string()));
+        self.publisher.set_config_error(Some(error.to_string()));
         candidate.next_try = Instant::now() + jittered(candidate.pause);
         let longest = if away || !something_works { LONGEST_PAUSE_AWAY } else { LONGEST_PAUSE_REFUSED };
         candidate.pause = (candidate.pause * 2).min(longest);
@@ -333,7 +336,11 @@ impl SessionManager {
             Cared::Renewed(Ok(renewal)) => {
                 in_use.schedule.renewed(renewal.expiry, renewal.renewable);
                 in_use.renewal_fails = None;
-                self.metrics.token_renewal(if renewal.capped { "capped" } else { "renewed" });
+                self.metrics.token_renewal(if renewal.capped {
+                    RenewalResult::Capped
+                } else {
+                    RenewalResult::Renewed
+                });
                 self.measure(in_use);
                 let ttl_seconds = seconds_left(in_use.schedule.expiry());
                 if renewal.capped && std::mem::replace(&mut in_use.told_capped, true) {
@@ -348,7 +355,7 @@ impl SessionManager {
                 }
             }
             Cared::Renewed(Err(RenewalError { error, failure })) => {
-                self.metrics.token_renewal("failed");
+                self.metrics.token_renewal(RenewalResult::Failed);
                 self.suspect(in_use, error.kind);
                 self.say_not_renewed(in_use, &error, failure);
             }
@@ -379,7 +386,7 @@ impl SessionManager {
     fn suspect(&self, in_use: &InUse, kind: ErrorKind) {
         if kind == ErrorKind::TokenInvalid {
             debug!(generation = in_use.generation, "the token may be dead");
-            self.store.request_check();
+            self.publisher.store().request_health_check();
         }
     }
 
@@ -457,9 +464,9 @@ async fn prove(
         canary: &before.canary,
     });
     // While the session in use is well, an older key version is not its Vault's.
-    let accept_older = !in_use.is_well && candidate.older.believed();
+    let accept_older = !in_use.is_well && candidate.older.next_is_accepted();
     let outcome = verify(&session, against, accept_older, deadline).await;
-    candidate.older.note(&outcome);
+    candidate.older.count(&outcome);
     let verification = outcome?;
     // Only now: if the config is not taken, what keeps it from that is what matters.
     let info = info.map_err(|error| {
