@@ -17,6 +17,7 @@ use transit_client::{
     ErrorKind, TransitError,
     ciphertext::Ciphertext,
     key_id::key_id_hash,
+    metrics::RetryReason,
     transit::{Call, Decrypted},
 };
 
@@ -192,9 +193,9 @@ impl Calls {
             now = self.store.read();
             let replaced = now.generation() > Some(snapshot.generation);
             let again = match error.kind {
-                ErrorKind::TokenInvalid => Some("token_invalid"),
+                ErrorKind::TokenInvalid => Some(RetryReason::TokenInvalid),
                 // The session that is in use now may be allowed to, or know the key.
-                ErrorKind::Denied | ErrorKind::KeyNotFound if replaced => Some("session_replaced"),
+                ErrorKind::Denied | ErrorKind::KeyNotFound if replaced => Some(RetryReason::SessionReplaced),
                 _ => None,
             };
             match again {

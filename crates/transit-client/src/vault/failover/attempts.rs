@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     ErrorKind, TransitError,
-    metrics::ClientMetrics,
+    metrics::{ClientMetrics, HedgeResult, RequestOutcome, RetryReason},
     vault::{
         pool::{Incoming, NoAnswer, Node, Outgoing, Pool},
         session::RequestObserver,
@@ -41,8 +41,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const YOUNG_OUTAGE: Duration = Duration::from_secs(10);
 /// Requests in flight for one call.
 const MOST: usize = 3;
-/// Why a second node is asked while the first has not answered.
-const HEDGE: &str = "hedge";
 /// What `/sys/health` answers for the active node.
 const ACTIVE: u16 = 200;
 
@@ -119,6 +117,15 @@ struct InFlight {
     trial: bool,
 }
 
+/// Why a node is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Purpose {
+    /// The first node takes unusually long.
+    Hedge,
+    /// It is the first request of the call, or the one before failed.
+    Try(RetryReason),
+}
+
 /// How a round ended.
 enum Round<T> {
     Answered(T),
@@ -137,7 +144,7 @@ enum Verdict<T> {
     Final(TransitError),
     Late,
     /// Another node is to be asked, for this reason.
-    Next(&'static str),
+    Next(RetryReason),
     /// The request in flight to this node decides.
     Wait,
 }
@@ -164,7 +171,7 @@ impl<'a, T> Race<'a, T> {
     async fn run(mut self) -> Result<T, TransitError> {
         let patient = self.question.operation.is_a_callers();
         let mut rounds = 0;
-        let mut reason = "waited";
+        let mut reason = RetryReason::Waited;
         loop {
             let Some(queue) = self.queue(rounds).await else { return Err(self.late()) };
             self.lagged = false;
@@ -182,7 +189,7 @@ impl<'a, T> Race<'a, T> {
                 Some(error) if is_no_answer(error.kind) && waits => {
                     if self.pool.outage().is_some() {
                         // The pool knows when to go on.
-                        reason = "waited";
+                        reason = RetryReason::Waited;
                         continue;
                     }
                     PAUSE * (1 << rounds.min(5))
@@ -193,7 +200,7 @@ impl<'a, T> Race<'a, T> {
             if then >= self.question.deadline {
                 return Err(self.late());
             }
-            reason = "round";
+            reason = RetryReason::Round;
             sleep_until(then).await;
         }
     }
@@ -228,16 +235,16 @@ impl<'a, T> Race<'a, T> {
 
     /// Asks the nodes of `queue` until one answers, or none is left. `reason` is why the first is asked, if
     /// others were before.
-    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>, reason: &'static str) -> Round<T> {
+    async fn round(&mut self, mut queue: VecDeque<Arc<Node>>, reason: RetryReason) -> Round<T> {
         let deadline = self.question.deadline;
         let mut asked = FuturesUnordered::new();
         let mut patience = self.patience();
         let mut impatient = Instant::now() + patience;
-        let mut next = Some(reason);
+        let mut next = Some(Purpose::Try(reason));
         loop {
-            if let Some(reason) = next.take() {
+            if let Some(purpose) = next.take() {
                 while let Some(node) = queue.pop_front() {
-                    match self.send(&node, reason) {
+                    match self.send(&node, purpose) {
                         Admission::Sent(exchange) => {
                             impatient = Instant::now() + patience;
                             asked.push(exchange);
@@ -246,7 +253,7 @@ impl<'a, T> Race<'a, T> {
                         Admission::Busy if queue.is_empty() && asked.is_empty() => return Round::Busy,
                         Admission::Busy => {}
                         // The first may still fail, and then another one is asked from the other budget.
-                        Admission::Denied if reason == HEDGE => {
+                        Admission::Denied if purpose == Purpose::Hedge => {
                             queue.push_front(node);
                             impatient = self.first_silence().unwrap_or(deadline);
                             break;
@@ -267,7 +274,7 @@ impl<'a, T> Race<'a, T> {
                     Verdict::Answered(answer) => return Round::Answered(answer),
                     Verdict::Final(error) => return Round::Final(error),
                     Verdict::Late => return Round::Late,
-                    Verdict::Next(reason) => Some(reason),
+                    Verdict::Next(reason) => Some(Purpose::Try(reason)),
                     Verdict::Wait => None,
                 },
                 () = sleep_until(wake) => {
@@ -284,7 +291,7 @@ impl<'a, T> Race<'a, T> {
                         None
                     } else {
                         patience = (patience * 2).min(SILENCE);
-                        Some(if silent { "silent" } else { HEDGE })
+                        Some(if silent { Purpose::Try(RetryReason::Silent) } else { Purpose::Hedge })
                     }
                 }
             };
@@ -307,15 +314,15 @@ impl<'a, T> Race<'a, T> {
     fn send(
         &mut self,
         node: &Arc<Node>,
-        reason: &'static str,
+        purpose: Purpose,
     ) -> Admission<impl Future<Output = Ended> + use<'a, T>> {
         let Question { operation, outgoing, deadline, speaks_for_nodes, .. } = self.question;
         let trial = speaks_for_nodes && operation.is_a_callers() && node.is_on_trial();
         if trial && !node.take_trial() {
             return Admission::Busy;
         }
-        let hedge = reason == HEDGE && self.sent;
-        if self.sent && !self.pay(reason) {
+        let hedge = purpose == Purpose::Hedge && self.sent;
+        if self.sent && !self.pay(purpose) {
             if trial {
                 node.return_trial();
             }
@@ -327,15 +334,18 @@ impl<'a, T> Race<'a, T> {
         Admission::Sent(exchange(Arc::clone(node), began, outgoing, deadline))
     }
 
-    fn pay(&self, reason: &'static str) -> bool {
-        if reason == HEDGE {
-            // Whether it was worth it, shows at the end.
-            let paid = self.pool.hedge.may_be_made();
-            if !paid {
-                self.metrics.hedge("denied");
+    fn pay(&self, purpose: Purpose) -> bool {
+        let reason = match purpose {
+            Purpose::Hedge => {
+                // Whether it was worth it, shows at the end.
+                let paid = self.pool.hedge.may_be_made();
+                if !paid {
+                    self.metrics.hedge(HedgeResult::Denied);
+                }
+                return paid;
             }
-            return paid;
-        }
+            Purpose::Try(reason) => reason,
+        };
         let budget = if self.question.speaks_for_nodes { &self.pool.budget } else { &self.pool.background };
         let paid = budget.take();
         if paid {
@@ -407,14 +417,13 @@ impl<'a, T> Race<'a, T> {
     fn weigh(&mut self, ended: Ended, hedge: bool, queue: &mut VecDeque<Arc<Node>>) -> Verdict<T> {
         let Question { acceptance, operation, outgoing, speaks_for_nodes, .. } = self.question;
         let Ended { node, began, outcome } = ended;
-        let record = |outcome: &'static str| {
-            self.metrics.request(operation.name(), outcome, began.elapsed());
-            self.metrics.node_request(&node.name, outcome);
+        let record = |outcome: RequestOutcome| {
+            self.metrics.request(&node.name, operation, outcome, began.elapsed());
         };
         match outcome {
             Ok(incoming) if is_answer(incoming.status, &incoming.body) => match (self.accept)(&incoming) {
                 Ok(answer) => {
-                    record("ok");
+                    record(RequestOutcome::Ok);
                     acceptance.by(node.id);
                     if speaks_for_nodes {
                         self.pool.answered(&node);
@@ -425,23 +434,23 @@ impl<'a, T> Race<'a, T> {
                     }
                     if hedge {
                         self.pool.hedge.won();
-                        self.metrics.hedge("won");
+                        self.metrics.hedge(HedgeResult::Won);
                     }
                     Verdict::Answered(answer)
                 }
                 Err(error) => {
-                    record(error.kind.name());
+                    record(RequestOutcome::Failed(error.kind));
                     self.failed(&node, &error, None);
-                    self.next("unreachable", error)
+                    self.next(RetryReason::Unreachable, error)
                 }
             },
             Ok(incoming) => {
                 let Refusal { consequence, error } =
                     classify(operation, outgoing.place(), incoming.status, &incoming.body);
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 if consequence == Consequence::Eject {
                     self.failed(&node, &error, incoming.retry_after);
-                    return self.next("unreachable", error);
+                    return self.next(RetryReason::Unreachable, error);
                 }
                 if speaks_for_nodes {
                     // It answers as Vault does. Who is asked first stays: only good answers change that.
@@ -451,22 +460,22 @@ impl<'a, T> Race<'a, T> {
                     Consequence::Final => self.refused(&node, error, queue),
                     Consequence::Eject | Consequence::Next if error.kind == ErrorKind::VersionUnavailable => {
                         self.lagged = true;
-                        self.next("version_unavailable", error)
+                        self.next(RetryReason::VersionUnavailable, error)
                     }
-                    Consequence::Eject | Consequence::Next => self.next("unreachable", error),
+                    Consequence::Eject | Consequence::Next => self.next(RetryReason::Unreachable, error),
                 }
             }
             Err(NoAnswer::Final(error)) => {
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 if error.kind == ErrorKind::DeadlineExceeded { Verdict::Late } else { Verdict::Final(error) }
             }
             Err(NoAnswer::Unreadable(error)) => {
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 self.failed(&node, &error, None);
-                self.next("unreachable", error)
+                self.next(RetryReason::Unreachable, error)
             }
             Err(NoAnswer::Broken(error)) => {
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 // A kept connection may be closed under our hands: that alone is worth another try.
                 if self.again.contains(&node.id) {
                     self.failed(&node, &error, None);
@@ -474,12 +483,12 @@ impl<'a, T> Race<'a, T> {
                     self.again.push(node.id);
                     queue.push_back(Arc::clone(&node));
                 }
-                self.next("broken", error)
+                self.next(RetryReason::Broken, error)
             }
             Err(NoAnswer::Connect(error)) => {
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 self.failed(&node, &error, None);
-                self.next("connect", error)
+                self.next(RetryReason::Connect, error)
             }
         }
     }
@@ -498,7 +507,7 @@ impl<'a, T> Race<'a, T> {
         }
         match acceptance.weigh(node.id, &self.pool.members()) {
             Weight::Counts if error.kind == ErrorKind::TokenInvalid && token_is_fresh => {
-                self.next("fresh_token", error)
+                self.next(RetryReason::FreshToken, error)
             }
             // A mount or namespace is not there for a moment while a node starts, and to declare a key
             // lost stops the writes of the API server.
@@ -508,7 +517,7 @@ impl<'a, T> Race<'a, T> {
                     && !std::mem::replace(&mut self.doubted, true) =>
             {
                 self.lagged = true;
-                self.next("unconfirmed", error)
+                self.next(RetryReason::Unconfirmed, error)
             }
             Weight::Counts => Verdict::Final(error),
             Weight::AskNode(other) => {
@@ -521,13 +530,13 @@ impl<'a, T> Race<'a, T> {
                 if let Some(other) = self.pool.nodes().into_iter().find(|it| it.id == other) {
                     queue.push_front(other);
                 }
-                self.next("unconfirmed", unconfirmed)
+                self.next(RetryReason::Unconfirmed, unconfirmed)
             }
-            Weight::Unconfirmed => self.next("unconfirmed", unconfirmed(node, &error)),
+            Weight::Unconfirmed => self.next(RetryReason::Unconfirmed, unconfirmed(node, &error)),
         }
     }
 
-    fn next(&mut self, reason: &'static str, error: TransitError) -> Verdict<T> {
+    fn next(&mut self, reason: RetryReason, error: TransitError) -> Verdict<T> {
         tell(self.question.progress, &error);
         // A node that lags, or does not know the token, says more than one that does not answer.
         if !is_no_answer(error.kind) || self.last.as_ref().is_none_or(|last| is_no_answer(last.kind)) {
@@ -538,7 +547,7 @@ impl<'a, T> Race<'a, T> {
 
     fn hedge_lost(&self) {
         self.pool.hedge.lost();
-        self.metrics.hedge("lost");
+        self.metrics.hedge(HedgeResult::Lost);
     }
 
     /// The last real reason, if there is one.
@@ -562,8 +571,8 @@ impl<T> Drop for Race<'_, T> {
             if it.trial {
                 it.node.return_trial();
             }
-            self.metrics.request(self.question.operation.name(), "cancelled", it.began.elapsed());
-            self.metrics.node_request(&it.node.name, "cancelled");
+            let operation = self.question.operation;
+            self.metrics.request(&it.node.name, operation, RequestOutcome::Cancelled, it.began.elapsed());
         }
     }
 }
@@ -613,13 +622,10 @@ pub(crate) async fn is_active(
     nodes.sort_by_key(|it| it.id != node);
     for it in nodes {
         let began = Instant::now();
-        let record = |outcome: &'static str| {
-            metrics.request(operation.name(), outcome, began.elapsed());
-            metrics.node_request(&it.name, outcome);
-        };
+        let record = |outcome: RequestOutcome| metrics.request(&it.name, operation, outcome, began.elapsed());
         match it.exchange(outgoing, deadline.min(began + SILENCE)).await {
             Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
-                record("ok");
+                record(RequestOutcome::Ok);
                 if incoming.status == ACTIVE {
                     if prefer {
                         pool.prefer(&it);
@@ -630,7 +636,7 @@ pub(crate) async fn is_active(
             }
             Ok(incoming) => {
                 let error = classify(operation, outgoing.place(), incoming.status, &incoming.body).error;
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 outcome = outcome.or(Err(error));
             }
             Err(
@@ -639,7 +645,7 @@ pub(crate) async fn is_active(
                 | NoAnswer::Final(error)
                 | NoAnswer::Unreadable(error),
             ) => {
-                record(error.kind.name());
+                record(RequestOutcome::Failed(error.kind));
                 outcome = outcome.or(Err(error));
             }
         }
