@@ -1,14 +1,14 @@
-# The image of the daemon: a static binary, the authorities that Debian trusts, and nothing else.
+# The image of transit-kms: a static binary, Debian's CA certificates, and a few small files.
 #
-#   docker build .                             for the platform of the builder
-#   docker build --platform linux/arm64 .      for another one, cross-compiled
-#   scripts/image                              the same, with the revision as a label and its time as that of all files
+#   docker build .                             for the builder's platform
+#   docker build --platform linux/arm64 .      for another platform, cross-compiled
+#   scripts/image                              the same, with the revision as a label and the time of the commit
 #
-# What is built depends on what is copied and on the arguments, not on when, where or by whom.
+# The build is reproducible: the result depends only on the copied files and the build arguments.
 
-# Give the image's digest too (rust:...@sha256:...) where it must not depend on a registry's word.
+# Add a digest (rust:...@sha256:...) if you do not trust the registry to keep the tag.
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm
-# Set by BuildKit; older releases of buildah want to be told.
+# BuildKit sets this. Older releases of buildah need it as a build argument.
 ARG BUILDPLATFORM
 
 # hadolint ignore=DL3006
@@ -16,8 +16,8 @@ FROM --platform=$BUILDPLATFORM $RUST_IMAGE AS build
 ARG TARGETARCH
 WORKDIR /src
 
-# What the target needs, where the base image lacks it. hadolint wants packages pinned; Debian keeps only the newest of
-# a stable release, and those of the base image are pinned with it.
+# Installs what the base image lacks for the target. hadolint wants pinned packages, but Debian keeps only the newest
+# version of a package in a stable release.
 # hadolint ignore=DL3008
 RUN set -eu; \
     case "${TARGETARCH:?build with BuildKit, buildah or podman, which set it}" in \
@@ -43,7 +43,7 @@ COPY crates crates
 COPY proto proto
 COPY src src
 COPY tests/Cargo.toml tests/
-# The secret is a CA bundle for cargo, for those whose way to the crates has an authority of its own.
+# The secret is a CA bundle for cargo, for networks where a proxy with a private CA intercepts downloads.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=secret,id=ca \
     set -eu; \
@@ -56,14 +56,14 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown
-# Seconds since 1970; BuildKit takes the image's own time from it too.
+# Unix time for all files. BuildKit also uses it as the image's creation time.
 ARG SOURCE_DATE_EPOCH=0
 COPY LICENSE ./
-# Builders tell what they have cached by the content of files, not by their time, and by the text of a LABEL, not by what
-# it comes to. All that it must depend on is therefore in one file.
+# Builders cache layers by the content of files, not by their time, and by the text of a LABEL, not by its expanded
+# value. Therefore, one file contains all build arguments.
 RUN set -eu; \
     if ! grep -qx "version = \"$VERSION\"" Cargo.toml; then \
-        echo "VERSION is $VERSION, and Cargo.toml says otherwise" >&2; exit 1; \
+        echo "VERSION is $VERSION, but Cargo.toml has another version" >&2; exit 1; \
     fi; \
     install -D -m 0755 /transit-kms /image/transit-kms; \
     install -D -m 0644 LICENSE /image/LICENSE; \
