@@ -1,10 +1,14 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    mem,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio::{
     sync::Semaphore,
     task::{JoinHandle, yield_now},
-    time::{advance, sleep_until},
+    time::{Instant, advance, sleep_until},
 };
 use transit_client::{
     key::KeyNames,
@@ -13,47 +17,52 @@ use transit_client::{
 };
 use zeroize::Zeroizing;
 
-use super::*;
+use super::{
+    limit::INITIAL_RECOVERY,
+    queue::{DecryptResult, MAX_SINGLES_IN_FLIGHT, STALL_TIMEOUT},
+    *,
+};
 
-/// Decrypts to the ciphertext itself, once let; keeps a record.
+/// Records each request, answers it once there is a permit, and decrypts each ciphertext to itself.
 struct Engine {
-    /// Each request takes one.
-    lets: Semaphore,
-    /// Requests that were given up before they were answered.
-    given_up: AtomicUsize,
+    /// Each answer takes one.
+    answers: Semaphore,
+    /// Requests that were cancelled before they were answered.
+    cancelled: AtomicUsize,
+    /// How requests fail that are not answered before their deadline.
+    deadline_error: Mutex<ErrorKind>,
     keys: KeyNames,
-    /// How requests end that were not let before their deadline.
-    late: Mutex<ErrorKind>,
-    /// The number of items in each request; 1 is a lone one, not a batch.
+    /// The largest request that is accepted, and how larger ones fail.
+    max_size: Mutex<Option<(usize, ErrorKind)>>,
+    /// The number of items in each request. 1 is a single Decrypt, not a batch.
     requests: Mutex<Vec<usize>>,
-    /// How requests of more than so many items fail.
-    refuses: Mutex<Option<(usize, ErrorKind)>>,
 }
 
-struct OnItsWay<'a>(&'a Engine);
+/// Counts the request as cancelled if it is dropped.
+struct CancelGuard<'a>(&'a Engine);
 
-impl Drop for OnItsWay<'_> {
+impl Drop for CancelGuard<'_> {
     fn drop(&mut self) {
-        self.0.given_up.fetch_add(1, Ordering::Relaxed);
+        self.0.cancelled.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Engine {
     async fn request(&self, items: usize, call: Call<'_>) -> Result<(), TransitError> {
         self.requests.lock().unwrap().push(items);
-        let on_its_way = OnItsWay(self);
+        let guard = CancelGuard(self);
         let outcome = tokio::select! {
             biased;
-            permit = self.lets.acquire() => {
+            permit = self.answers.acquire() => {
                 permit.unwrap().forget();
-                match *self.refuses.lock().unwrap() {
-                    Some((most, kind)) if items > most => Err(kind),
+                match *self.max_size.lock().unwrap() {
+                    Some((max, kind)) if items > max => Err(kind),
                     _ => Ok(()),
                 }
             }
-            () = sleep_until(call.deadline) => Err(*self.late.lock().unwrap()),
+            () = sleep_until(call.deadline) => Err(*self.deadline_error.lock().unwrap()),
         };
-        mem::forget(on_its_way);
+        mem::forget(guard);
         outcome.map_err(|kind| TransitError::new(kind, kind.name()))
     }
 
@@ -61,22 +70,22 @@ impl Engine {
         self.requests.lock().unwrap().clone()
     }
 
-    fn given_up(&self) -> usize {
-        self.given_up.load(Ordering::Relaxed)
+    fn cancelled(&self) -> usize {
+        self.cancelled.load(Ordering::Relaxed)
     }
 
-    fn refuses(&self, more_than: usize, kind: ErrorKind) {
-        *self.refuses.lock().unwrap() = Some((more_than, kind));
+    fn refuse_above(&self, max: usize, kind: ErrorKind) {
+        *self.max_size.lock().unwrap() = Some((max, kind));
     }
 }
 
-fn opened(ciphertext: &Ciphertext, alone: bool) -> Outcome {
+fn decrypted(ciphertext: &Ciphertext, single: bool) -> DecryptResult {
     let text = ciphertext.as_str();
-    assert!(!text.contains("PANIC"), "as a bug does");
+    assert!(!text.contains("PANIC"), "a bug");
     if text.contains("BAD") {
         return Err(TransitError::new(ErrorKind::BadCiphertext, "message authentication failed"));
     }
-    if text.contains("LAG") && !alone {
+    if text.contains("LAG") && !single {
         return Err(TransitError::new(ErrorKind::VersionUnavailable, "version is too new"));
     }
     let plaintext = Zeroizing::new(text.as_bytes().to_vec());
@@ -85,9 +94,9 @@ fn opened(ciphertext: &Ciphertext, alone: bool) -> Outcome {
 
 #[async_trait]
 impl Transit for Engine {
-    async fn decrypt(&self, _: &KeyRef, ciphertext: &Ciphertext, call: Call<'_>) -> Outcome {
+    async fn decrypt(&self, _: &KeyRef, ciphertext: &Ciphertext, call: Call<'_>) -> DecryptResult {
         self.request(1, call).await?;
-        opened(ciphertext, true)
+        decrypted(ciphertext, true)
     }
 
     async fn decrypt_batch(
@@ -95,10 +104,10 @@ impl Transit for Engine {
         _: &KeyRef,
         ciphertexts: &[&Ciphertext],
         call: Call<'_>,
-    ) -> Result<Vec<Outcome>, TransitError> {
-        assert!(ciphertexts.len() > 1, "a lone one goes unbatched");
+    ) -> Result<Vec<DecryptResult>, TransitError> {
+        assert!(ciphertexts.len() > 1, "a single Decrypt is not sent as a batch");
         self.request(ciphertexts.len(), call).await?;
-        Ok(ciphertexts.iter().map(|ciphertext| opened(ciphertext, false)).collect())
+        Ok(ciphertexts.iter().map(|ciphertext| decrypted(ciphertext, false)).collect())
     }
 
     async fn encrypt(
@@ -108,11 +117,11 @@ impl Transit for Engine {
         _: &[u8],
         _: Call<'_>,
     ) -> Result<Encrypted, TransitError> {
-        Err(given_up())
+        Err(unanswered())
     }
 
     async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
-        Err(given_up())
+        Err(unanswered())
     }
 
     fn keys(&self) -> &KeyNames {
@@ -120,7 +129,7 @@ impl Transit for Engine {
     }
 
     async fn read_key(&self, _: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
-        Err(given_up())
+        Err(unanswered())
     }
 }
 
@@ -131,30 +140,30 @@ struct Bench {
 }
 
 impl Bench {
-    /// On an engine that answers no request before it is let.
+    /// With an engine that answers only as many requests as [`Bench::answer`] permits.
     fn new() -> Self {
         Self::with(true)
     }
 
     fn with(enabled: bool) -> Self {
         let engine = Arc::new(Engine {
-            lets: Semaphore::new(0),
-            given_up: AtomicUsize::new(0),
+            answers: Semaphore::new(0),
+            cancelled: AtomicUsize::new(0),
             keys: KeyNames::new([key("kms")]).unwrap(),
-            late: Mutex::new(ErrorKind::DeadlineExceeded),
+            deadline_error: Mutex::new(ErrorKind::DeadlineExceeded),
             requests: Mutex::default(),
-            refuses: Mutex::default(),
+            max_size: Mutex::default(),
         });
         let metrics = Arc::new(Metrics::new().unwrap());
         let coalescer = Coalescer::new(Arc::clone(&engine) as _, enabled, Arc::clone(&metrics));
         Self { coalescer: Arc::new(coalescer), engine, metrics }
     }
 
-    fn ask(&self, body: &str) -> JoinHandle<Outcome> {
-        self.ask_of("kms", body, 3)
+    fn decrypt(&self, body: &str) -> JoinHandle<DecryptResult> {
+        self.decrypt_with("kms", body, 3)
     }
 
-    fn ask_of(&self, name: &str, body: &str, seconds: u64) -> JoinHandle<Outcome> {
+    fn decrypt_with(&self, name: &str, body: &str, seconds: u64) -> JoinHandle<DecryptResult> {
         let (coalescer, name) = (Arc::clone(&self.coalescer), key(name));
         let ciphertext = Ciphertext::parse(format!("vault:v1:{body}").as_bytes()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(seconds);
@@ -163,20 +172,20 @@ impl Bench {
         )
     }
 
-    fn ask_many(&self, bodies: std::ops::Range<usize>) -> Vec<JoinHandle<Outcome>> {
-        bodies.map(|body| self.ask(&format!("{body:04}"))).collect()
+    fn decrypt_many(&self, bodies: std::ops::Range<usize>) -> Vec<JoinHandle<DecryptResult>> {
+        bodies.map(|body| self.decrypt(&format!("{body:04}"))).collect()
     }
 
     async fn answer(&self, requests: usize) {
-        self.engine.lets.add_permits(requests);
+        self.engine.answers.add_permits(requests);
         settle().await;
     }
 
-    /// That nothing is left behind.
+    /// Asserts that nothing is queued, in flight or left over.
     fn assert_idle(&self) {
-        let state = self.coalescer.shared.lock();
-        assert_eq!((state.holding.lone, state.holding.shared, state.away), (0, 0, 0));
-        assert_eq!((state.alone.len(), state.queue.len(), state.wanted.len()), (0, 0, 0));
+        let state = self.coalescer.inner.lock();
+        assert_eq!((state.slots_in_use.singles, state.slots_in_use.batches, state.in_flight), (0, 0, 0));
+        assert_eq!((state.singles.len(), state.queue.len(), state.by_key.len()), (0, 0, 0));
     }
 }
 
@@ -190,23 +199,23 @@ async fn settle() {
     }
 }
 
-async fn kind(call: JoinHandle<Outcome>) -> ErrorKind {
+async fn kind(call: JoinHandle<DecryptResult>) -> ErrorKind {
     call.await.unwrap().unwrap_err().kind
 }
 
-async fn assert_opened(calls: Vec<JoinHandle<Outcome>>) {
+async fn assert_decrypted(calls: Vec<JoinHandle<DecryptResult>>) {
     for call in calls {
         call.await.unwrap().unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_twice_at_once_is_asked_once() {
+async fn identical_decrypts_share_one_request() {
     let bench = Bench::new();
-    let early: Vec<_> = (0..5).map(|_| bench.ask("QUJD")).collect();
+    let early: Vec<_> = (0..5).map(|_| bench.decrypt("QUJD")).collect();
     settle().await;
-    // When it is on its way, too.
-    let late: Vec<_> = (0..5).map(|_| bench.ask("QUJD")).collect();
+    // Also while the request is in flight.
+    let late: Vec<_> = (0..5).map(|_| bench.decrypt("QUJD")).collect();
     settle().await;
     bench.answer(1).await;
     for call in early.into_iter().chain(late) {
@@ -215,8 +224,8 @@ async fn the_same_twice_at_once_is_asked_once() {
     assert_eq!(bench.engine.requests(), [1]);
     assert_eq!(bench.metrics.decrypts_deduplicated.get(), 9);
     bench.assert_idle();
-    // It is no cache.
-    let again = bench.ask("QUJD");
+    // Results are not cached.
+    let again = bench.decrypt("QUJD");
     settle().await;
     bench.answer(1).await;
     again.await.unwrap().unwrap();
@@ -224,15 +233,15 @@ async fn the_same_twice_at_once_is_asked_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_while_two_are_away_goes_together_128_at_most() {
+async fn decrypts_that_arrive_while_two_batches_are_in_flight_form_batches_of_at_most_128() {
     let bench = Bench::new();
-    let mut calls = bench.ask_many(0..1);
+    let mut calls = bench.decrypt_many(0..1);
     settle().await;
-    calls.extend(bench.ask_many(1..41));
+    calls.extend(bench.decrypt_many(1..41));
     settle().await;
-    calls.extend(bench.ask_many(41..241));
+    calls.extend(bench.decrypt_many(41..241));
     settle().await;
-    assert_eq!(bench.engine.requests(), [1, 40], "two are away, and the others wait");
+    assert_eq!(bench.engine.requests(), [1, 40], "two are in flight, and the others wait");
     bench.answer(1).await;
     assert_eq!(bench.engine.requests(), [1, 40, 128]);
     bench.answer(3).await;
@@ -245,35 +254,36 @@ async fn what_comes_while_two_are_away_goes_together_128_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keys_do_not_mix() {
+async fn a_batch_has_ciphertexts_of_one_key() {
     let bench = Bench::new();
-    let calls = (0..10).map(|number| bench.ask_of(["kms", "old"][number % 2], &format!("{number:04}"), 3));
+    let calls =
+        (0..10).map(|number| bench.decrypt_with(["kms", "old"][number % 2], &format!("{number:04}"), 3));
     let calls = calls.collect();
     settle().await;
     assert_eq!(bench.engine.requests(), [5, 5]);
     bench.answer(2).await;
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_bad_ciphertext_fails_only_its_caller() {
+async fn a_bad_ciphertext_fails_only_its_caller() {
     let bench = Bench::new();
-    let (calls, bad) = (bench.ask_many(0..9), bench.ask("BAD="));
+    let (calls, bad) = (bench.decrypt_many(0..9), bench.decrypt("BAD="));
     settle().await;
     bench.answer(1).await;
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
     assert_eq!(kind(bad).await, ErrorKind::BadCiphertext);
     assert_eq!(bench.engine.requests(), [10]);
     bench.assert_idle();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_node_may_know_is_asked_alone() {
+async fn an_item_that_another_node_may_decrypt_is_sent_alone() {
     let bench = Bench::new();
-    let (calls, lagging) = (bench.ask_many(0..9), bench.ask("LAG="));
+    let (calls, lagging) = (bench.decrypt_many(0..9), bench.decrypt("LAG="));
     settle().await;
     bench.answer(1).await;
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
     bench.answer(1).await;
     lagging.await.unwrap().unwrap();
     assert_eq!(bench.engine.requests(), [10, 1]);
@@ -281,94 +291,94 @@ async fn what_another_node_may_know_is_asked_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_one_who_asked_first_may_leave() {
+async fn the_first_caller_may_leave() {
     let bench = Bench::new();
-    let first = bench.ask("QUJD");
+    let first = bench.decrypt("QUJD");
     settle().await;
-    let second = bench.ask("QUJD");
+    let second = bench.decrypt("QUJD");
     settle().await;
     first.abort();
     settle().await;
-    assert_eq!(bench.engine.given_up(), 0);
+    assert_eq!(bench.engine.cancelled(), 0);
     bench.answer(1).await;
     second.await.unwrap().unwrap();
     assert_eq!(bench.engine.requests(), [1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_waits_for_stops() {
+async fn requests_without_callers_are_cancelled() {
     let bench = Bench::new();
-    let away = bench.ask_many(0..4);
+    let in_flight = bench.decrypt_many(0..4);
     settle().await;
-    let mut queued = bench.ask_many(4..9);
+    let mut queued = bench.decrypt_many(4..9);
     settle().await;
-    let more = bench.ask_many(9..12);
+    let more = bench.decrypt_many(9..12);
     settle().await;
-    let asked = bench.engine.requests().len();
-    // One of several leaves: the others are none the worse.
+    let sent = bench.engine.requests().len();
+    // If one of several callers leaves, the others still get their results.
     queued.pop().unwrap().abort();
     settle().await;
-    assert_eq!(bench.engine.given_up(), 0);
-    away.iter().chain(&queued).chain(&more).for_each(JoinHandle::abort);
+    assert_eq!(bench.engine.cancelled(), 0);
+    in_flight.iter().chain(&queued).chain(&more).for_each(JoinHandle::abort);
     settle().await;
-    assert_eq!(bench.engine.given_up(), asked, "all that were away");
-    assert_eq!(bench.engine.requests().len(), asked, "none that was queued was sent");
+    assert_eq!(bench.engine.cancelled(), sent, "all that were in flight");
+    assert_eq!(bench.engine.requests().len(), sent, "no queued item was sent");
     bench.assert_idle();
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_waiter_keeps_its_own_deadline() {
+async fn each_caller_keeps_its_own_deadline() {
     let bench = Bench::new();
-    let hasty = bench.ask_of("kms", "QUJD", 1);
+    let short = bench.decrypt_with("kms", "QUJD", 1);
     settle().await;
-    let patient = bench.ask_of("kms", "QUJD", 5);
+    let long = bench.decrypt_with("kms", "QUJD", 5);
     settle().await;
     advance(Duration::from_millis(1001)).await;
     settle().await;
-    assert!(hasty.is_finished() && !patient.is_finished());
-    let error = hasty.await.unwrap().unwrap_err();
-    assert_eq!(error.message, "deadline_exceeded", "what the request ended with");
-    // The request had the first one's patience; there is another one for the second.
+    assert!(short.is_finished() && !long.is_finished());
+    let error = short.await.unwrap().unwrap_err();
+    assert_eq!(error.message, "deadline_exceeded", "the error of the request");
+    // The request had the deadline of the first caller. A new one is sent for the second caller.
     assert_eq!(bench.engine.requests(), [1, 1]);
     bench.answer(1).await;
-    patient.await.unwrap().unwrap();
+    long.await.unwrap().unwrap();
     bench.assert_idle();
 
-    // Among those that share a batch, too.
-    let (hasty, patient) = (bench.ask_of("kms", "AAAA", 1), bench.ask_of("kms", "BBBB", 5));
+    // Also for callers whose items share a batch.
+    let (short, long) = (bench.decrypt_with("kms", "AAAA", 1), bench.decrypt_with("kms", "BBBB", 5));
     settle().await;
     advance(Duration::from_millis(1001)).await;
     settle().await;
-    assert!(hasty.is_finished() && !patient.is_finished());
+    assert!(short.is_finished() && !long.is_finished());
     bench.answer(1).await;
-    patient.await.unwrap().unwrap();
+    long.await.unwrap().unwrap();
     assert_eq!(bench.engine.requests(), [1, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_later_does_not_cost_the_first_its_reason() {
-    // As failover ends when a node has refused and time is up.
+async fn a_later_caller_does_not_hide_the_error_from_the_first() {
+    // Failover returns this if a node refused the request before the deadline.
     let bench = Bench::new();
-    *bench.engine.late.lock().unwrap() = ErrorKind::Unreachable;
-    let hasty = bench.ask_of("kms", "QUJD", 1);
+    *bench.engine.deadline_error.lock().unwrap() = ErrorKind::Unreachable;
+    let short = bench.decrypt_with("kms", "QUJD", 1);
     settle().await;
-    let patient = bench.ask_of("kms", "QUJD", 5);
+    let long = bench.decrypt_with("kms", "QUJD", 5);
     settle().await;
     advance(Duration::from_millis(981)).await;
     settle().await;
-    assert_eq!(kind(hasty).await, ErrorKind::Unreachable);
-    assert!(!patient.is_finished());
+    assert_eq!(kind(short).await, ErrorKind::Unreachable);
+    assert!(!long.is_finished());
     assert_eq!(bench.engine.requests(), [1, 1]);
     bench.answer(1).await;
-    patient.await.unwrap().unwrap();
+    long.await.unwrap().unwrap();
     bench.assert_idle();
 
-    // What is said before time is up, is said to all.
+    // An error before the deadline is returned to all callers.
     let bench = Bench::new();
-    bench.engine.refuses(0, ErrorKind::Unreachable);
-    let calls = [1, 5].map(|seconds| (bench.ask_of("kms", "QUJD", seconds), seconds));
+    bench.engine.refuse_above(0, ErrorKind::Unreachable);
+    let calls = [1, 5].map(|seconds| (bench.decrypt_with("kms", "QUJD", seconds), seconds));
     settle().await;
-    let late = bench.ask_of("kms", "QUJD", 9);
+    let late = bench.decrypt_with("kms", "QUJD", 9);
     settle().await;
     bench.answer(1).await;
     assert_eq!(kind(late).await, ErrorKind::Unreachable);
@@ -379,52 +389,52 @@ async fn who_joins_later_does_not_cost_the_first_its_reason() {
     bench.assert_idle();
 }
 
-/// The sizes of the requests for `calls` calls at once.
+/// The sizes of the requests for this number of concurrent calls.
 async fn burst(bench: &Bench, calls: usize) -> Vec<usize> {
     let before = bench.engine.requests().len();
-    let calls = bench.ask_many(0..calls);
+    let calls = bench.decrypt_many(0..calls);
     settle().await;
     for _ in 0..10 {
         bench.answer(100).await;
     }
-    assert_opened(calls).await;
-    // What was let and not asked for.
-    let left = bench.engine.lets.available_permits();
-    bench.engine.lets.forget_permits(left);
+    assert_decrypted(calls).await;
+    // Take back the permits that no request used.
+    let left = bench.engine.answers.available_permits();
+    bench.engine.answers.forget_permits(left);
     bench.assert_idle();
     bench.engine.requests().split_off(before)
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_much_at_once_is_halved_and_the_limit_recovers() {
+async fn a_batch_that_is_too_large_is_halved_and_the_limit_recovers() {
     let bench = Bench::new();
-    bench.engine.refuses(40, ErrorKind::BatchTooLarge);
+    bench.engine.refuse_above(40, ErrorKind::BatchTooLarge);
     assert_eq!(burst(&bench, 128).await, [128, 64, 32, 32, 32, 32]);
-    assert_eq!(burst(&bench, 64).await, [32, 32], "it is remembered");
-    // What refuses for good is tried again ever more seldom.
+    assert_eq!(burst(&bench, 64).await, [32, 32], "the limit stays");
+    // A permanent limit is tested at increasing intervals.
     for pause in [10, 20, 40] {
         advance(Duration::from_secs(pause) - Duration::from_millis(1)).await;
         assert_eq!(burst(&bench, 64).await, [32, 32], "before {pause} s");
         advance(Duration::from_millis(1)).await;
         assert_eq!(burst(&bench, 64).await, [64, 32, 32], "after {pause} s");
     }
-    // A moment's refusal is soon forgotten.
-    bench.engine.refuses(1000, ErrorKind::BatchTooLarge);
+    // A temporary limit is forgotten soon.
+    bench.engine.refuse_above(1000, ErrorKind::BatchTooLarge);
     advance(Duration::from_secs(80)).await;
     assert_eq!(burst(&bench, 128).await, [64, 64]);
-    advance(FIRST_RECOVERY).await;
-    assert_eq!(burst(&bench, 128).await, [64, 64], "the pause was that of before");
+    advance(INITIAL_RECOVERY).await;
+    assert_eq!(burst(&bench, 128).await, [64, 64], "the recovery time has not been reset yet");
     advance(Duration::from_secs(80)).await;
     assert_eq!(burst(&bench, 128).await, [128]);
-    bench.engine.refuses(100, ErrorKind::BatchTooLarge);
+    bench.engine.refuse_above(100, ErrorKind::BatchTooLarge);
     assert_eq!(burst(&bench, 128).await, [128, 64, 64]);
-    bench.engine.refuses(1000, ErrorKind::BatchTooLarge);
-    advance(FIRST_RECOVERY).await;
-    assert_eq!(burst(&bench, 128).await, [128], "and so is the long pause");
+    bench.engine.refuse_above(1000, ErrorKind::BatchTooLarge);
+    advance(INITIAL_RECOVERY).await;
+    assert_eq!(burst(&bench, 128).await, [128], "the recovery time has been reset");
 
-    // Down to one, which cannot be halved.
-    bench.engine.refuses(0, ErrorKind::BatchTooLarge);
-    let calls = bench.ask_many(0..3);
+    // The limit falls to one item, which cannot be halved.
+    bench.engine.refuse_above(0, ErrorKind::BatchTooLarge);
+    let calls = bench.decrypt_many(0..3);
     settle().await;
     bench.answer(10).await;
     for call in calls {
@@ -434,17 +444,17 @@ async fn too_much_at_once_is_halved_and_the_limit_recovers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_sense_changes_nothing() {
+async fn an_invalid_response_does_not_lower_the_limit() {
     let bench = Bench::new();
-    bench.engine.refuses(1, ErrorKind::InvalidResponse);
+    bench.engine.refuse_above(1, ErrorKind::InvalidResponse);
     let mut expected = vec![20];
     expected.extend([1; 20]);
-    assert_eq!(burst(&bench, 20).await, expected, "all are asked for alone");
-    bench.engine.refuses(1000, ErrorKind::InvalidResponse);
+    assert_eq!(burst(&bench, 20).await, expected, "each item is sent alone");
+    bench.engine.refuse_above(1000, ErrorKind::InvalidResponse);
     assert_eq!(burst(&bench, 20).await, [20]);
-    // To all alike it is the answer.
-    bench.engine.refuses(0, ErrorKind::InvalidResponse);
-    let calls = bench.ask_many(0..20);
+    // If a single Decrypt has the same error, all callers get it.
+    bench.engine.refuse_above(0, ErrorKind::InvalidResponse);
+    let calls = bench.decrypt_many(0..20);
     settle().await;
     bench.answer(2).await;
     for call in calls {
@@ -454,73 +464,78 @@ async fn an_answer_without_sense_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lone_requests_are_not_sent_all_at_once() {
+async fn the_number_of_single_requests_in_flight_is_limited() {
     let bench = Bench::new();
-    bench.engine.refuses(1, ErrorKind::Denied);
-    let first = bench.ask_many(0..100);
+    bench.engine.refuse_above(1, ErrorKind::Denied);
+    let first = bench.decrypt_many(0..100);
     settle().await;
     bench.answer(2).await;
-    assert_eq!(bench.engine.requests().len(), 2 + LONE_AT_ONCE);
+    assert_eq!(bench.engine.requests().len(), 2 + MAX_SINGLES_IN_FLIGHT);
     bench.answer(10).await;
-    assert_eq!(bench.engine.requests().len(), 12 + LONE_AT_ONCE, "as one ends, another begins");
+    assert_eq!(
+        bench.engine.requests().len(),
+        12 + MAX_SINGLES_IN_FLIGHT,
+        "the end of a request starts the next one"
+    );
     bench.answer(89).await;
-    assert_opened(first).await;
+    assert_decrypted(first).await;
     bench.assert_idle();
 
-    // Those that stall do not keep others from being sent, but there is an end to that, too.
+    // Stalled requests do not block others until the total limit is reached.
     let before = bench.engine.requests().len();
-    let calls: Vec<_> = (0..300).map(|number| bench.ask_of("kms", &format!("{number:04}"), 30)).collect();
+    let calls: Vec<_> =
+        (0..300).map(|number| bench.decrypt_with("kms", &format!("{number:04}"), 30)).collect();
     for _ in 0..20 {
         settle().await;
-        advance(STALLED + Duration::from_millis(1)).await;
+        advance(STALL_TIMEOUT + Duration::from_millis(1)).await;
     }
     settle().await;
-    assert_eq!(bench.engine.requests().len() - before, MOST_AWAY);
-    bench.engine.refuses(1000, ErrorKind::Denied);
+    assert_eq!(bench.engine.requests().len() - before, MAX_IN_FLIGHT);
+    bench.engine.refuse_above(1000, ErrorKind::Denied);
     for _ in 0..10 {
         bench.answer(100).await;
     }
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
     bench.assert_idle();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_fails_as_a_whole_fails_all_with_its_meaning() {
+async fn a_batch_that_fails_as_a_whole_fails_all_callers_with_its_error() {
     for refused in [ErrorKind::TokenInvalid, ErrorKind::KeyNotFound, ErrorKind::Unreachable] {
         let bench = Bench::new();
-        bench.engine.refuses(0, refused);
-        let calls = bench.ask_many(0..20);
+        bench.engine.refuse_above(0, refused);
+        let calls = bench.decrypt_many(0..20);
         settle().await;
         bench.answer(1).await;
         for call in calls {
             assert_eq!(kind(call).await, refused);
         }
-        assert_eq!(bench.engine.requests(), [20], "nothing loops");
+        assert_eq!(bench.engine.requests(), [20], "no request is repeated");
         bench.assert_idle();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_batches_alone_ends_them_for_a_while() {
+async fn a_policy_that_denies_only_batches_disables_them_for_a_while() {
     let bench = Bench::new();
-    bench.engine.refuses(1, ErrorKind::Denied);
+    bench.engine.refuse_above(1, ErrorKind::Denied);
     let mut expected = vec![20];
     expected.extend([1; 20]);
     assert_eq!(burst(&bench, 20).await, expected);
-    assert_eq!(burst(&bench, 20).await, [1; 20], "and none is tried again");
-    advance(FIRST_RECOVERY).await;
-    assert_eq!(burst(&bench, 20).await[..2], [2, 2], "but later");
+    assert_eq!(burst(&bench, 20).await, [1; 20], "no batch is sent");
+    advance(INITIAL_RECOVERY).await;
+    assert_eq!(burst(&bench, 20).await[..2], [2, 2], "batches are tried again later");
     // The policy was changed.
-    bench.engine.refuses(1000, ErrorKind::Denied);
+    bench.engine.refuse_above(1000, ErrorKind::Denied);
     for size in [2, 4, 8, 16, 20] {
-        advance(FIRST_RECOVERY * 2).await;
+        advance(INITIAL_RECOVERY * 2).await;
         assert_eq!(burst(&bench, 20).await[0], size);
     }
 
-    // A refusal of lone Decrypts too is asked about only once more.
+    // If single Decrypts are denied too, only one more request is sent.
     let bench = Bench::new();
-    bench.engine.refuses(0, ErrorKind::Denied);
-    let calls = bench.ask_many(0..20);
+    bench.engine.refuse_above(0, ErrorKind::Denied);
+    let calls = bench.decrypt_many(0..20);
     settle().await;
     bench.answer(30).await;
     for call in calls {
@@ -530,14 +545,14 @@ async fn a_refusal_of_batches_alone_ends_them_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_stalls_does_not_keep_others_from_being_sent() {
+async fn a_stalled_request_does_not_block_others() {
     let bench = Bench::new();
     for body in ["AAAA", "BBBB", "CCCC"] {
-        bench.ask(body);
+        bench.decrypt(body);
         settle().await;
     }
     assert_eq!(bench.engine.requests(), [1, 1]);
-    advance(STALLED + Duration::from_millis(1)).await;
+    advance(STALL_TIMEOUT + Duration::from_millis(1)).await;
     settle().await;
     assert_eq!(bench.engine.requests(), [1, 1, 1]);
     bench.answer(3).await;
@@ -545,25 +560,25 @@ async fn a_request_that_stalls_does_not_keep_others_from_being_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_fails_only_who_waits_for_it() {
+async fn a_panic_fails_only_the_callers_of_its_batch() {
     let bench = Bench::new();
-    let broken = bench.ask("PANIC");
+    let broken = bench.decrypt("PANIC");
     settle().await;
     bench.answer(1).await;
     assert_eq!(kind(broken).await, ErrorKind::InvalidResponse);
     bench.assert_idle();
-    let calls = bench.ask_many(0..3);
+    let calls = bench.decrypt_many(0..3);
     settle().await;
     bench.answer(1).await;
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_coalescing_every_call_is_one_of_its_own() {
+async fn each_call_is_a_request_if_coalescing_is_disabled() {
     let bench = Bench::with(false);
-    let calls = (0..10).map(|_| bench.ask("QUJD")).collect();
+    let calls = (0..10).map(|_| bench.decrypt("QUJD")).collect();
     settle().await;
     assert_eq!(bench.engine.requests(), [1; 10]);
     bench.answer(10).await;
-    assert_opened(calls).await;
+    assert_decrypted(calls).await;
 }
