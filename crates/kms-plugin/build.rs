@@ -6,9 +6,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");
     let descriptors = protox::compile(APIS, [ROOT])?;
     tonic_prost_build::configure()
-        // A message keeps plaintext in `Bytes`, so that its owner chooses, and wipes, the memory.
+        // With `Bytes`, the owner of a plaintext allocates its memory and wipes it.
         .bytes(".")
-        // The derived `Debug` would print plaintext: see `src/v2.rs` and `src/v1beta1.rs`.
+        // `src/v2.rs` and `src/v1beta1.rs` implement `Debug`, because the derived one would print plaintext.
         .skip_debug(["."])
         .compile_fds(descriptors)?;
     Ok(())

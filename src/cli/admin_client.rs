@@ -5,7 +5,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use kms_plugin::{address::ListenAddress, client};
+use kms_plugin::{address::ListenAddress, client::connect_stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -26,7 +26,7 @@ pub(super) async fn get(address: &ListenAddress, path: &str) -> Result<(StatusCo
             ask(TcpStream::connect(address).await.map_err(|error| error.to_string())?, path).await
         }
         ListenAddress::Unix(address) => {
-            ask(client::open(address).await.map_err(|error| error.to_string())?, path).await
+            ask(connect_stream(address).await.map_err(|error| error.to_string())?, path).await
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{borrow::Cow, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use kms_plugin::{
-    grpc_timeout::patience,
+    grpc_timeout::call_timeout,
     v1beta1::{
         DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest, VersionResponse,
         key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
@@ -64,11 +64,11 @@ impl KeyManagementService for KmsV1 {
             };
             Ok((response, Told { key_id_hash: String::new(), request_id: String::new() }))
         };
-        self.calls.answer("v1_version", "", "", patience(request.metadata()), version).await
+        self.calls.answer("v1_version", "", "", call_timeout(request.metadata()), version).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let patience = patience(request.metadata());
+        let patience = call_timeout(request.metadata());
         let cipher = request.into_inner().cipher;
         let uid = uid();
         let call = Call { deadline: Instant::now() + patience, uid: &uid };
@@ -81,7 +81,7 @@ impl KeyManagementService for KmsV1 {
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let patience = patience(request.metadata());
+        let patience = call_timeout(request.metadata());
         let plain = request.into_inner().plain;
         let uid = uid();
         let call = Call { deadline: Instant::now() + patience, uid: &uid };

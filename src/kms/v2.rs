@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_plugin::{
-    grpc_timeout::patience,
+    grpc_timeout::call_timeout,
     v2::{
         DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
         key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
@@ -109,11 +109,11 @@ impl KeyManagementService for KmsV2 {
                 (_, None) => Err(Status::unavailable("nothing is known yet")),
             }
         };
-        self.calls.answer("status", "", "", patience(request.metadata()), status).await
+        self.calls.answer("status", "", "", call_timeout(request.metadata()), status).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let patience = patience(request.metadata());
+        let patience = call_timeout(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
         self.calls
@@ -122,7 +122,7 @@ impl KeyManagementService for KmsV2 {
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let patience = patience(request.metadata());
+        let patience = call_timeout(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + patience, uid: &request.uid };
         self.calls.answer("encrypt", &request.uid, "", patience, self.encrypt_within(&request, call)).await

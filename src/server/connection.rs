@@ -21,7 +21,7 @@ use hyper::{
     server::conn::http2,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kms_plugin::grpc_timeout::asked;
+use kms_plugin::grpc_timeout::requested_timeout;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
@@ -164,7 +164,7 @@ impl<S: GrpcService> hyper::service::Service<Request<Incoming>> for Calls<S> {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let guard = self.connection.call();
         let service = self.service.clone();
-        let patience = asked(request.headers()) + PATIENCE_WITH_SERVICE;
+        let patience = requested_timeout(request.headers()) + PATIENCE_WITH_SERVICE;
         request.extensions_mut().insert(self.connection.peer);
         // Nothing of the service runs before the future is polled, in a task of its own: here a
         // panic would take the connection with it.

@@ -1,4 +1,4 @@
-//! Where to listen, and where to ask.
+//! The addresses of sockets: unix sockets as kube-apiserver writes them, and TCP addresses.
 
 use std::{
     fmt,
@@ -7,23 +7,23 @@ use std::{
     str::FromStr,
 };
 
-/// What `sockaddr_un` has room for, without the NUL that ends a path or
-/// begins an abstract name.
-const MOST_BYTES: usize = 107;
+/// The size of `sun_path` in `sockaddr_un`, less the NUL byte that ends a path or starts an abstract name.
+///
+/// Source: unix(7).
+const MAX_BYTES: usize = 107;
 
-/// A unix socket: `unix:///absolute/path`, or `unix:///@name` (also
-/// `unix://@name`) for a name in the abstract namespace.
+/// The address of a unix socket: `unix:///absolute/path`, or `unix:///@name` (also `unix://@name`) for a name
+/// in the abstract namespace.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum UnixAddress {
-    /// A name without the `@`; it lives in the network namespace, has no file
-    /// and therefore no mode: only the check of the peer's uid guards it.
+    /// A name without the `@`. It belongs to a network namespace and has no file, so no file mode protects it:
+    /// only the check of the peer's uid does.
     Abstract(String),
     /// An absolute path.
     Path(PathBuf),
 }
 
-/// A [`UnixAddress`] or a TCP one: `127.0.0.1:9797`, `[::1]:9797`,
-/// `localhost:9797`.
+/// A [`UnixAddress`], or a TCP address such as `127.0.0.1:9797`, `[::1]:9797` or `localhost:9797`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum ListenAddress {
     /// An IP address and a port.
@@ -32,46 +32,46 @@ pub enum ListenAddress {
     Unix(UnixAddress),
 }
 
-/// Why a text is not an address; the message says what to write instead.
+/// Why a text is not an address. The message says what to write instead.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum AddressError {
-    /// `unix://` and nothing usable after it.
+    /// There is no path or name after `unix://`.
     #[error("\"{0}\" names no socket: write unix:///path/to/kms.sock, or unix:///@name")]
     Empty(String),
-    /// A NUL byte.
-    #[error("the address holds a NUL byte")]
+    /// The address contains a NUL byte.
+    #[error("the address contains a NUL byte")]
     Nul,
-    /// TCP where only a unix socket will do, or no scheme.
+    /// The scheme is not `unix`, or there is none.
     #[error("\"{0}\" is not a unix socket: write unix:///path/to/kms.sock, or unix:///@name")]
     NotUnix(String),
-    /// Not an IP address and a port.
+    /// The text is neither an IP address with a port nor a unix socket.
     #[error(
         "\"{0}\" is neither an IP address with a port (127.0.0.1:9797, 0.0.0.0:9797, [::1]:9797) \
          nor a unix socket (unix:///path)"
     )]
     NotTcp(String),
-    /// A path that does not begin with `/`.
-    #[error("\"{given}\" is a relative path: write unix:///{path} with three slashes and the whole path")]
+    /// The path does not start with `/`.
+    #[error("\"{given}\" is a relative path: write unix:///{path} with three slashes and the absolute path")]
     Relative {
-        /// All that was given.
+        /// The whole address.
         given: String,
         /// The part after `unix://`.
         path: String,
     },
-    /// Longer than the kernel takes.
+    /// The name is longer than the kernel accepts.
     #[error(
-        "\"{given}\" is {bytes} bytes long, but a unix socket's name has at most {MOST_BYTES}: shorten it"
+        "\"{given}\" is {bytes} bytes long, but the name of a unix socket has at most {MAX_BYTES} bytes: shorten it"
     )]
     TooLong {
-        /// All that was given.
+        /// The whole address.
         given: String,
-        /// Its length without the scheme.
+        /// The length of the name, without the scheme.
         bytes: usize,
     },
 }
 
 impl UnixAddress {
-    /// The path, if there is one.
+    /// Returns the path. An abstract socket has none.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -80,8 +80,7 @@ impl UnixAddress {
         }
     }
 
-    /// What a client made by grpc-go's `Dial(path)` sends as `:authority` when it is not told
-    /// otherwise: the path, percent-encoded.
+    /// Returns the `:authority` that grpc-go sends by default to this address: the path, percent-encoded.
     ///
     /// Source: `encodeAuthority` in google.golang.org/grpc `clientconn.go`.
     #[must_use]
@@ -110,14 +109,13 @@ impl FromStr for UnixAddress {
             return Err(AddressError::Nul);
         }
         let fits = |name: &str| {
-            if name.len() > MOST_BYTES {
+            if name.len() > MAX_BYTES {
                 Err(AddressError::TooLong { given: text.into(), bytes: name.len() })
             } else {
                 Ok(())
             }
         };
-        // kube-apiserver reads `unix:///@name` as an abstract name; the form with two slashes
-        // is what people guess.
+        // kube-apiserver reads `unix:///@name` as an abstract name. `unix://@name` is a common mistake.
         if let Some(name) = rest.strip_prefix("/@").or_else(|| rest.strip_prefix('@')) {
             if name.is_empty() {
                 return Err(AddressError::Empty(text.into()));
@@ -184,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_forms_that_are_read() {
+    fn each_form_is_parsed() {
         assert_eq!(unix("unix:///run/a/kms.sock"), Ok(UnixAddress::Path("/run/a/kms.sock".into())));
         assert_eq!(unix("unix:///@kms.sock"), Ok(UnixAddress::Abstract("kms.sock".into())));
         assert_eq!(unix("unix://@kms.sock"), unix("unix:///@kms.sock"));
@@ -200,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authority_is_the_one_that_grpc_go_makes() {
+    fn the_authority_is_that_of_grpc_go() {
         let authority = |text: &str| unix(text).unwrap().grpc_authority();
         assert_eq!(authority("unix:///@kms-v1"), "@kms-v1");
         assert_eq!(authority("unix:///opt/kms/v 1@localhost"), "%2Fopt%2Fkms%2Fv%201@localhost");
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_again() {
+    fn a_printed_address_parses() {
         for text in ["unix:///run/kms.sock", "unix:///@kms", "127.0.0.1:9797", "[::1]:80"] {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
@@ -216,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_named() {
-        for (text, says) in [
+    fn the_error_names_the_mistake() {
+        for (text, expected) in [
             ("unix://run/kms.sock", "three slashes"),
             ("unix://", "names no socket"),
             ("unix:///", "names no socket"),
@@ -229,7 +227,7 @@ mod tests {
             ("unix:///a\0b", "NUL"),
         ] {
             let error = unix(text).unwrap_err().to_string();
-            assert!(error.contains(says), "{text:?}: {error}");
+            assert!(error.contains(expected), "{text:?}: {error}");
         }
         for text in [":9797", "127.0.0.1", "example.org:80", "http://127.0.0.1:9797"] {
             let error = text.parse::<ListenAddress>().unwrap_err().to_string();
@@ -238,11 +236,11 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_name_fits_and_one_more_does_not() {
+    fn a_name_has_at_most_107_bytes() {
         for prefix in ["unix:///", "unix:///@"] {
-            let most = if prefix.ends_with('@') { MOST_BYTES } else { MOST_BYTES - 1 };
-            assert!(unix(&format!("{prefix}{}", "a".repeat(most))).is_ok());
-            let error = unix(&format!("{prefix}{}", "a".repeat(most + 1))).unwrap_err();
+            let max = if prefix.ends_with('@') { MAX_BYTES } else { MAX_BYTES - 1 };
+            assert!(unix(&format!("{prefix}{}", "a".repeat(max))).is_ok());
+            let error = unix(&format!("{prefix}{}", "a".repeat(max + 1))).unwrap_err();
             assert!(error.to_string().contains("108 bytes"), "{error}");
         }
     }

@@ -1,36 +1,40 @@
-//! By when a caller wants its answer.
+//! How long a caller waits for its answer, from the gRPC header `grpc-timeout`.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
-/// What a caller has that does not say: kube-apiserver's default `kms.timeout`.
-const DEFAULT_PATIENCE: Duration = Duration::from_secs(3);
-/// Longer than this nobody waits, whatever the caller says.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(60);
-/// We answer by this much earlier than the caller gives up, so that it hears the reason.
-const MOST_HEADROOM: Duration = Duration::from_millis(100);
+/// The timeout of a caller that sends none: the default of `kms.timeout` in kube-apiserver.
+///
+/// Source: `defaultTimeout` in k8s.io/apiserver `pkg/apis/apiserver/v1/defaults.go`.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A longer timeout is shortened to this.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// A call ends this much earlier than its caller gives up, so that the caller receives the reason.
+const MAX_REPLY_MARGIN: Duration = Duration::from_millis(100);
 
-/// How long a call may take: what `grpc-timeout` says, less a little for the way back.
+/// Returns how long a call may take: the requested timeout less a margin for the reply.
 #[must_use]
-pub fn patience(metadata: &MetadataMap) -> Duration {
-    let asked = asked(metadata.as_ref());
-    asked - MOST_HEADROOM.min(asked / 10)
+pub fn call_timeout(metadata: &MetadataMap) -> Duration {
+    let requested = requested_timeout(metadata.as_ref());
+    requested - MAX_REPLY_MARGIN.min(requested / 10)
 }
 
-/// After how long the caller no longer listens.
+/// Returns after which time the caller gives up.
+///
+/// A missing or malformed header counts as 3 s, and the longest timeout is 60 s.
 #[must_use]
-pub fn asked(headers: &HeaderMap) -> Duration {
+pub fn requested_timeout(headers: &HeaderMap) -> Duration {
     headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())
         .and_then(parse)
-        .unwrap_or(DEFAULT_PATIENCE)
-        .min(LONGEST_PATIENCE)
+        .unwrap_or(DEFAULT_TIMEOUT)
+        .min(MAX_TIMEOUT)
 }
 
-/// Reads up to eight digits and a unit.
+/// Parses up to eight digits and a unit.
 ///
 /// Source: <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>
 fn parse(text: &str) -> Option<Duration> {
@@ -54,26 +58,26 @@ fn parse(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn patience_of(value: &str) -> Duration {
+    fn timeout_for(value: &str) -> Duration {
         let mut metadata = MetadataMap::new();
         metadata.insert("grpc-timeout", value.parse().unwrap());
-        patience(&metadata)
+        call_timeout(&metadata)
     }
 
     #[test]
-    fn a_little_less_than_the_caller_has() {
-        assert_eq!(patience_of("3S"), Duration::from_millis(2900));
-        assert_eq!(patience_of("500m"), Duration::from_millis(450));
-        assert_eq!(patience_of("0m"), Duration::ZERO);
-        assert_eq!(patience_of("2999999u"), Duration::from_micros(2_899_999));
-        assert_eq!(patience(&MetadataMap::new()), Duration::from_millis(2900));
+    fn a_call_ends_a_little_before_its_caller_gives_up() {
+        assert_eq!(timeout_for("3S"), Duration::from_millis(2900));
+        assert_eq!(timeout_for("500m"), Duration::from_millis(450));
+        assert_eq!(timeout_for("0m"), Duration::ZERO);
+        assert_eq!(timeout_for("2999999u"), Duration::from_micros(2_899_999));
+        assert_eq!(call_timeout(&MetadataMap::new()), Duration::from_millis(2900));
     }
 
     #[test]
-    fn nonsense_counts_as_unsaid_and_for_ever_is_too_long() {
-        for nonsense in ["", "S", "3", "3s", "-3S", "123456789S", "3 S", "1.5S"] {
-            assert_eq!(patience_of(nonsense), Duration::from_millis(2900), "{nonsense}");
+    fn a_malformed_timeout_counts_as_the_default_and_a_long_one_is_shortened() {
+        for malformed in ["", "S", "3", "3s", "-3S", "123456789S", "3 S", "1.5S"] {
+            assert_eq!(timeout_for(malformed), Duration::from_millis(2900), "{malformed}");
         }
-        assert_eq!(patience_of("99999999H"), Duration::from_millis(59_900));
+        assert_eq!(timeout_for("99999999H"), Duration::from_millis(59_900));
     }
 }

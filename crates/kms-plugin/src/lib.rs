@@ -1,7 +1,8 @@
-//! The Kubernetes KMS plugin APIs: what kube-apiserver and a KMS plugin say to each other.
+//! The Kubernetes KMS plugin APIs between kube-apiserver and a KMS plugin: the wire types and limits of v2 and
+//! v1beta1, socket addresses, timeouts and a client.
 //!
-//! The crate knows neither Vault nor the daemon, so that the daemon, the operator's program and the tests
-//! can share it.
+//! This crate depends neither on Vault nor on the daemon, so that the daemon, `kmsctl` and the tests can share
+//! it.
 
 pub mod address;
 pub mod client;

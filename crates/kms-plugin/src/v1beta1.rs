@@ -1,4 +1,6 @@
-//! The generated wire types of `proto/kms/v1beta1/api.proto`.
+//! KMS v1: the generated types of `proto/kms/v1beta1/api.proto`.
+//!
+//! `Debug` shows the sizes of byte fields, never their contents.
 
 #![allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated code")]
 #![allow(clippy::all, reason = "generated code")]
@@ -6,6 +8,11 @@
 use std::fmt;
 
 tonic::include_proto!("v1beta1");
+
+/// The only version that kube-apiserver accepts.
+///
+/// Source: `kmsapiVersion` in k8s.io/apiserver `pkg/storage/value/encrypt/envelope/grpc_service.go`.
+pub const API_VERSION: &str = "v1beta1";
 
 impl fmt::Debug for VersionRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

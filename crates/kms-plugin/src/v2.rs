@@ -1,6 +1,7 @@
-//! The generated wire types of `proto/kms/v2/api.proto`.
+//! KMS v2: the generated types of `proto/kms/v2/api.proto`, and the limits of kube-apiserver.
 //!
-//! Their `Debug` shows sizes, never bytes: prost's own would print plaintext.
+//! `Debug` shows the sizes of byte fields, never their contents: the `Debug` that prost derives would print
+//! plaintext.
 
 #![allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated code")]
 #![allow(clippy::all, reason = "generated code")]
@@ -8,6 +9,59 @@
 use std::fmt;
 
 tonic::include_proto!("v2");
+
+/// The version in the answer of Status. kube-apiserver also accepts `v2beta1`. A plugin must not change its
+/// version while it runs.
+///
+/// Source: `isKMSv2ProviderHealthyAndMaybeRotateDEK` in k8s.io/apiserver
+/// `pkg/server/options/encryptionconfig/config.go`.
+pub const API_VERSION: &str = "v2";
+/// The value of `healthz` in the answer of Status if the plugin is healthy. Any other value is the reason why
+/// it is not.
+///
+/// Source: `StatusResponse` in k8s.io/kms `apis/v2/api.proto`.
+pub const HEALTHZ_OK: &str = "ok";
+/// kube-apiserver rejects a longer key_id, and an empty one.
+///
+/// Source: `KeyIDMaxSize` in k8s.io/apiserver `pkg/storage/value/encrypt/envelope/kmsv2/envelope.go`.
+pub const MAX_KEY_ID_BYTES: usize = 1024;
+/// kube-apiserver rejects annotations whose names and values are longer than this in total.
+///
+/// Source: `annotationsMaxSize`, in the same file.
+pub const MAX_ANNOTATIONS_BYTES: usize = 32 * 1024;
+
+/// Why kube-apiserver does not consider a plugin healthy.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum StatusError {
+    /// The key_id is empty or too long.
+    #[error("the key_id has {0} bytes, not 1 to {MAX_KEY_ID_BYTES}")]
+    KeyIdSize(usize),
+    /// The plugin reports this reason.
+    #[error("{0}")]
+    Unhealthy(String),
+    /// The plugin answers with another version of the API.
+    #[error("the version is \"{0}\", not \"{API_VERSION}\"")]
+    Version(String),
+}
+
+impl StatusResponse {
+    /// Checks what kube-apiserver requires of an answer.
+    ///
+    /// # Errors
+    /// The first requirement that the answer does not meet.
+    pub fn check(&self) -> Result<(), StatusError> {
+        if self.healthz != HEALTHZ_OK {
+            return Err(StatusError::Unhealthy(self.healthz.clone()));
+        }
+        if self.version != API_VERSION {
+            return Err(StatusError::Version(self.version.clone()));
+        }
+        if !(1..=MAX_KEY_ID_BYTES).contains(&self.key_id.len()) {
+            return Err(StatusError::KeyIdSize(self.key_id.len()));
+        }
+        Ok(())
+    }
+}
 
 impl fmt::Debug for StatusRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

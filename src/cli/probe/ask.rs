@@ -4,15 +4,11 @@ use std::{fmt, time::Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kms_plugin::{
-    client::{self, ConnectError},
-    v2::{
-        DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-        key_management_service_client::KeyManagementServiceClient,
-    },
+    client::{CallError, Client, ConnectError},
+    v2::{EncryptResponse, StatusResponse},
 };
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tonic::{Request, transport::Channel};
 use transit_client::text::root_cause;
 
 use super::{
@@ -122,75 +118,48 @@ pub(super) fn learn_status(status: &StatusResponse, report: &mut Report) {
     report.learn("version", status.version.as_str());
 }
 
-/// What kube-apiserver demands of a Status.
+/// What kube-apiserver requires of a Status.
 pub(super) fn healthy(status: &StatusResponse) -> Result<(), Verdict> {
-    if status.healthz != "ok" {
-        return Err(Verdict::Bad(status.healthz.clone()));
-    }
-    if status.version != "v2" {
-        return Err(Verdict::Bad(format!("the version is \"{}\", not \"v2\"", status.version)));
-    }
-    if !(1..=1024).contains(&status.key_id.len()) {
-        return Err(Verdict::Bad(format!("the key_id has {} bytes, not 1 to 1024", status.key_id.len())));
-    }
-    Ok(())
+    status.check().map_err(|error| Verdict::Bad(error.to_string()))
 }
 
-/// One client that asks one thing after the other, within one deadline.
+/// A client whose errors are verdicts.
 pub(super) struct Asking<'a> {
     args: &'a ProbeArgs,
-    client: KeyManagementServiceClient<Channel>,
-    deadline: Instant,
-    uid: String,
+    client: Client,
 }
 
 impl<'a> Asking<'a> {
     async fn new(args: &'a ProbeArgs) -> Result<Self, Verdict> {
-        let deadline = Instant::now() + args.timeout();
-        let client = client::connect(&args.socket).await.map_err(|error| match error {
-            ConnectError::Closed(error) => closed(args, &root_cause(&error)),
-            ConnectError::Unreachable(cause) => Verdict::Silence(format!(
-                "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
-                args.socket
-            )),
-        })?;
-        Ok(Self { args, client, deadline, uid: uid() })
+        let client =
+            Client::connect(&args.socket, args.timeout(), uid()).await.map_err(|error| match error {
+                ConnectError::Closed(error) => closed(args, &root_cause(&error)),
+                ConnectError::Unreachable(cause) => Verdict::Silence(format!(
+                    "cannot ask {}: {cause}; is `transit-kms serve` running, with this --listen?",
+                    args.socket
+                )),
+            })?;
+        Ok(Self { args, client })
     }
 
     async fn decrypt(&mut self, sealed: &EncryptResponse) -> Result<Plaintext, Verdict> {
-        let EncryptResponse { annotations, ciphertext, key_id } = sealed.clone();
-        let request = self.timed(DecryptRequest { ciphertext, uid: self.uid.clone(), key_id, annotations });
-        let answer = self.client.decrypt(request).await.map_err(|status| fault(self.args, &status))?;
-        Ok(Plaintext(answer.into_inner().plaintext))
+        self.client.decrypt(sealed).await.map(Plaintext).map_err(|error| verdict(self.args, error))
     }
 
     async fn encrypt(&mut self, plaintext: Plaintext) -> Result<EncryptResponse, Verdict> {
-        let request = self.timed(EncryptRequest { plaintext: plaintext.0, uid: self.uid.clone() });
-        let answer = self.client.encrypt(request).await.map_err(|status| fault(self.args, &status))?;
-        Ok(answer.into_inner())
+        self.client.encrypt(plaintext.0).await.map_err(|error| verdict(self.args, error))
     }
 
     async fn status(&mut self) -> Result<StatusResponse, Verdict> {
-        let request = self.timed(StatusRequest {});
-        let answer = self.client.status(request).await.map_err(|status| fault(self.args, &status))?;
-        Ok(answer.into_inner())
-    }
-
-    /// With `grpc-timeout`, as kube-apiserver sends it.
-    fn timed<M>(&self, message: M) -> Request<M> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
-        request
+        self.client.status().await.map_err(|error| verdict(self.args, error))
     }
 }
 
-pub(super) fn fault(args: &ProbeArgs, status: &tonic::Status) -> Verdict {
-    use std::error::Error;
-    // What the server answered has no source; what went wrong on the way has one.
-    match status.source() {
-        None => Verdict::Bad(format!("{:?}: {}", status.code(), status.message())),
-        Some(error) if is_timeout(error) => late(args),
-        Some(error) => closed(args, &root_cause(error)),
+fn verdict(args: &ProbeArgs, error: CallError) -> Verdict {
+    match error {
+        CallError::Disconnected(status) => closed(args, &root_cause(&status)),
+        CallError::Rejected(_) => Verdict::Bad(error.to_string()),
+        CallError::TimedOut => late(args),
     }
 }
 
@@ -200,17 +169,6 @@ pub(super) fn closed(args: &ProbeArgs, cause: &str) -> Verdict {
         args.socket,
         rustix::process::geteuid().as_raw()
     ))
-}
-
-pub(super) fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<tonic::TimeoutExpired>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 pub(super) fn late(args: &ProbeArgs) -> Verdict {
