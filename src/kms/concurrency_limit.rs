@@ -1,9 +1,9 @@
-//! How many calls may wait, and how many may ask Vault at once.
+//! Limits how many calls wait, and how many of them send requests to Vault.
 //!
-//! Without a bound, an outage of Vault would gather calls until memory or descriptors run out.
-//! Only a call that has to wait passes here: for Vault, for a new token, or for a local KEK. Status,
-//! and what a local KEK does, wait for nothing, so no call that waits can hold them up. Of these
-//! a connection has at most as many as it has streams.
+//! Without a limit, calls would accumulate during an outage of Vault until memory or file descriptors run
+//! out. Only calls that have to wait need a permit: those that wait for Vault, a new token or a local KEK.
+//! Status, and calls that a local KEK answers, wait for nothing, so waiting calls cannot delay them. They are
+//! limited by the number of streams of a connection.
 
 use std::time::Duration;
 
@@ -14,95 +14,102 @@ use tokio::{
 use tonic::Status;
 use transit_client::{ErrorKind, TransitError};
 
-/// Calls that ask Vault. Each may hold a connection to Vault, or a few; more than this at once is not
-/// faster.
-const RUNNING: usize = 128;
-/// Calls that wait. With those that ask Vault they are more than an API server has requests in
-/// flight (600 by default), and fewer than the calls of one connection, so that what needs no Vault
-/// has room beside them.
-const WAITING: usize = 640;
+/// The calls that send requests to Vault. Each may use one or a few connections. A higher limit is not faster.
+const MAX_RUNNING: usize = 128;
+/// The calls that wait. Together with the running ones, they are more than the requests that an API server
+/// has in flight (600 by default), and fewer than the streams of one connection, so that calls that need no
+/// Vault are still accepted.
+const MAX_WAITING: usize = 640;
 
-/// Lets calls in, one socket's worth.
+/// The limit for the calls of one socket.
 #[derive(Debug)]
-pub(super) struct Gate {
-    places: Semaphore,
+pub(super) struct ConcurrencyLimit {
+    admitted: Semaphore,
     running: Semaphore,
 }
 
-/// A call that may wait; it leaves when this is dropped.
-pub(super) struct Place<'a> {
-    gate: &'a Gate,
-    _place: SemaphorePermit<'a>,
+/// The permission of one call to wait, and to send requests to Vault while it is running.
+pub(super) struct Permit<'a> {
+    _admitted: SemaphorePermit<'a>,
+    limit: &'a ConcurrencyLimit,
+    /// `None` while the call is not allowed to send requests to Vault.
     running: Option<SemaphorePermit<'a>>,
+    /// The time that the call has waited until it was running.
     waited: Duration,
 }
 
-impl Gate {
+/// How a call became a running one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Started {
+    AfterWait,
+    AtOnce,
+}
+
+impl ConcurrencyLimit {
     pub(super) fn new() -> Self {
-        Self { places: Semaphore::new(RUNNING + WAITING), running: Semaphore::new(RUNNING) }
+        Self { admitted: Semaphore::new(MAX_RUNNING + MAX_WAITING), running: Semaphore::new(MAX_RUNNING) }
     }
 
-    /// A place to wait in.
+    /// Returns a permit to wait.
     ///
     /// # Errors
-    /// `ResourceExhausted`, at once, if too many wait already.
-    pub(super) fn place(&self) -> Result<Place<'_>, Status> {
-        let too_many = |_| {
+    /// `ResourceExhausted`, without waiting, if too many calls have a permit.
+    pub(super) fn admit(&self) -> Result<Permit<'_>, Status> {
+        let admitted = self.admitted.try_acquire().map_err(|_| {
             Status::resource_exhausted(format!(
-                "{} calls wait for Vault already: does it answer? Try again later",
-                RUNNING + WAITING
+                "{} calls are already waiting for Vault: does it answer? Try again later",
+                MAX_RUNNING + MAX_WAITING
             ))
-        };
-        let place = self.places.try_acquire().map_err(too_many)?;
-        Ok(Place { gate: self, _place: place, running: None, waited: Duration::ZERO })
+        })?;
+        Ok(Permit { _admitted: admitted, limit: self, running: None, waited: Duration::ZERO })
     }
 }
 
-impl Place<'_> {
-    /// Waits for the turn to ask Vault; true if it came only after a while. A caller that leaves
-    /// the queue costs nobody a turn.
+impl Permit<'_> {
+    /// Waits until the call may send requests to Vault. A caller that leaves does not use up a turn.
     ///
     /// # Errors
-    /// `DeadlineExceeded` if the turn does not come before `deadline`.
-    pub(super) async fn may_ask_vault(&mut self, deadline: Instant) -> Result<bool, Status> {
+    /// `DeadlineExceeded` if this takes until `deadline`.
+    pub(super) async fn start_running(&mut self, deadline: Instant) -> Result<Started, Status> {
         if self.running.is_some() {
-            return Ok(false);
+            return Ok(Started::AtOnce);
         }
-        if let Ok(permit) = self.gate.running.try_acquire() {
+        if let Ok(permit) = self.limit.running.try_acquire() {
             self.running = Some(permit);
-            return Ok(false);
+            return Ok(Started::AtOnce);
         }
         let began = Instant::now();
-        let permit = timeout_at(deadline, self.gate.running.acquire()).await;
+        let permit = timeout_at(deadline, self.limit.running.acquire()).await;
         self.waited += began.elapsed();
         match permit {
             Ok(Ok(permit)) if Instant::now() < deadline => {
                 self.running = Some(permit);
-                Ok(true)
+                Ok(Started::AfterWait)
             }
             // The semaphore is never closed.
             Ok(Err(error)) => Err(Status::internal(error.to_string())),
             Ok(Ok(_)) | Err(_) => Err(Status::deadline_exceeded(format!(
-                "the call waited until its deadline for its turn: {RUNNING} calls ask Vault at once, and those \
-                 before it have not ended. Does Vault answer?"
+                "the call was queued until its deadline, because {MAX_RUNNING} other calls are waiting for \
+                 Vault. Does Vault answer?"
             ))),
         }
     }
 
-    /// What `error` leaves out: how much of the caller's time went by before Vault was asked.
-    pub(super) fn explain(&self, error: &mut TransitError) {
+    /// Lets another call send requests to Vault while this one waits for something else.
+    pub(super) fn stop_running(&mut self) {
+        self.running = None;
+    }
+
+    /// Adds to a timeout how much of the caller's time had passed before the request to Vault.
+    pub(super) fn add_wait_to(&self, error: &mut TransitError) {
         if matches!(error.kind, ErrorKind::DeadlineExceeded | ErrorKind::Unreachable)
             && !self.waited.is_zero()
         {
             let waited = self.waited.as_millis();
             error.message.push_str(&format!(
-                "; before that the call waited {waited} ms for its turn, because {RUNNING} calls asked Vault already"
+                "; before that, the call was queued for {waited} ms, because {MAX_RUNNING} other calls were \
+                 waiting for Vault"
             ));
         }
-    }
-
-    /// Lets another call ask Vault while this one waits for something else.
-    pub(super) fn rest(&mut self) {
-        self.running = None;
     }
 }

@@ -1,8 +1,8 @@
-//! The KMS v1 API, for those who move in: Version, Encrypt, Decrypt.
+//! The KMS v1 API, for a migration to KMS v2: Version, Encrypt, Decrypt.
 //!
-//! kube-apiserver asks it for a DEK of each object that was written under KMS v1; with KMS v2 it
-//! asks but once for many. It knows neither key_id nor uid, so every ciphertext is tried with the
-//! configured keys in order.
+//! kube-apiserver requests the DEK of each object that was written with KMS v1. With KMS v2, one request
+//! covers many objects. KMS v1 has no key_id and no uid, so each ciphertext is tried with the configured keys
+//! in order.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -11,45 +11,44 @@ use bytes::Bytes;
 use kms_plugin::{
     grpc_timeout::call_timeout,
     v1beta1::{
-        DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest, VersionResponse,
+        API_VERSION, DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest,
+        VersionResponse,
         key_management_service_server::{KeyManagementService, KeyManagementServiceServer},
     },
 };
 use rand::Rng;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-
 use transit_client::transit::Call;
 
-use super::requests::{Calls, Told};
+use super::{
+    call_log::{AnswerIds, Method},
+    requests::Requests,
+};
 use crate::{observe::metrics::Metrics, session::CallReporter};
 
-/// The version of the API. kube-apiserver takes no other.
-///
-/// Source: `kmsapiVersion` in k8s.io/apiserver `pkg/storage/value/encrypt/envelope/grpc_service.go`.
-const API_VERSION: &str = "v1beta1";
-/// A longer request is not read at all; the largest is a Decrypt with 1 KiB of ciphertext.
-const MAX_REQUEST_BYTES: usize = 4 * 1024;
+/// A longer message is refused before it is decoded. The longest is a Decrypt with 1 KiB of ciphertext.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024;
 
-/// Answers a kube-apiserver that has data of KMS v1.
+/// The service for a kube-apiserver with data of KMS v1.
 #[derive(Clone)]
 pub struct KmsV1 {
-    calls: Calls,
+    requests: Requests,
 }
 
 impl KmsV1 {
     /// Creates a service that answers from the published state, and reports failed calls.
     #[must_use]
     pub fn new(reporter: CallReporter, metrics: Arc<Metrics>) -> Self {
-        Self { calls: Calls::new(reporter, metrics) }
+        Self { requests: Requests::new(reporter, metrics) }
     }
 
-    /// The tower service for the socket, with its limits set.
+    /// Returns the tower service for the socket, with limits for the size of messages.
     #[must_use]
     pub fn into_server(self) -> KeyManagementServiceServer<Self> {
         KeyManagementServiceServer::new(self)
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
-            .max_encoding_message_size(MAX_REQUEST_BYTES)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 }
 
@@ -62,45 +61,47 @@ impl KeyManagementService for KmsV1 {
                 runtime_name: env!("CARGO_PKG_NAME").into(),
                 runtime_version: env!("CARGO_PKG_VERSION").into(),
             };
-            Ok((response, Told { key_id_hash: String::new(), request_id: String::new() }))
+            Ok((response, AnswerIds::default()))
         };
-        self.calls.answer("v1_version", "", "", call_timeout(request.metadata()), version).await
+        let timeout = call_timeout(request.metadata());
+        self.requests.answer(Method::V1Version, "", "", timeout, version).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let patience = call_timeout(request.metadata());
+        let timeout = call_timeout(request.metadata());
         let cipher = request.into_inner().cipher;
-        let uid = uid();
-        let call = Call { deadline: Instant::now() + patience, uid: &uid };
+        let uid = new_uid();
+        let call = Call { deadline: Instant::now() + timeout, uid: &uid };
         let work = async {
-            let opened = self.calls.decrypt("", &bare(&cipher), None, call).await?;
-            let told = Told { key_id_hash: String::new(), request_id: opened.request_id };
-            Ok((DecryptResponse { plain: Bytes::from_owner(opened.plaintext) }, told))
+            let decrypted = self.requests.decrypt("", &transit_ciphertext(&cipher), None, call).await?;
+            let ids = AnswerIds { key_id_hash: String::new(), vault_request_id: decrypted.request_id };
+            Ok((DecryptResponse { plain: Bytes::from_owner(decrypted.plaintext) }, ids))
         };
-        self.calls.answer("v1_decrypt", &uid, "", patience, work).await
+        self.requests.answer(Method::V1Decrypt, &uid, "", timeout, work).await
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let patience = call_timeout(request.metadata());
+        let timeout = call_timeout(request.metadata());
         let plain = request.into_inner().plain;
-        let uid = uid();
-        let call = Call { deadline: Instant::now() + patience, uid: &uid };
+        let uid = new_uid();
+        let call = Call { deadline: Instant::now() + timeout, uid: &uid };
         let work = async {
-            // KMS v1 has no annotations.
-            let (encrypted, snapshot) = self.calls.encrypt(&plain, false, call).await?;
+            // KMS v1 stores none.
+            let annotations = false;
+            let (encrypted, snapshot) = self.requests.encrypt(&plain, annotations, call).await?;
             let key_id_hash = snapshot.keyring.current().key_id_hash.clone();
-            let told = Told { key_id_hash, request_id: encrypted.request_id };
-            Ok((EncryptResponse { cipher: encrypted.ciphertext.into() }, told))
+            let ids = AnswerIds { key_id_hash, vault_request_id: encrypted.request_id };
+            Ok((EncryptResponse { cipher: encrypted.ciphertext.into() }, ids))
         };
-        self.calls.answer("v1_encrypt", &uid, "", patience, work).await
+        self.requests.answer(Method::V1Encrypt, &uid, "", timeout, work).await
     }
 }
 
-/// The Transit ciphertext in `cipher`, which mostly is nothing else.
+/// Returns the Transit ciphertext in `cipher`, which usually is nothing else.
 ///
-/// Trousseau's v2 preview stored a line for each of its providers: the provider's name, `:-:`, and what it
-/// answered in base64.
-fn bare(cipher: &[u8]) -> Cow<'_, [u8]> {
+/// Trousseau's v2 preview stored a line for each of its providers: the name of the provider, `:-:`, and the
+/// answer of the provider in base64.
+fn transit_ciphertext(cipher: &[u8]) -> Cow<'_, [u8]> {
     let wrapped = || {
         let lines = str::from_utf8(cipher).ok()?.lines();
         let encoded = lines.filter_map(|line| line.strip_prefix("vault:-:")).next()?;
@@ -109,8 +110,8 @@ fn bare(cipher: &[u8]) -> Cow<'_, [u8]> {
     wrapped().map_or(Cow::Borrowed(cipher), Cow::Owned)
 }
 
-/// A name for a call that has none, so that our log and Vault's can be held together.
-fn uid() -> String {
+/// Creates a uid for a call that has none, so that its entries in the logs of transit-kms and Vault can be matched.
+fn new_uid() -> String {
     format!("v1-{:016x}", rand::rng().next_u64())
 }
 
@@ -119,15 +120,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ciphertext_is_taken_out_of_what_trousseaus_v2_preview_stored() {
+    fn the_ciphertext_of_trousseaus_v2_preview_is_found() {
         let encoded = BASE64.encode("vault:v3:QUJD");
         let alone = format!("vault:-:{encoded}\n");
         let among_others = format!("debug:-:QUJD\nvault:-:{encoded}\nawskms:-:QUJD\n");
         for stored in [&alone, &among_others, "vault:v3:QUJD"] {
-            assert_eq!(&*bare(stored.as_bytes()), b"vault:v3:QUJD", "{stored}");
+            assert_eq!(&*transit_ciphertext(stored.as_bytes()), b"vault:v3:QUJD", "{stored}");
         }
         for other in [&b"vault:-:!"[..], b"debug:-:QUJD\n", b"\xff\xfe", b""] {
-            assert_eq!(&*bare(other), other);
+            assert_eq!(&*transit_ciphertext(other), other);
         }
     }
 }
