@@ -46,6 +46,15 @@ const CONFIG: &str = "/run/transit-kms-config/config.yaml";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
+fn it_is_built_with_the_pinned_rust() {
+    let read = |file: &str| fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+    let pinned = read("rust-toolchain.toml");
+    let (_, channel) = pinned.split_once("channel = \"").unwrap();
+    let (channel, _) = channel.split_once('"').unwrap();
+    assert!(read("Dockerfile").contains(&format!("/rust:{channel}-")), "{channel}");
+}
+
+#[test]
 fn it_holds_the_program_and_what_that_reads_and_nothing_else() {
     let image = Built::here();
     let expected = [
