@@ -120,13 +120,7 @@ impl Bench {
     async fn take_session(&mut self, keys: &[&str]) -> Result<(), VerificationError> {
         let session = self.model.session(keys);
         let before = self.store.snapshot();
-        let against = before.as_ref().map(|before| PreviousState {
-            keyring: &before.keyring,
-            insist: false,
-            lost: false,
-            own: false,
-            canary: &before.canary,
-        });
+        let against = before.as_ref().map(|before| before.as_previous_state());
         let verification =
             verify(session.as_ref(), against, false, Instant::now() + Duration::from_secs(10)).await?;
         self.writers.sessions.publish(self.model.offer(&session), verification).unwrap();
@@ -726,17 +720,16 @@ async fn a_session_without_the_published_key_is_refused_unless_the_key_is_gone_o
     });
     let bench = Bench::ready(model, &["kms"]).await;
     let before = bench.store.snapshot().unwrap();
-    let try_session = async |keys: &[&str], insist, lost| {
+    let try_session = async |keys: &[&str], is_healthy, key_lost| {
         let session = bench.model.session(keys);
-        let against =
-            PreviousState { keyring: &before.keyring, insist, lost, own: false, canary: &before.canary };
+        let against = PreviousState { is_healthy, key_lost, ..before.as_previous_state() };
         let outcome =
             verify(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
         outcome.map(drop).map_err(TransitError::from)
     };
     let remedy = "add { name: kms, mount: transit, namespace: root } behind the new key, or restart";
-    for (keys, insist) in [(["new"], true), (["moved"], true), (["new"], false)] {
-        let error = try_session(&keys, insist, false).await.unwrap_err();
+    for (keys, is_healthy) in [(["new"], true), (["moved"], true), (["new"], false)] {
+        let error = try_session(&keys, is_healthy, false).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::KeyNotFound, "{keys:?}");
         assert!(error.message.contains(remedy), "{error}");
     }
@@ -758,15 +751,9 @@ async fn without_a_witness_the_birth_of_a_shared_version_decides_if_the_old_sess
     let second = bench.store.snapshot().unwrap();
     let minimum =
         |version| bench.model.change(|state| state.keys.get_mut("kms").unwrap().min_decryption = version);
-    let try_session = async |insist| {
+    let try_session = async |is_healthy| {
         let session = bench.model.session(&["kms"]);
-        let against = PreviousState {
-            keyring: &second.keyring,
-            insist,
-            lost: false,
-            own: false,
-            canary: &first.canary,
-        };
+        let against = PreviousState { canary: &first.canary, is_healthy, ..second.as_previous_state() };
         verify(session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await
     };
     assert!(try_session(true).await.is_ok());
@@ -808,13 +795,7 @@ async fn callers_wait_no_longer_once_the_same_token_is_found_alive() {
     settle().await;
     bench.model.change(|state| state.fails.clear());
     let snapshot = bench.store.snapshot().unwrap();
-    let against = PreviousState {
-        keyring: &snapshot.keyring,
-        insist: false,
-        lost: false,
-        own: true,
-        canary: &snapshot.canary,
-    };
+    let against = PreviousState { same_session: true, ..snapshot.as_previous_state() };
     let verification =
         verify(bench.session.as_ref(), Some(against), false, Instant::now() + Duration::from_secs(10)).await;
     bench.writers.health.check_passed(1, verification.unwrap());
@@ -1465,13 +1446,7 @@ async fn a_new_session_with_a_restored_vault_is_taken_but_not_one_with_another_k
     bench.session.kill_token();
     let try_session = async |bench: &Bench, accept_older| {
         let (session, before) = (bench.model.session(&["kms"]), bench.store.snapshot().unwrap());
-        let against = PreviousState {
-            keyring: &before.keyring,
-            insist: false,
-            lost: false,
-            own: false,
-            canary: &before.canary,
-        };
+        let against = before.as_previous_state();
         verify(session.as_ref(), Some(against), accept_older, Instant::now() + Duration::from_secs(10)).await
     };
     bench.model.change(|state| state.keys.get_mut("kms").unwrap().versions.truncate(1));
@@ -1579,13 +1554,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                 let store = Arc::clone(&bench.store);
                 others.push(tokio::spawn(async move {
                     let snapshot = store.snapshot().unwrap();
-                    let before = PreviousState {
-                        keyring: &snapshot.keyring,
-                        insist: false,
-                        lost: false,
-                        own: true,
-                        canary: &snapshot.canary,
-                    };
+                    let before = PreviousState { same_session: true, ..snapshot.as_previous_state() };
                     let deadline = Instant::now() + Duration::from_secs(10);
                     match verify(snapshot.transit.as_ref(), Some(before), false, deadline).await {
                         Ok(verification) => {
@@ -1603,13 +1572,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                 let offer = bench.model.offer(&session);
                 others.push(tokio::spawn(async move {
                     let before = store.snapshot().unwrap();
-                    let against = PreviousState {
-                        keyring: &before.keyring,
-                        insist: false,
-                        lost: false,
-                        own: false,
-                        canary: &before.canary,
-                    };
+                    let against = before.as_previous_state();
                     let deadline = Instant::now() + Duration::from_secs(10);
                     if let Ok(verification) = verify(session.as_ref(), Some(against), false, deadline).await {
                         drop(store.writers().sessions.publish(offer, verification));

@@ -130,13 +130,7 @@ async fn check_session(
     timeout: Duration,
 ) -> Result<Verification, VerificationError> {
     let deadline = Instant::now() + timeout;
-    let before = PreviousState {
-        keyring: &snapshot.keyring,
-        insist: false,
-        lost: false,
-        own: true,
-        canary: &snapshot.canary,
-    };
+    let before = PreviousState { same_session: true, ..snapshot.as_previous_state() };
     let checking = verify(snapshot.transit.as_ref(), Some(before), accept_older, deadline);
     timeout_at(deadline, checking).await.unwrap_or_else(|_| {
         let message = format!("Vault did not answer a health check within {} s", timeout.as_secs());

@@ -9,6 +9,7 @@ pub mod health_checker;
 pub mod kek_refresher;
 pub mod kek_store;
 pub mod keyring;
+mod lease;
 pub mod local_kek;
 pub mod manager;
 mod older_versions;

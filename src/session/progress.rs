@@ -1,7 +1,7 @@
-//! What a candidate waits for, told while it waits.
+//! Publishes what the verification of a candidate waits for.
 //!
-//! Verifying a config takes seconds if an address is silent. PreviousState the first session, Status has
-//! nothing else to say, so it says which address and which call it is.
+//! A verification takes seconds if an address does not answer. Before the first session, Status has no other
+//! reason to give, so it names the address and the request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,23 +13,23 @@ use transit_client::{
 
 use super::state::SessionPublisher;
 
-/// Status is to stay readable.
-const MOST_CAUSES: usize = 5;
+/// Limits the length of the reason that Status gives.
+const MAX_CAUSES: usize = 5;
 
 /// The progress of one verification.
 pub(super) struct Progress {
     addresses: String,
     publisher: Arc<SessionPublisher>,
-    /// The first verification of a config tells; later ones would only hide why that one failed.
-    tells: bool,
+    /// Only the first attempt with a config publishes its progress. Later ones would hide why that one failed.
+    is_published: bool,
     steps: Mutex<Steps>,
 }
 
 #[derive(Default)]
 struct Steps {
-    /// Why nodes did not answer so far, each once.
+    /// Why nodes have not answered so far, without duplicates.
     causes: Vec<String>,
-    /// The call that is being waited for; before the first, the addresses of names.
+    /// The request that waits for an answer. `None` while names are resolved.
     operation: Option<Operation>,
 }
 
@@ -37,16 +37,17 @@ impl Progress {
     pub(super) fn new<'a>(
         publisher: Arc<SessionPublisher>,
         addresses: impl IntoIterator<Item = &'a Address>,
-        tells: bool,
+        is_published: bool,
     ) -> Arc<Self> {
         let addresses: Vec<_> = addresses.into_iter().map(ToString::to_string).collect();
-        let progress = Self { addresses: addresses.join(", "), publisher, tells, steps: Mutex::default() };
+        let progress =
+            Self { addresses: addresses.join(", "), publisher, is_published, steps: Mutex::default() };
         progress.step(|_| ());
         Arc::new(progress)
     }
 
-    /// An error of this verification, with the call that got no answer.
-    pub(super) fn explained(&self, error: TransitError) -> TransitError {
+    /// Adds to a timeout what the verification was waiting for.
+    pub(super) fn explain(&self, error: TransitError) -> TransitError {
         if error.kind != ErrorKind::DeadlineExceeded {
             return error;
         }
@@ -54,7 +55,6 @@ impl Progress {
         TransitError::new(error.kind, format!("{} ({})", error.message, self.waiting_for(&steps)))
     }
 
-    /// What is being waited for, in words.
     fn waiting_for(&self, steps: &Steps) -> String {
         match steps.operation {
             Some(operation) => format!("waiting for {} to answer {}", self.addresses, operation.name()),
@@ -65,7 +65,7 @@ impl Progress {
     fn step(&self, step: impl FnOnce(&mut Steps)) {
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         step(&mut steps);
-        if self.tells {
+        if self.is_published {
             let mut text = format!("verifying the config: {}", self.waiting_for(&steps));
             if !steps.causes.is_empty() {
                 text.push_str("; so far: ");
@@ -83,7 +83,7 @@ impl vault::RequestObserver for Progress {
 
     fn node_failed(&self, error: &TransitError) {
         self.step(|steps| {
-            if steps.causes.len() < MOST_CAUSES && !steps.causes.contains(&error.message) {
+            if steps.causes.len() < MAX_CAUSES && !steps.causes.contains(&error.message) {
                 steps.causes.push(error.message.clone());
             }
         });

@@ -1,7 +1,6 @@
-//! One probe: is this session able to wrap and unwrap, and under which version?
+//! Verifies a session: reads the keys, encrypts and decrypts, and decrypts the canary.
 //!
-//! The health_checker asks it of the session in use, the keeper of a candidate. Nothing is
-//! published here.
+//! The health checker verifies the session in use, the session manager a candidate. Nothing is published here.
 
 use std::fmt;
 
@@ -23,14 +22,15 @@ use super::{
     local_kek::{self, LocalKek},
 };
 
-/// A value wrapped by a session that worked, for its successor to unwrap; it may serve as a local KEK.
+/// A ciphertext of the session before, with its plaintext. A successor must be able to decrypt it. In mode
+/// `local-kek`, the plaintext is also a local KEK.
 pub struct Canary {
     ciphertext: Ciphertext,
     plaintext: Zeroizing<Vec<u8>>,
 }
 
 impl Canary {
-    /// The KEK that it is, of the key in `scope`; `None` would be a bug.
+    /// The canary as a KEK of the key in `scope`; `None` would be a bug.
     #[must_use]
     pub fn local_kek(&self, scope: Scope) -> Option<LocalKek> {
         LocalKek::new(&self.plaintext, self.ciphertext.clone(), scope).ok()
@@ -43,39 +43,38 @@ impl fmt::Debug for Canary {
     }
 }
 
-/// What a good probe has shown.
+/// What a successful verification has shown.
 #[derive(Debug)]
 pub struct Verification {
-    /// The key_id that was published when the probe began. If another one is by the time
-    /// the verification is posted, it was held against the wrong thing, and does not count.
+    /// The key_id that was published when the verification began. If another one is published by the time of
+    /// the report, the verification was compared with the wrong state, and does not count.
     pub against: Option<String>,
-    /// The keys, with the version that was proven as the current one.
-    pub keyring: Keyring,
-    /// Wrapped with that version.
+    /// The canary that the current version has encrypted.
     pub canary: Canary,
+    /// The keys; its current version is the one that has encrypted and decrypted.
+    pub keyring: Keyring,
 }
 
-/// What was published before, against which a probe is held.
+/// The published state that a verification is compared with.
 #[derive(Clone, Copy, Debug)]
 pub struct PreviousState<'a> {
-    /// The keys as published.
-    pub keyring: &'a Keyring,
-    /// Whether the session in use is well, so that nothing is lost by insisting on the canary.
-    pub insist: bool,
-    /// Whether the session in use has found its key gone, so that a session without it loses
-    /// nothing that could still be read.
-    pub lost: bool,
-    /// Whether the session that is checked wrapped the canary itself.
-    pub own: bool,
-    /// What was wrapped last, to be unwrapped now: Vault tells only the second in which a key
-    /// was made, so that one made anew at once is known by nothing else.
+    /// What was encrypted last, and must be decrypted now. Vault reports only the second in which a key was
+    /// created. Only the canary detects a key that was recreated within that second.
     pub canary: &'a Canary,
+    /// The session in use is healthy, so refusing a candidate loses nothing.
+    pub is_healthy: bool,
+    /// The session in use has found its key lost, so a session without that key loses nothing.
+    pub key_lost: bool,
+    /// The published keys.
+    pub keyring: &'a Keyring,
+    /// The verified session is the one in use, which has encrypted the canary itself.
+    pub same_session: bool,
 }
 
-/// How a probe may fail.
+/// Why a verification failed.
 #[derive(Debug, thiserror::Error)]
 pub enum VerificationError {
-    /// Vault could not do it.
+    /// Vault refused or did not answer, or the keys are not the published ones.
     #[error(transparent)]
     Failed(#[from] TransitError),
     /// The active node knows only versions older than the published one.
@@ -96,9 +95,10 @@ impl From<VerificationError> for TransitError {
 
 /// Reads the keys, then encrypts and decrypts with the newest version.
 ///
-/// With `before`, the published version moves back only with `accept_older` and on the word of an
-/// active node; a key that was made anew is found out; and if the newest version cannot be used
-/// yet, the published one is proven instead and stays.
+/// With `before`, there are further checks:
+/// - The version moves back only with `accept_older`, and only if an active node reports it.
+/// - A key that was recreated is detected.
+/// - If the newest version cannot be used yet, the published one is verified instead and stays.
 ///
 /// # Errors
 /// See [`VerificationError`].
@@ -124,14 +124,14 @@ pub async fn verify(
     check_same_keys(before, &mut entries)?;
     let newest = Keyring::new(entries.clone(), description.latest)?;
     let current = before.keyring.current();
-    // The version published so far binds us only if it is of the same key.
+    // Versions can be compared only if they are of the same key.
     let published = before
         .keyring
         .entries()
         .first()
         .is_some_and(|old| old.scope == Scope::of(primary))
         .then_some(current.version);
-    let proven = if published.is_some_and(|published| description.latest < published) {
+    let verified = if published.is_some_and(|published| description.latest < published) {
         check_going_back(transit, before, &entries, &description, accept_older, call).await?;
         round_trip(transit, newest, call).await
     } else {
@@ -141,17 +141,18 @@ pub async fn verify(
                 warn!(version = %description.latest, %error, "a new key version cannot be used yet");
                 round_trip(transit, Keyring::new(entries, published)?, call).await
             }
-            (proven, _) => proven,
+            (verified, _) => verified,
         }
     };
-    let (keyring, canary) = proven?;
+    let (keyring, canary) = verified?;
     Ok(Verification { against: Some(current.key_id.clone()), keyring, canary })
 }
 
-/// An older version than the published one: a standby that lags, or a restored backup.
+/// Checks a version older than the published one: the node may be a standby that lags, or Vault was restored
+/// from a backup.
 ///
-/// The backup has lost the version that the canary was made with, so what shows that this is
-/// the same key is the birth of the versions that are left.
+/// The backup lacks the version that encrypted the canary. So the creation times of the remaining versions have
+/// to show that this is the same key.
 async fn check_going_back(
     transit: &dyn Transit,
     before: PreviousState<'_>,
@@ -177,7 +178,7 @@ fn shares_a_version(old: &KeyEntry, entries: &[KeyEntry]) -> bool {
     entries.iter().any(|entry| old.shares_a_version_with(entry))
 }
 
-/// Refuses keys that can not do what is asked of them, with the remedy.
+/// Refuses keys that cannot encrypt and decrypt seeds, and names the remedy.
 fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError> {
     if key.soft_deleted {
         return Err(TransitError::new(
@@ -213,7 +214,7 @@ fn check_usable(name: &KeyRef, key: &KeyDescription) -> Result<(), TransitError>
     Ok(())
 }
 
-/// Why an additional key cannot decrypt, and what to do, if it cannot.
+/// Returns why an additional key cannot decrypt and what to do, or `None` if it can.
 fn why_unusable(key: &KeyRef, description: &KeyDescription) -> Option<String> {
     let why = if description.derived {
         "is derived and would need a context with every call".to_owned()
@@ -225,8 +226,8 @@ fn why_unusable(key: &KeyRef, description: &KeyDescription) -> Option<String> {
     Some(format!("key `{key}` {why}: take it out of vault.keynames"))
 }
 
-/// All keys. An additional one never keeps the first from working: whatever is wrong with it is
-/// noted in its entry. Even a refusal of the token may be meant for its place alone.
+/// Reads all keys. A failure with an additional key is noted in its entry and never fails the verification.
+/// Even an invalid token may be invalid only in the namespace of that key.
 async fn read_entries(
     transit: &dyn Transit,
     primary: &KeyDescription,
@@ -234,7 +235,7 @@ async fn read_entries(
     call: Call<'_>,
 ) -> Vec<KeyEntry> {
     let now = Instant::now();
-    // What is silent about them leaves time for the rest of the probe.
+    // If no answer comes about the additional keys, half of the time is left for the rest of the verification.
     let call = Call { deadline: now + call.deadline.saturating_duration_since(now) / 2, ..call };
     let read = async |key: &KeyRef| match timeout_at(call.deadline, transit.read_key(key, call)).await {
         Ok(Ok(description)) => {
@@ -254,8 +255,8 @@ async fn read_entries(
     std::iter::once(first).chain(additional).collect()
 }
 
-/// A key that encrypts, or did, must be the one it was. An additional one that was made anew is
-/// no reason to stop: what is known of the old one stays, so that its key_ids are still refused.
+/// Checks that the key that encrypts, and the one that encrypted before, were not recreated. If an additional
+/// key was recreated, the entry of the old one stays, so that its key_ids are still refused.
 fn check_same_keys(before: PreviousState<'_>, entries: &mut [KeyEntry]) -> Result<(), TransitError> {
     let encrypted = before.keyring.entries().first().map(|old| old.scope);
     for (index, entry) in entries.iter_mut().enumerate() {
@@ -265,7 +266,7 @@ fn check_same_keys(before: PreviousState<'_>, entries: &mut [KeyEntry]) -> Resul
         if index == 0 || Some(entry.scope) == encrypted {
             return Err(another_key(&entry.key));
         }
-        if before.own {
+        if before.same_session {
             debug!(key = %entry.key, "an additional key was made anew");
         } else {
             warn!(key = %entry.key, "an additional key was made anew: what the old one encrypted cannot be read");
@@ -275,15 +276,15 @@ fn check_same_keys(before: PreviousState<'_>, entries: &mut [KeyEntry]) -> Resul
     Ok(())
 }
 
-/// A session must unwrap what was wrapped under the published key, in the place where that key is:
-/// what kube-apiserver has stored names that place in its key_ids.
+/// Checks that the session decrypts the canary with the published key, and under the same path: the key_ids that
+/// kube-apiserver has stored depend on that path.
 async fn check_canary(
     transit: &dyn Transit,
     before: PreviousState<'_>,
     entries: &[KeyEntry],
     call: Call<'_>,
 ) -> Result<(), TransitError> {
-    let PreviousState { keyring, insist, own, canary, .. } = before;
+    let PreviousState { canary, is_healthy, keyring, same_session, .. } = before;
     let Some(old) = keyring.entries().first() else { return Ok(()) };
     let Some(name) = transit.keys().iter().find(|key| Scope::of(key) == old.scope) else {
         return check_loss(transit, before, &old.key, call).await;
@@ -292,17 +293,20 @@ async fn check_canary(
         Ok(opened) if *opened.plaintext == *canary.plaintext => Ok(()),
         Ok(_) => Err(another_key(name)),
         Err(error) if error.kind == ErrorKind::BadCiphertext => Err(another_key(name)),
-        // Its version is too old, or gone with a restored backup: the versions themselves tell
-        // what follows from that. A session that is new must do better.
+        // The version of the canary is too old, or Vault was restored from a backup that lacks it. For the session
+        // in use, the comparison of versions decides what follows. A new session must decrypt it.
         Err(error)
-            if own && matches!(error.kind, ErrorKind::VersionUnavailable | ErrorKind::VersionTooOld) =>
+            if same_session
+                && matches!(error.kind, ErrorKind::VersionUnavailable | ErrorKind::VersionTooOld) =>
         {
             Ok(())
         }
-        // min_decryption_version was raised above what the old session used last. While that one
-        // works, it soon makes a newer canary; when it does not, nobody will, and the birth of
-        // the versions that both know has to do.
-        Err(error) if error.kind == ErrorKind::VersionTooOld && !insist && shares_a_version(old, entries) => {
+        // min_decryption_version was raised above the version of the canary. If the session in use is healthy, its
+        // next health check makes a newer canary, so it is enough to wait. Otherwise the creation times of the
+        // common versions have to show that this is the same key.
+        Err(error)
+            if error.kind == ErrorKind::VersionTooOld && !is_healthy && shares_a_version(old, entries) =>
+        {
             warn!(key = %name, %error, "that the key is the one used so far shows only in its creation times");
             Ok(())
         }
@@ -310,15 +314,15 @@ async fn check_canary(
     }
 }
 
-/// A session without the published key strands what was encrypted under it. It is taken only where
-/// that makes nothing worse: the key is gone, or no other place has it any more.
+/// Checks a session whose config does not have the published key. It is accepted only if that loses nothing: the
+/// key is lost already, or it has moved to another path.
 async fn check_loss(
     transit: &dyn Transit,
     before: PreviousState<'_>,
     published: &KeyRef,
     call: Call<'_>,
 ) -> Result<(), TransitError> {
-    if before.lost {
+    if before.key_lost {
         warn!(
             key = %published,
             "the key that encrypted so far is no longer configured: what it encrypted cannot be read \
@@ -326,7 +330,7 @@ async fn check_loss(
         );
         return Ok(());
     }
-    if !before.insist {
+    if !before.is_healthy {
         let canary = before.canary;
         for key in transit.keys().iter() {
             let opened = transit.decrypt(key, &canary.ciphertext, call).await;
@@ -366,7 +370,7 @@ async fn round_trip(
     keyring: Keyring,
     call: Call<'_>,
 ) -> Result<(Keyring, Canary), TransitError> {
-    // Every verification brings a KEK along, so that no version is published without one.
+    // The sample can serve as a local KEK, so that no version is published without a KEK.
     let sample = local_kek::new_payload();
     let current = keyring.current();
     let sealed = transit.encrypt(&current.key, current.version, &sample, call).await?;

@@ -177,7 +177,7 @@ async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
     stage.rendered.keys = vec![NEW_KEY.into(), KEY.into()];
     let token = stage.token().to_owned();
     stage.render(&token);
-    daemon.wait_printed("the new config is not taken yet; trying again").await;
+    daemon.wait_printed("the new config is not in use yet; trying again").await;
     stage.rendered.keys = vec![NEW_KEY.into()];
     stage.render(&token);
     caller.wait_ok(TAKEN_WITHIN).await;

@@ -164,7 +164,7 @@ async fn the_refusal_of_another_vault_does_not_outvote_the_acceptance_of_the_own
     more_calls(&load, 20).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(status(&scene.daemon.kms().await).await.unwrap().healthz, "ok");
-    assert!(!scene.daemon.log().contains("the token is dead"));
+    assert!(!scene.daemon.log().contains("the token is invalid"));
 }
 
 /// A candidate on a mount under a quota, a 500 to every renewal: neither is news of the nodes.

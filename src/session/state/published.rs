@@ -14,7 +14,7 @@ use crate::{
         kek_store::KekStore,
         keyring::Keyring,
         local_kek::LocalKek,
-        verification::Canary,
+        verification::{Canary, PreviousState},
     },
 };
 
@@ -157,6 +157,18 @@ impl Current {
 }
 
 impl Snapshot {
+    /// What a session is verified against: nothing is known of the health of this one.
+    #[must_use]
+    pub fn as_previous_state(&self) -> PreviousState<'_> {
+        PreviousState {
+            canary: &self.canary,
+            is_healthy: false,
+            key_lost: false,
+            keyring: &self.keyring,
+            same_session: false,
+        }
+    }
+
     /// Whether the local KEK that encrypts may be used now.
     pub(super) fn has_usable_kek(&self, keks: &KekStore) -> bool {
         self.local_kek.as_ref().is_some_and(|kek| keks.is_usable(kek))
