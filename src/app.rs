@@ -463,7 +463,7 @@ impl Inspect for Inspector {
     fn metrics(&self) -> Result<String, String> {
         self.store.update_metrics();
         let superseded = matches!(self.not_serving(), Some(Stand::Superseded(_)));
-        self.metrics.superseded.set(i64::from(superseded));
+        self.metrics.server.set_superseded(superseded);
         self.metrics.render().map_err(|error| error.to_string())
     }
 

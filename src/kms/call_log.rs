@@ -85,7 +85,7 @@ impl<'a> CallLog<'a> {
     fn end(&mut self, code: Code) -> Duration {
         self.ended = true;
         let took = self.started.elapsed();
-        self.metrics.call(self.method.label(), code_label(code), took);
+        self.metrics.requests.call(self.method.label(), code_label(code), took);
         took
     }
 

@@ -65,6 +65,29 @@ impl ConfigState {
     }
 }
 
+/// What is malformed about a request, as `transit_kms_malformed_requests_total` counts it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum MalformedRequest {
+    /// Its `:authority`: the client sends the path of the socket there.
+    Authority,
+    /// Something else in its headers.
+    Other,
+}
+
+impl MalformedRequest {
+    /// All values.
+    pub const ALL: [Self; 2] = [Self::Authority, Self::Other];
+
+    /// The text in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// The result of a config reload, as `transit_kms_config_reloads_total` counts it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ReloadResult {

@@ -1,7 +1,6 @@
-//! What the daemon tells about itself: metrics and logs.
+//! Metrics, logs and heartbeats. This module imports no other module of the daemon.
 
 pub mod heartbeat;
 pub mod labels;
 pub mod metrics;
-pub mod process;
 pub mod telemetry;

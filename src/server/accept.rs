@@ -138,7 +138,7 @@ where
                 stream
             }
             Err(error) => {
-                metrics.accept_errors.inc();
+                metrics.server.accept_errors.inc();
                 if out_of_descriptors(&error) {
                     roster.shed();
                 }
@@ -153,12 +153,12 @@ where
         let peer = match Peer::of(&stream) {
             Ok(peer) if peers.allows(peer.uid) => peer,
             Ok(peer) => {
-                metrics.connections_rejected.inc();
+                metrics.server.connections_rejected.inc();
                 refusals.refused(&peer);
                 continue;
             }
             Err(error) => {
-                metrics.connections_rejected.inc();
+                metrics.server.connections_rejected.inc();
                 debug!(%error, "refused a connection: the kernel does not tell whose it is");
                 continue;
             }

@@ -116,7 +116,7 @@ pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place:
         }
         () = place.connection.leave.cancelled() => {}
         () = preface.overdue(shared.limits.handshake_timeout) => {
-            shared.metrics.handshake_timeouts.inc();
+            shared.metrics.server.handshake_timeouts.inc();
             debug!(uid, pid, "dropped a connection: no HTTP/2 preface in time");
             return;
         }

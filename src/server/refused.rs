@@ -9,7 +9,7 @@
 use tracing::{debug, warn};
 
 use super::peer::{FirstTimes, Peer};
-use crate::observe::metrics::{MalformedRequest, Metrics};
+use crate::observe::{labels::MalformedRequest, metrics::Metrics};
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -146,7 +146,7 @@ pub(super) struct MalformedLog(FirstTimes<(u32, Option<i32>, MalformedRequest)>)
 
 impl MalformedLog {
     pub(super) fn refused(&self, peer: &Peer, what: MalformedRequest, metrics: &Metrics) {
-        metrics.malformed(what);
+        metrics.server.malformed_request(what);
         let (uid, pid) = (peer.uid, peer.pid);
         let why = match what {
             MalformedRequest::Authority => {

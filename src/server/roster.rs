@@ -113,7 +113,7 @@ impl Roster {
         let id = inside.next;
         inside.next += 1;
         inside.open.insert(id, Arc::clone(&connection));
-        self.metrics.connections_open.inc();
+        self.metrics.server.connections_open.inc();
         Some(Place { connection, id, roster: Arc::clone(self) })
     }
 
@@ -200,7 +200,7 @@ impl Drop for Place {
             inside.crowded = false;
             info!(open = inside.open.len(), "there is room for connections again");
         }
-        self.roster.metrics.connections_open.dec();
+        self.roster.metrics.server.connections_open.dec();
     }
 }
 
@@ -269,10 +269,10 @@ mod tests {
         // Those who were asked to leave and do not are counted too.
         let more: Vec<_> = std::iter::from_fn(|| roster.admit(peer(1))).collect();
         assert_eq!(more.len(), 2);
-        assert_eq!(roster.metrics.connections_open.get(), 4);
+        assert_eq!(roster.metrics.server.connections_open.get(), 4);
         drop((more, places));
         assert_eq!(roster.count(), (0, 0));
-        assert_eq!(roster.metrics.connections_open.get(), 0);
+        assert_eq!(roster.metrics.server.connections_open.get(), 0);
         assert!(!roster.lock().crowded);
     }
 

@@ -256,9 +256,9 @@ async fn several_clients_are_served_at_once_and_requests_name_their_peer() {
         });
     }
     let clients = soon("all are answered", clients.join_all()).await;
-    assert_eq!(running.metrics.connections_open.get(), 8);
+    assert_eq!(running.metrics.server.connections_open.get(), 8);
     drop(clients);
-    until("all have left", || running.metrics.connections_open.get() == 0).await;
+    until("all have left", || running.metrics.server.connections_open.get() == 0).await;
     assert_eq!(running.stop().await, CutOff::default());
 }
 
@@ -273,16 +273,16 @@ async fn half_a_preface_times_out_and_a_whole_one_does_not() {
     let mut half = running.raw().await;
     half.write_all(&PREFACE[..23]).await.unwrap();
     rest(&mut half).await;
-    assert_eq!(running.metrics.handshake_timeouts.get(), 1);
+    assert_eq!(running.metrics.server.handshake_timeouts.get(), 1);
 
     let mut nothing = running.raw().await;
     rest(&mut nothing).await;
-    assert_eq!(running.metrics.handshake_timeouts.get(), 2);
+    assert_eq!(running.metrics.server.handshake_timeouts.get(), 2);
 
     // Both were there before, so their time was over too.
-    assert_eq!(running.metrics.connections_open.get(), 2);
+    assert_eq!(running.metrics.server.connections_open.get(), 2);
     whole.status(proto::StatusRequest {}).await.unwrap();
-    assert_eq!(running.metrics.connections_open.get(), 2);
+    assert_eq!(running.metrics.server.connections_open.get(), 2);
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn garbage_closes_only_its_own_connection() {
         rest(&mut stream).await;
     }
     client.status(proto::StatusRequest {}).await.unwrap();
-    until("they are gone", || running.metrics.connections_open.get() == 1).await;
+    until("they are gone", || running.metrics.server.connections_open.get() == 1).await;
 }
 
 #[tokio::test]
@@ -308,14 +308,14 @@ async fn a_foreign_uid_is_refused_and_counted() {
     let running = Running::start(Options { peers, ..Options::default() });
     let mut stream = running.raw().await;
     assert_eq!(rest(&mut stream).await, b"");
-    assert_eq!(running.metrics.connections_rejected.get(), 1);
+    assert_eq!(running.metrics.server.connections_rejected.get(), 1);
     let refused = soon("an answer", async {
         client(&running.path).await?.status(proto::StatusRequest {}).await.map_err(Into::into)
     });
     refused.await.map_err(|error: Box<dyn std::error::Error + Send + Sync>| error).unwrap_err();
     // The client tries more than once.
-    assert!(running.metrics.connections_rejected.get() >= 2);
-    assert_eq!(running.metrics.connections_open.get(), 0);
+    assert!(running.metrics.server.connections_rejected.get() >= 2);
+    assert_eq!(running.metrics.server.connections_open.get(), 0);
 }
 
 #[tokio::test]
@@ -332,7 +332,7 @@ async fn a_panic_is_answered_and_touches_no_other_call() {
     assert!(!status.message().contains("on purpose"), "{status}");
     running.kms.open();
     soon("the other call ends", call).await.unwrap().unwrap();
-    assert_eq!(running.metrics.connections_open.get(), 1);
+    assert_eq!(running.metrics.server.connections_open.get(), 1);
 }
 
 #[tokio::test]
@@ -349,7 +349,7 @@ async fn a_panic_before_the_first_await_is_answered_too() {
         let status = client.status(proto::StatusRequest {}).await.unwrap_err();
         assert_eq!(status.code(), Code::Internal);
     }
-    assert_eq!(running.metrics.connections_open.get(), 1);
+    assert_eq!(running.metrics.server.connections_open.get(), 1);
 }
 
 #[tokio::test]
@@ -454,7 +454,7 @@ async fn a_silent_client_does_not_hold_up_a_shutdown() {
     let mut silent = running.silent().await;
     let mut half = running.raw().await;
     half.write_all(&PREFACE[..5]).await.unwrap();
-    until("both are there", || running.metrics.connections_open.get() == 2).await;
+    until("both are there", || running.metrics.server.connections_open.get() == 2).await;
     let start = Instant::now();
     assert_eq!(running.stop().await, CutOff::default());
     // The grace is twenty seconds.
@@ -499,7 +499,7 @@ async fn silent_clients_cannot_lock_out_one_that_works() {
     let frames = frames(&rest(&mut first).await);
     assert!(frames.contains(&GOAWAY), "{frames:?}");
     client.status(proto::StatusRequest {}).await.unwrap();
-    assert_eq!(running.metrics.connections_open.get(), 2);
+    assert_eq!(running.metrics.server.connections_open.get(), 2);
 }
 
 /// A listener that fails as often as told, then yields what it holds, then nothing.
@@ -562,8 +562,8 @@ async fn errors_of_accept_are_waited_out_without_a_hot_loop() {
         let pauses: Vec<_> = accepts.windows(2).take(20).map(|two| (two[1] - two[0]).as_millis()).collect();
         assert_eq!(pauses[..7], [10, 20, 40, 80, 160, 320, 640], "{error:?}");
         assert!(pauses[7..].iter().all(|&pause| pause == 1000), "{error:?}: {pauses:?}");
-        assert_eq!(metrics.accept_errors.get(), 20);
-        assert_eq!(metrics.connections_open.get(), 1);
+        assert_eq!(metrics.server.accept_errors.get(), 20);
+        assert_eq!(metrics.server.connections_open.get(), 1);
         shutdown.cancel();
         server.await.unwrap();
     }
@@ -582,7 +582,7 @@ async fn a_shutdown_does_not_wait_for_a_pause() {
     let shutdown = CancellationToken::new();
     let service = KeyManagementServiceServer::new(Kms::default());
     let server = tokio::spawn(serve(listener, service, settings(&metrics), shutdown.clone()));
-    until("pauses are long", || metrics.accept_errors.get() == 10).await;
+    until("pauses are long", || metrics.server.accept_errors.get() == 10).await;
     tokio::time::sleep(Duration::from_millis(1)).await;
     let start = Instant::now();
     shutdown.cancel();
@@ -608,8 +608,8 @@ async fn when_descriptors_run_out_an_idle_connection_gives_its_own() {
     let server = tokio::spawn(serve(listener, service, settings, CancellationToken::new()));
     let mut bytes = Vec::new();
     idle.read_to_end(&mut bytes).await.unwrap();
-    assert_eq!(metrics.connections_open.get(), 0);
-    assert_eq!(metrics.handshake_timeouts.get(), 0);
+    assert_eq!(metrics.server.connections_open.get(), 0);
+    assert_eq!(metrics.server.handshake_timeouts.get(), 0);
     server.abort();
 }
 

@@ -49,7 +49,7 @@ impl HealthChecker {
                 Some(snapshot) => {
                     let began = Instant::now();
                     let healthy = self.check(&snapshot, &mut older).await;
-                    self.metrics.health_check_seconds.observe(began.elapsed().as_secs_f64());
+                    self.metrics.health.check_seconds.observe(began.elapsed().as_secs_f64());
                     healthy
                 }
                 // The session manager verifies the first session. There is nothing to check before that.

@@ -287,7 +287,7 @@ impl KekStore {
 
     fn update_metric(&self, keks: &Keks) {
         let count = keks.entries.values().filter(|entry| entry.kek.is_some()).count();
-        self.metrics.local_keks.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.metrics.local_kek.in_memory.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Ignores poisoning: no method leaves the entries inconsistent if it panics.

@@ -58,7 +58,7 @@ impl Lease {
         let token_ttl_seconds = remaining.map(|remaining| remaining.as_secs());
         info!(generation, token_ttl_seconds, "session in use");
         // Also if nothing is known of this token: the expiry of the token before it would raise an alarm.
-        metrics.new_token(remaining);
+        metrics.token.replaced(remaining);
         if let Ok(token) = token {
             token.warn();
         }
@@ -121,7 +121,7 @@ impl Lease {
         let renewal = match outcome {
             Ok(renewal) => renewal,
             Err(RenewalError { error, failure }) => {
-                self.metrics.token_renewal(RenewalResult::Failed);
+                self.metrics.token.renewal(RenewalResult::Failed);
                 self.check_if_invalid(&error);
                 self.renewal_failed(&error, failure);
                 return;
@@ -129,7 +129,7 @@ impl Lease {
         };
         self.schedule.renewed(renewal.expiry, renewal.renewable);
         self.renewal_failure = None;
-        self.metrics.token_renewal(if renewal.capped {
+        self.metrics.token.renewal(if renewal.capped {
             RenewalResult::Capped
         } else {
             RenewalResult::Renewed
@@ -180,7 +180,7 @@ impl Lease {
     fn update_metrics(&self) {
         match self.schedule.expiry() {
             Expiry::Unknown => {}
-            expiry => self.metrics.token(expiry.remaining()),
+            expiry => self.metrics.token.set_ttl(expiry.remaining()),
         }
     }
 

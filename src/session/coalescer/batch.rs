@@ -57,7 +57,7 @@ impl Batch {
         let deadlines =
             Deadlines { callers: latest, request: latest.checked_sub(REPLY_MARGIN).unwrap_or(latest) };
         let size = self.items.len();
-        self.inner.metrics.batch_size.observe(size as f64);
+        self.inner.metrics.requests.batch_size.observe(size as f64);
         let response = match self.items.as_slice() {
             [item] => Ok(vec![self.decrypt_single(item, deadlines.request).await]),
             items => self.decrypt_batch(items, deadlines.request).await,

@@ -143,7 +143,7 @@ impl Inner {
         let mut state = self.lock();
         if let Some(item) = state.by_key.get(&key) {
             item.extend_deadline(call.deadline);
-            self.metrics.decrypts_deduplicated.inc();
+            self.metrics.requests.decrypts_deduplicated.inc();
             return item.outcome.subscribe();
         }
         let (outcome, waiter) = watch::channel(Outcome::Pending);

@@ -222,7 +222,7 @@ async fn identical_decrypts_share_one_request() {
         assert_eq!(*call.await.unwrap().unwrap().plaintext, b"vault:v1:QUJD");
     }
     assert_eq!(bench.engine.requests(), [1]);
-    assert_eq!(bench.metrics.decrypts_deduplicated.get(), 9);
+    assert_eq!(bench.metrics.requests.decrypts_deduplicated.get(), 9);
     bench.assert_idle();
     // Results are not cached.
     let again = bench.decrypt("QUJD");
@@ -249,7 +249,7 @@ async fn decrypts_that_arrive_while_two_batches_are_in_flight_form_batches_of_at
     for (number, call) in calls.into_iter().enumerate() {
         assert_eq!(*call.await.unwrap().unwrap().plaintext, format!("vault:v1:{number:04}").into_bytes());
     }
-    assert_eq!(bench.metrics.batch_size.get_sample_sum(), 241.0);
+    assert_eq!(bench.metrics.requests.batch_size.get_sample_sum(), 241.0);
     bench.assert_idle();
 }
 

@@ -155,11 +155,11 @@ impl SessionManager {
             Action::ReportConfigInUse => {
                 debug!("the config on disk is the one in use");
                 self.publisher.set_config_error(None);
-                self.metrics.config_state(ConfigState::InUse);
+                self.metrics.config.set_state(ConfigState::InUse);
             }
             Action::ReportFailedCandidate { error, is_new, result } => {
                 if is_new {
-                    self.metrics.reload(result);
+                    self.metrics.config.reloaded(result);
                     warn!(
                         %error, kind = error.kind.name(),
                         session_in_use_is_healthy = moment.session_is_healthy,
@@ -172,7 +172,7 @@ impl SessionManager {
             }
             Action::ReportInvalidConfig(error) => {
                 // The watcher has logged the error.
-                self.metrics.reload(ReloadResult::Invalid);
+                self.metrics.config.reloaded(ReloadResult::Invalid);
                 self.publisher.set_config_error(Some(error));
             }
             Action::RetryAt(at) => self.retry_at = Some(at),
@@ -219,7 +219,7 @@ impl SessionManager {
         };
         let snapshot = self.publisher.publish(new, verification)?;
         session.mark_in_use();
-        self.metrics.reload(ReloadResult::Success);
+        self.metrics.config.reloaded(ReloadResult::Success);
         self.metrics.client.set_nodes(config.config.addresses.iter().map(ToString::to_string));
         self.connections = Some(Connections { fingerprint: config.connection_fingerprint, pool });
         Ok(PublishedSession { generation: snapshot.generation, session, token })

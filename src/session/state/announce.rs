@@ -12,7 +12,7 @@ impl StateStore {
         if earlier != Some(current) {
             match earlier {
                 Some(earlier) if earlier.key == current.key && earlier.version > current.version => {
-                    self.metrics.key_version_regressions.inc();
+                    self.metrics.keys.version_regressions.inc();
                     error!(
                         key = %current.key, from = %earlier.version, to = %current.version,
                         key_id_hash = current.key_id_hash,
@@ -49,12 +49,12 @@ impl StateStore {
                 );
             }
         }
-        self.metrics.key_published(
+        self.metrics.keys.published(
             // With its path: a key of the same name elsewhere must not look like an older version.
             &format!("{}/{}", current.key.path(), current.key.name()),
             current.version.number(),
             &current.key_id_hash,
         );
-        self.metrics.session_generation.set(i64::try_from(now.generation).unwrap_or(i64::MAX));
+        self.metrics.health.set_session_generation(now.generation);
     }
 }

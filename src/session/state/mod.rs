@@ -232,7 +232,7 @@ impl StateStore {
         self.log_health();
         let snapshot = self.snapshot();
         let kek = snapshot.as_ref().and_then(|snapshot| snapshot.local_kek.as_ref());
-        self.metrics.local_kek(kek.and_then(|kek| self.keks.life(kek)));
+        self.metrics.local_kek.set_times(kek.and_then(|kek| self.keks.life(kek)));
         let nodes = snapshot.as_ref().and_then(|snapshot| snapshot.nodes.as_ref());
         for (node, up) in nodes.into_iter().flat_map(|nodes| nodes.health()) {
             self.metrics.client.set_node_up(&node, up);
@@ -242,7 +242,7 @@ impl StateStore {
     /// Sets the health metric to the answer to Status, and logs a change of it.
     fn log_health(&self) {
         let Published { answer, outage, .. } = self.read();
-        self.metrics.health(answer.state());
+        self.metrics.health.set_state(answer.state());
         let health = LoggedHealth::of(&answer);
         let Ok(mut last_logged) = self.last_logged.lock() else { return };
         let before = std::mem::replace(&mut *last_logged, health);

@@ -1,4 +1,4 @@
-//! The process metrics that Prometheus client libraries agree on.
+//! The standard process metrics of Prometheus client libraries.
 
 use prometheus::{
     Counter, Gauge,
@@ -6,7 +6,7 @@ use prometheus::{
     proto::MetricFamily,
 };
 
-/// Reads `/proc/self` at every scrape; a value that cannot be read is left out.
+/// Reads `/proc/self` at every scrape. A metric whose value cannot be read is missing from the scrape.
 ///
 /// Names and units: <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>
 #[derive(Debug)]
@@ -33,9 +33,9 @@ impl Collector for ProcessCollector {
             add("process_open_fds", "Open file descriptors.", open as f64);
         }
         if let Ok(limits) = process.limits()
-            && let procfs::process::LimitValue::Value(most) = limits.max_open_files.soft_limit
+            && let procfs::process::LimitValue::Value(maximum) = limits.max_open_files.soft_limit
         {
-            add("process_max_fds", "Most file descriptors that may be open.", most as f64);
+            add("process_max_fds", "Maximum number of open file descriptors.", maximum as f64);
         }
         if let Ok(stat) = process.stat() {
             let ticks = procfs::ticks_per_second() as f64;
@@ -46,10 +46,10 @@ impl Collector for ProcessCollector {
                 (stat.rss * procfs::page_size()) as f64,
             );
             add("process_virtual_memory_bytes", "Virtual memory in bytes.", stat.vsize as f64);
-            add("process_threads", "Threads.", stat.num_threads as f64);
+            add("process_threads", "Number of threads.", stat.num_threads as f64);
             if let Ok(boot) = procfs::boot_time_secs() {
                 let started = boot as f64 + stat.starttime as f64 / ticks;
-                add("process_start_time_seconds", "Unix time of the start.", started);
+                add("process_start_time_seconds", "Unix time at which the process started.", started);
             }
             if let Ok(cpu) = Counter::new("process_cpu_seconds_total", "User and system CPU time in seconds.")
             {
