@@ -5,8 +5,16 @@ use std::{fs, path::Path};
 use super::{assert_none, helps, prose, root, walk};
 
 /// The files and folders that are checked; `--help` stands for all help texts. To check more, add it here.
-const CHECKED: &[&str] =
-    &["CHANGELOG.md", "CONTRIBUTING.md", "README.md", "RELEASING.md", "SECURITY.md", "docs"];
+const CHECKED: &[&str] = &[
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "README.md",
+    "RELEASING.md",
+    "SECURITY.md",
+    "charts",
+    "docs",
+    "manifests",
+];
 /// The kinds of files that are checked in a folder. Of a Rust file, the comments and the string literals are checked.
 const EXTENSIONS: [&str; 8] = ["gotmpl", "hcl", "md", "rs", "service", "tpl", "txt", "yaml"];
 /// Each banned phrase, in lower case, and what to write instead.
