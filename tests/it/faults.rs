@@ -44,7 +44,7 @@ impl Scene {
     /// Whether a node was ever taken away from calls.
     fn ejections(&self) -> Vec<String> {
         let log = self.daemon.log();
-        log.lines().filter(|line| line.contains("is left alone for a while")).map(str::to_owned).collect()
+        log.lines().filter(|line| line.contains("a Vault node was ejected")).map(str::to_owned).collect()
     }
 
     async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {

@@ -56,7 +56,17 @@ async fn the_server_says_the_words_that_we_listen_for() {
                 bao.seal().await;
                 (root, encrypt(KEY, 2))
             }
-            "dr-secondary" | "internal" | "invalid-token" | "no-namespace" | "not-active" | "quota"
+            "bad-token"
+            | "dr-secondary"
+            | "internal"
+            | "invalid-token"
+            | "no-namespace"
+            | "no-path"
+            | "no-token"
+            | "not-active"
+            | "not-initialized"
+            | "not-yet-initialized"
+            | "quota"
             | "renewal-policies" => continue,
             other => panic!("a case without a request: {other}"),
         };

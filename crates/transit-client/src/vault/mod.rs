@@ -1,11 +1,19 @@
-//! Vault and OpenBao: connections, sessions, leases, and the Transit engine.
+//! Vault and OpenBao: sessions, leases, nodes, and the API of the Transit engine.
 //!
-//! From the top down: a [`Session`] is one token on a [`Pool`] of nodes, `transit_api` speaks the engine's
-//! API over it, `failover` decides which node gets a request, and `failover::classify` what its answer means.
+//! From the top down:
+//!
+//! - [`Session`] is one token on a [`Pool`]; `transit_api` implements [`Transit`](crate::Transit) for it.
+//! - [`lease`] looks the token up and renews it.
+//! - `failover` decides which node gets a request, and what its answer means.
+//! - [`Pool`] knows the order of the nodes; `members` resolves names and creates the nodes.
+//! - `node` sends one HTTP request (`exchange`) and checks the health of one node (`node_health`), over
+//!   connections that `tls` configures.
 
+mod exchange;
 mod failover;
 pub mod lease;
 mod lenient;
+mod members;
 mod node;
 mod node_health;
 mod pool;
@@ -14,7 +22,7 @@ mod session;
 mod tls;
 mod transit_api;
 
-pub use failover::classify::Operation;
+pub use failover::Operation;
 pub use pool::Pool;
 pub use session::{Access, RequestObserver, Session};
 

@@ -1,4 +1,4 @@
-//! One node of Vault: connections to it, one exchange over them, and how it is doing.
+//! One node of Vault: its connections, one HTTP exchange over them, and its health checks.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{
     Client,
     dns::{Name, Resolve, Resolving},
@@ -24,8 +24,9 @@ use tracing::{debug, info};
 use zeroize::Zeroizing;
 
 use super::{
-    failover::classify::{Place, is_ready},
-    node_health::{Condition, Pace},
+    exchange::{ExchangeError, HttpRequest, HttpResponse, X_VAULT_REQUEST},
+    failover::classify::is_ready,
+    node_health::{NodeHealth, Timings},
     tls::Transport,
 };
 use crate::{
@@ -34,218 +35,178 @@ use crate::{
     text::root_cause,
 };
 
-/// How long a node may take to answer a health check, once it is connected.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
-/// Far more than any answer to us needs; a key read with thousands of versions has 100 KiB.
+/// How long a node may take to answer a health check once it is connected. A node that is slower would be
+/// too slow for calls.
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest response that is read. The longest useful one, the description of a key with thousands of
+/// versions, has about 100 KiB.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
-/// Nobody is left alone for longer, whatever it asks for.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The longest pause that a node gets, whatever its `Retry-After` asks for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-pub(super) const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-pub(super) const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
-
-/// One address, or one of those that a name has.
+/// A configured address, or one IP address of a configured name.
 pub(super) struct Node {
-    /// What it is called in messages and metrics: the address of the config.
+    /// The configured address: the name of the node in messages and metrics.
     pub(super) name: String,
-    /// Tells it apart from the others of its pool.
+    /// Unique in its pool.
     pub(super) id: usize,
-    client: Client,
-    /// What URLs begin with: the address, under the server name if one is set.
-    base: String,
-    /// Set if the URL's host is not the address's.
-    host: Option<HeaderValue>,
-    /// The address that its name has, if it has a name.
+    /// The IP address that the configured name resolves to; `None` if an IP address is configured.
     pub(super) ip: Option<IpAddr>,
-    /// The longest that a health check may take, with a new connection.
-    longest_look: Duration,
-    condition: Mutex<Condition>,
-    /// Its condition has changed, or somebody waits.
-    changed: Notify,
-    mood: Arc<Mood>,
+    /// URLs begin with it. It is the configured address, with the server name as host if one is set.
+    base_url: String,
+    /// Wakes the health checks: the health has changed, or callers wait.
+    check_now: Notify,
+    client: Client,
+    health: Mutex<NodeHealth>,
+    /// The longest that a health check may take if it needs a new connection.
+    health_check_timeout: Duration,
+    /// The header `Host`, if it differs from the host of the URL.
+    host: Option<HeaderValue>,
+    signals: Arc<PoolSignals>,
     transport: Transport,
 }
 
-/// What the nodes of a pool share.
+/// What the nodes of a pool tell the rest of the pool, and the reverse.
 #[derive(Debug, Default)]
-pub(super) struct Mood {
-    /// No node is well any more: have their names other addresses?
-    pub(super) trouble: Notify,
-    /// A node has come back.
-    well: watch::Sender<()>,
-    /// Callers that wait for that.
-    pub(super) waiting: AtomicUsize,
+pub(super) struct PoolSignals {
+    /// No node is healthy any more: the names are resolved again at once, because their addresses may have
+    /// changed.
+    pub(super) no_healthy_node: Notify,
+    /// The number of callers that wait for a node. Health checks follow sooner while there are any.
+    pub(super) waiting_callers: AtomicUsize,
+    node_ready: watch::Sender<()>,
 }
 
-impl Mood {
-    /// There is a node that was not there before.
-    pub(super) fn arrived(&self) {
-        self.well.send_replace(());
+impl PoolSignals {
+    /// Wakes the callers that wait: a node may be sent a call.
+    pub(super) fn notify_node_ready(&self) {
+        self.node_ready.send_replace(());
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<()> {
-        self.well.subscribe()
+    /// Resolves on the next [`Self::notify_node_ready`].
+    pub(super) fn node_ready(&self) -> watch::Receiver<()> {
+        self.node_ready.subscribe()
     }
 }
 
-/// How connections to the nodes of a pool are made.
-pub(super) struct Dialling {
-    /// TLS included. A call does not wait so long for one node if there are others.
+/// How the nodes of a pool are connected to.
+pub(super) struct ConnectionSettings {
+    /// For a new connection, TLS included.
     pub(super) connect_timeout: Duration,
-    pub(super) pace: Pace,
-    /// The name that certificates must carry, if not the address's.
+    /// The name that certificates must carry, if it is not the host of the address.
     pub(super) server_name: Option<String>,
+    pub(super) timings: Timings,
     pub(super) tls: TlsMaterial,
 }
 
-/// A request to Vault, before it is known which node gets it.
-pub(super) struct Outgoing {
-    pub(super) method: Method,
-    /// Without `/v1/`.
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    /// Wiped when the last reference is gone.
-    pub(super) body: Bytes,
-}
-
-impl Outgoing {
-    /// Where it goes, for messages.
-    pub(super) fn place(&self) -> Place<'_> {
-        let namespace = self.headers.get(X_VAULT_NAMESPACE).and_then(|namespace| namespace.to_str().ok());
-        Place { namespace, path: &self.path }
-    }
-}
-
-/// An answer of Vault.
-pub(super) struct Incoming {
-    pub(super) status: u16,
-    pub(super) body: Zeroizing<Vec<u8>>,
-    /// The id of the node that gave it.
-    pub(super) node: usize,
-    /// For how long the node wants to be left alone.
-    pub(super) retry_after: Option<Duration>,
-}
-
-/// Why there was no answer.
-pub(super) enum NoAnswer {
-    /// The connection could not be made: nothing was sent.
-    Connect(TransitError),
-    /// The connection broke in the middle.
-    Broken(TransitError),
-    /// The deadline passed, or no request could be made.
-    Final(TransitError),
-    /// The answer is longer than any of Vault's.
-    Unreadable(TransitError),
-}
-
 impl Node {
-    /// Prepares connections to `address`, at `ip` if its host is a name; none is made yet.
+    /// Prepares connections to `address`, at `ip` if its host is a name. It establishes none.
     ///
     /// # Errors
-    /// If certificates or keys cannot be used, with what to do about it.
+    /// If a certificate or key cannot be used. The message says what to do.
     pub(super) fn new(
         address: &Address,
         ip: Option<IpAddr>,
         id: usize,
-        dialling: &Dialling,
-        mood: Arc<Mood>,
+        settings: &ConnectionSettings,
+        signals: Arc<PoolSignals>,
     ) -> Result<Self, TransitError> {
         let url = address.url();
-        #[expect(clippy::disallowed_methods, reason = "no proxy is heeded")]
+        #[expect(clippy::disallowed_methods, reason = "the client uses no proxy: see no_proxy below")]
         let builder = Client::builder()
             .user_agent(concat!("transit-kms/", env!("CARGO_PKG_VERSION")))
-            // A redirect leads to another host, and the token would go with it.
+            // A redirect leads to another host, and the token would go there.
             .redirect(redirect::Policy::none())
             .referer(false)
-            // Where tokens are sent is decided by the config file alone.
+            // Only the config decides where tokens are sent, and not HTTPS_PROXY.
             .no_proxy()
             .tls_version_min(tls::Version::TLS_1_2)
             .http1_only()
-            .connect_timeout(dialling.connect_timeout)
-            .pool_idle_timeout(dialling.pace.idle)
+            .connect_timeout(settings.connect_timeout)
+            .pool_idle_timeout(settings.timings.idle_timeout)
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(15));
 
-        let transport = Transport::new(url, &dialling.tls);
-        let mut builder = transport.equip(builder, &dialling.tls)?;
+        let transport = Transport::new(url, &settings.tls);
+        let mut builder = transport.configure(builder, &settings.tls)?;
 
-        let mut base = url.as_str().trim_end_matches('/').to_owned();
+        let mut base_url = url.as_str().trim_end_matches('/').to_owned();
         let mut host = None;
-        let mut to = ip;
-        if let Some(server_name) = &dialling.server_name {
+        let mut pinned_to = ip;
+        if let Some(server_name) = &settings.server_name {
             let mut named = url.clone();
             named
                 .set_host(Some(server_name))
-                .map_err(|_| unusable("vault.tls.server_name is not a host name"))?;
-            to = to.or_else(|| literal(address));
-            base = named.as_str().trim_end_matches('/').to_owned();
+                .map_err(|_| config_error("vault.tls.server_name is not a host name"))?;
+            pinned_to = pinned_to.or_else(|| literal_ip(address));
+            base_url = named.as_str().trim_end_matches('/').to_owned();
             host = HeaderValue::from_str(url.authority()).ok();
         }
-        if let Some(to) = to {
-            builder = builder.dns_resolver(Arc::new(Pinned { to }));
+        if let Some(ip) = pinned_to {
+            builder = builder.dns_resolver(Arc::new(PinnedResolver { ip }));
         }
-        let client = builder.build().map_err(|error| transport.unusable(&error))?;
-        let condition = Mutex::new(Condition::new(dialling.pace, Instant::now()));
+        let client = builder.build().map_err(|error| transport.client_error(&error))?;
         Ok(Self {
             name: address.to_string(),
             id,
-            client,
-            base,
-            host,
             ip,
-            longest_look: dialling.connect_timeout + LONGEST_LOOK,
-            condition,
-            changed: Notify::new(),
-            mood,
+            base_url,
+            check_now: Notify::new(),
+            client,
+            health: Mutex::new(NodeHealth::new(settings.timings, Instant::now())),
+            health_check_timeout: settings.connect_timeout + HEALTH_CHECK_TIMEOUT,
+            host,
+            signals,
             transport,
         })
     }
 
-    /// One request, one answer.
+    /// Sends one request and reads its response.
     pub(super) async fn exchange(
         &self,
-        outgoing: &Outgoing,
+        request: &HttpRequest,
         deadline: Instant,
-    ) -> Result<Incoming, NoAnswer> {
-        self.condition().used(Instant::now());
-        let url = format!("{}/v1/{}", self.base, outgoing.path);
-        let mut request = self
+    ) -> Result<HttpResponse, ExchangeError> {
+        self.health().request_sent(Instant::now());
+        let url = format!("{}/v1/{}", self.base_url, request.path);
+        let mut builder = self
             .client
-            .request(outgoing.method.clone(), url)
-            .headers(outgoing.headers.clone())
-            .body(outgoing.body.clone());
+            .request(request.method.clone(), url)
+            .headers(request.headers.clone())
+            .body(request.body.clone());
         if let Some(host) = &self.host {
-            request = request.header(header::HOST, host);
+            builder = builder.header(header::HOST, host);
         }
         let exchange = async {
-            let response = request.send().await.map_err(|error| self.no_answer(&error))?;
+            let response = builder.send().await.map_err(|error| self.exchange_error(&error))?;
             let status = response.status().as_u16();
             let retry_after = retry_after(response.headers());
-            let body = self.read(response).await?;
-            Ok(Incoming { status, body, node: self.id, retry_after })
+            let body = self.read_body(response).await?;
+            Ok(HttpResponse { status, body, node: self.id, retry_after })
         };
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
             let message =
                 format!("Vault at {} did not answer in time: is it overloaded or frozen?", self.name);
-            Err(NoAnswer::Final(TransitError::new(ErrorKind::DeadlineExceeded, message)))
+            let error = TransitError::new(ErrorKind::DeadlineExceeded, message);
+            Err(ExchangeError::DeadlineExceeded(error))
         })
     }
 
-    async fn read(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, NoAnswer> {
+    async fn read_body(&self, mut response: reqwest::Response) -> Result<Zeroizing<Vec<u8>>, ExchangeError> {
         let too_long = || {
             let message = format!(
                 "Vault at {} answered with more than {MAX_RESPONSE_BYTES} bytes: is something else listening there?",
                 self.name
             );
-            NoAnswer::Unreadable(TransitError::new(ErrorKind::InvalidResponse, message))
+            ExchangeError::ResponseTooLong(TransitError::new(ErrorKind::InvalidResponse, message))
         };
         let announced = usize::try_from(response.content_length().unwrap_or(0)).unwrap_or(usize::MAX);
         if announced > MAX_RESPONSE_BYTES {
             return Err(too_long());
         }
-        // Of the right size at once: a vector that grows leaves copies behind.
+        // Allocated once: a vector that grows leaves copies of secrets in memory that is not wiped.
         let mut body = Zeroizing::new(Vec::with_capacity(announced.max(4096)));
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.no_answer(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.exchange_error(&error))? {
             if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 return Err(too_long());
             }
@@ -254,157 +215,156 @@ impl Node {
         Ok(body)
     }
 
-    fn no_answer(&self, error: &reqwest::Error) -> NoAnswer {
-        let why = self.transport.explain(error);
-        let message = format!("Vault at {} cannot be reached: {why}", self.name);
-        let error_of_ours = TransitError::new(ErrorKind::Unreachable, message);
+    fn exchange_error(&self, error: &reqwest::Error) -> ExchangeError {
+        if error.is_builder() {
+            let message = format!("no request can be made: {}", root_cause(error));
+            return ExchangeError::Unusable(TransitError::new(ErrorKind::InvalidResponse, message));
+        }
+        let message = format!("Vault at {} cannot be reached: {}", self.name, self.transport.explain(error));
+        let unreachable = TransitError::new(ErrorKind::Unreachable, message);
         if error.is_connect() {
-            NoAnswer::Connect(error_of_ours)
-        } else if error.is_builder() {
-            NoAnswer::Final(TransitError::new(
-                ErrorKind::InvalidResponse,
-                format!("no request can be made: {}", root_cause(error)),
-            ))
+            ExchangeError::Connect(unreachable)
         } else {
-            NoAnswer::Broken(error_of_ours)
+            ExchangeError::Broken(unreachable)
         }
     }
 
-    /// See [`Condition::is_well`].
-    pub(super) fn is_well(&self) -> bool {
-        self.condition().is_well()
+    /// See [`NodeHealth::is_healthy`].
+    pub(super) fn is_healthy(&self) -> bool {
+        self.health().is_healthy()
     }
 
-    /// See [`Condition::is_ejected`].
+    /// See [`NodeHealth::is_ejected`].
     pub(super) fn is_ejected(&self) -> bool {
-        self.condition().is_ejected()
+        self.health().is_ejected()
     }
 
-    /// See [`Condition::is_on_trial`].
+    /// See [`NodeHealth::is_on_trial`].
     pub(super) fn is_on_trial(&self) -> bool {
-        self.condition().is_on_trial()
+        self.health().is_on_trial()
     }
 
-    /// Whether one more call may be sent to it.
+    /// Whether the node may be sent one more call: it is healthy, or its trial is free.
     pub(super) fn is_ready(&self) -> bool {
-        let condition = self.condition();
-        condition.is_well() || condition.has_free_trial()
+        let health = self.health();
+        health.is_healthy() || health.has_free_trial()
     }
 
-    /// See [`Condition::take_trial`].
+    /// See [`NodeHealth::take_trial`].
     #[must_use]
     pub(super) fn take_trial(&self) -> bool {
-        self.condition().take_trial()
+        self.health().take_trial()
     }
 
-    /// See [`Condition::return_trial`]; callers wait for it.
+    /// See [`NodeHealth::return_trial`]; wakes the callers that wait for the trial.
     pub(super) fn return_trial(&self) {
-        self.condition().return_trial();
-        self.mood.arrived();
+        self.health().return_trial();
+        self.signals.notify_node_ready();
     }
 
-    /// See [`Condition::away_since`].
-    pub(super) fn away_since(&self) -> Option<Instant> {
-        self.condition().away_since()
+    /// See [`NodeHealth::failing_since`].
+    pub(super) fn failing_since(&self) -> Option<Instant> {
+        self.health().failing_since()
     }
 
-    /// See [`Condition::not_before`].
+    /// See [`NodeHealth::not_before`].
     pub(super) fn not_before(&self) -> Option<Instant> {
-        self.condition().not_before()
+        self.health().not_before()
     }
 
-    /// See [`Condition::why_away`].
-    pub(super) fn why_away(&self) -> Option<(Instant, TransitError)> {
-        self.condition().why_away()
+    /// See [`NodeHealth::last_failure`].
+    pub(super) fn last_failure(&self) -> Option<(Instant, TransitError)> {
+        self.health().last_failure()
     }
 
-    /// It gave an answer that speaks for it.
-    pub(super) fn answered(&self) {
-        let back = {
-            let mut condition = self.condition();
-            let back = !condition.is_well();
-            condition.answered();
-            back
+    /// Notes that the node answered a call as Vault does.
+    pub(super) fn succeeded(&self) {
+        let was_unhealthy = {
+            let mut health = self.health();
+            let was_unhealthy = !health.is_healthy();
+            health.succeeded();
+            was_unhealthy
         };
-        if back {
+        if was_unhealthy {
             info!(node = self.name, ip = self.ip.map(display), "a Vault node is back");
-            self.back();
+            self.notify_ready();
         }
     }
 
-    /// It failed, and wants to be left alone for `pause`, or not.
-    pub(super) fn failed(&self, error: &TransitError, pause: Option<Duration>) {
-        let news = {
-            let mut condition = self.condition();
-            let news = !condition.is_ejected();
-            condition.failed(Instant::now(), error, pause.map(|pause| pause.min(LONGEST_RETRY_AFTER)));
-            news
+    /// Ejects the node: it failed with `error`, and asked for a pause of `retry_after`.
+    pub(super) fn failed(&self, error: &TransitError, retry_after: Option<Duration>) {
+        let newly_ejected = {
+            let mut health = self.health();
+            let newly_ejected = !health.is_ejected();
+            health.failed(Instant::now(), error, retry_after.map(|pause| pause.min(MAX_RETRY_AFTER)));
+            newly_ejected
         };
-        if news {
-            debug!(node = self.name, ip = self.ip.map(display), %error, "a Vault node is left alone for a while");
-            self.changed.notify_one();
+        if newly_ejected {
+            debug!(node = self.name, ip = self.ip.map(display), %error, "a Vault node was ejected");
+            self.check_now.notify_one();
         }
     }
 
-    /// Somebody waits for it to come back.
+    /// Notes that a caller waits: the next health check may be due sooner.
     pub(super) fn awaited(&self) {
-        self.changed.notify_one();
+        self.check_now.notify_one();
     }
 
-    fn back(&self) {
-        self.mood.arrived();
-        self.changed.notify_one();
+    fn notify_ready(&self) {
+        self.signals.notify_node_ready();
+        self.check_now.notify_one();
     }
 
-    /// Keeps a connection warm while it is well, and looks whether it is back while it is not; for
-    /// ever.
-    pub(super) async fn care(self: Arc<Self>) {
-        // An answer of whatever status costs a lookup of the seal's state only, and no token.
+    /// The health-check task of the node; it never returns. It keeps a connection open while the node is
+    /// healthy, and finds out whether the node is back while it is ejected.
+    pub(super) async fn run_health_checks(self: Arc<Self>) {
+        // Any answer costs Vault only a look at the seal's state, and needs no token.
         let mut headers = HeaderMap::new();
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
-        let look = Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
+        let request =
+            HttpRequest { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
         loop {
-            let due = self.condition().next_look(self.mood.waiting.load(Ordering::Relaxed) > 0);
+            let awaited = self.signals.waiting_callers.load(Ordering::Relaxed) > 0;
+            let due = self.health().next_health_check(awaited);
             tokio::select! {
                 () = sleep_until(due) => {}
-                () = self.changed.notified() => continue,
+                () = self.check_now.notified() => continue,
             }
-            let error = match self.exchange(&look, Instant::now() + self.longest_look).await {
-                Ok(incoming) if is_ready(incoming.status, &incoming.body) => {
-                    let back = {
-                        let mut condition = self.condition();
-                        let back = condition.is_ejected();
-                        condition.looked_ready();
-                        back
-                    };
-                    if back {
-                        debug!(
-                            node = self.name,
-                            ip = self.ip.map(display),
-                            "a Vault node can be asked again"
-                        );
-                        self.back();
-                    }
+            let error = match self.exchange(&request, Instant::now() + self.health_check_timeout).await {
+                Ok(response) if is_ready(response.status, &response.body) => {
+                    self.passed_health_check();
                     continue;
                 }
-                Ok(incoming) => self.unready(incoming.status),
-                // Kept connections may be closed under our hands.
-                Err(NoAnswer::Broken(_)) if !self.is_ejected() => continue,
-                Err(
-                    NoAnswer::Broken(error)
-                    | NoAnswer::Connect(error)
-                    | NoAnswer::Final(error)
-                    | NoAnswer::Unreadable(error),
-                ) => error,
+                Ok(response) => self.not_ready(response.status),
+                // The server may close an idle connection while the request is sent: that is no failure.
+                Err(ExchangeError::Broken(_)) if !self.is_ejected() => continue,
+                Err(error) => error.into_error(),
             };
             self.failed(&error, None);
         }
     }
 
-    /// What its health says, in the words that its other answers have.
-    fn unready(&self, status: u16) -> TransitError {
+    fn passed_health_check(&self) {
+        let was_ejected = {
+            let mut health = self.health();
+            let was_ejected = health.is_ejected();
+            health.passed_health_check();
+            was_ejected
+        };
+        if was_ejected {
+            debug!(
+                node = self.name,
+                ip = self.ip.map(display),
+                "an ejected Vault node passed a health check"
+            );
+            self.notify_ready();
+        }
+    }
+
+    /// The error for a health check that was answered with `status`.
+    fn not_ready(&self, status: u16) -> TransitError {
         let why = match status {
-            200 | 429 | 473 => ", but not in Vault's words: is a proxy in between?",
+            200 | 429 | 473 => ", but the answer is not Vault's: is a proxy in between?",
             472 => {
                 ": it is a secondary for disaster recovery: name the nodes of the primary in vault.addresses"
             }
@@ -418,13 +378,13 @@ impl Node {
         )
     }
 
-    fn condition(&self) -> MutexGuard<'_, Condition> {
-        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> MutexGuard<'_, NodeHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The IP address that stands in `address` instead of a name.
-pub(super) fn literal(address: &Address) -> Option<IpAddr> {
+/// The IP address in `address`; `None` if it has a name instead.
+pub(super) fn literal_ip(address: &Address) -> Option<IpAddr> {
     match address.url().host()? {
         url::Host::Domain(_) => None,
         url::Host::Ipv4(ip) => Some(ip.into()),
@@ -432,28 +392,28 @@ pub(super) fn literal(address: &Address) -> Option<IpAddr> {
     }
 }
 
-/// Vault gives seconds; a date is taken for nothing.
+/// The header `Retry-After` in seconds, as Vault sends it. A date is ignored.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// Resolves every name to one address, at once: connections go there, certificates are checked
-/// for the name that was asked for, and no call waits for a resolver.
-struct Pinned {
-    to: IpAddr,
+/// Resolves every name to one address. Connections go to that address, certificates are checked against the
+/// name in the URL, and no call waits for a resolver.
+struct PinnedResolver {
+    ip: IpAddr,
 }
 
-impl Resolve for Pinned {
+impl Resolve for PinnedResolver {
     fn resolve(&self, _: Name) -> Resolving {
-        // Port 0 stands for the port of the URL.
-        let found = SocketAddr::new(self.to, 0);
+        // Port 0 means the port of the URL.
+        let address = SocketAddr::new(self.ip, 0);
         Box::pin(async move {
-            Ok(Box::new(std::iter::once(found)) as Box<dyn Iterator<Item = SocketAddr> + Send>)
+            Ok(Box::new(std::iter::once(address)) as Box<dyn Iterator<Item = SocketAddr> + Send>)
         })
     }
 }
 
-fn unusable(message: impl Into<String>) -> TransitError {
+fn config_error(message: impl Into<String>) -> TransitError {
     TransitError::new(ErrorKind::Config, message)
 }

@@ -1,37 +1,37 @@
-//! Names of hosts, resolved.
+//! Resolves the host names of addresses.
 
 use std::{io, net::IpAddr};
 
 use async_trait::async_trait;
 
-/// More addresses than this of one name are not used.
-const MOST: usize = 16;
+/// The most IP addresses of one name that are used. Each is a node with connections and health checks.
+const MAX_ADDRESSES: usize = 16;
 
-/// Answers which addresses a name has.
+/// Resolves host names. Tests replace it.
 #[async_trait]
 pub(super) trait Resolver: Send + Sync + 'static {
-    /// All of them, each once.
+    /// The IP addresses of `host`, each once.
     ///
     /// # Errors
-    /// If there is none, or nobody knows.
+    /// If the name has no address, or the resolver fails.
     async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>>;
 }
 
-/// As the system does it.
-pub(super) struct System;
+/// The resolver of the operating system.
+pub(super) struct SystemResolver;
 
 #[async_trait]
-impl Resolver for System {
+impl Resolver for SystemResolver {
     async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        let mut found = Vec::new();
+        let mut ips = Vec::new();
         for address in tokio::net::lookup_host((host, 0)).await? {
-            if !found.contains(&address.ip()) && found.len() < MOST {
-                found.push(address.ip());
+            if !ips.contains(&address.ip()) && ips.len() < MAX_ADDRESSES {
+                ips.push(address.ip());
             }
         }
-        if found.is_empty() {
+        if ips.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
         }
-        Ok(found)
+        Ok(ips)
     }
 }

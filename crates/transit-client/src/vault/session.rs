@@ -1,4 +1,4 @@
-//! A session: one token on a pool of connections.
+//! A session: one token on a pool of nodes.
 
 use std::{
     sync::{
@@ -9,14 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
-    failover::{self, Acceptance, Question, classify::Operation},
-    node::{X_VAULT_NAMESPACE, X_VAULT_REQUEST},
-    pool::{Incoming, Outgoing, Pool},
+    exchange::{HttpRequest, HttpResponse, X_VAULT_NAMESPACE, X_VAULT_REQUEST},
+    failover::{self, Acceptance, Operation},
+    pool::Pool,
 };
 use crate::{
     ErrorKind, TransitError,
@@ -27,33 +27,34 @@ use crate::{
 };
 
 const X_VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
-/// Vault >= 1.17 puts it into its audit log by itself; see `docs/audit.md`.
+/// Vault 1.17 and later writes it into its audit log by default; see `docs/audit.md`.
 const X_CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
 const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");
 
-/// For so long a token that was just issued may be unknown to some nodes.
-const FRESH: Duration = Duration::from_secs(2);
+/// How long a token is fresh. Within this time after it was issued, some nodes may not know it yet, so their
+/// refusal is not final.
+const FRESH_TOKEN_AGE: Duration = Duration::from_secs(2);
 
-/// What a session is made of.
+/// What a session may do: the token, and the keys that it is for.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// The first encrypts, all decrypt.
+    /// The first key encrypts, all keys decrypt.
     pub keys: KeyNames,
-    /// The namespace of the token; a key has a namespace of its own.
+    /// The namespace of the token. Each key has a namespace of its own.
     pub namespace: Namespace,
     /// Sent with every request.
     pub token: Token,
 }
 
-/// Learns what a session waits for, while it is verified.
+/// Observes the requests of a session, for example while the session is verified.
 pub trait RequestObserver: Send + Sync {
-    /// A request for `operation` is sent.
+    /// A request for `operation` is about to be sent.
     fn request_started(&self, operation: Operation);
-    /// A node did not answer; others may.
+    /// A node did not answer. Others may still do so.
     fn node_failed(&self, error: &TransitError);
 }
 
-/// No session reports to it: it gives the type of a reporter that never lived.
+/// The type of the observer of a session that has none.
 struct NoObserver;
 
 impl RequestObserver for NoObserver {
@@ -61,30 +62,33 @@ impl RequestObserver for NoObserver {
     fn node_failed(&self, _: &TransitError) {}
 }
 
-/// A token on a pool of connections, with the keys that it is for; not proven to work.
+/// A token on a pool of nodes, with the keys that it is for. It implements [`Transit`](crate::Transit).
+///
+/// A new session is not known to work: no request has been sent.
 pub struct Session {
     acceptance: Acceptance,
-    begun: Instant,
-    /// Sent with every request, whatever its namespace: token (marked sensitive, wiped on drop).
+    created: Instant,
+    /// Sent with every request. The value of the token is marked sensitive, and wiped on drop.
     headers: HeaderMap,
-    /// Calls are answered with it, or were.
+    /// See [`Self::mark_in_use`].
     in_use: AtomicBool,
     pub(super) keys: KeyNames,
     pub(super) metrics: Arc<ClientMetrics>,
-    /// Of the token, for what concerns the token; a key has a namespace of its own.
+    /// The namespace of the token, for lookup and renewal. Each key has a namespace of its own.
     namespace: Namespace,
-    /// Its connections, which it may share with other sessions.
+    observer: Weak<dyn RequestObserver>,
+    /// The nodes. Other sessions may use them at the same time.
     pub pool: Arc<Pool>,
-    /// Set while this is a candidate; it ends with the verification.
-    progress: Weak<dyn RequestObserver>,
 }
 
 impl Session {
+    /// A session of `access` on `pool`. It sends no request.
+    ///
     /// # Errors
     /// If the token cannot be sent in a header.
     pub fn new(access: &Access, pool: Arc<Pool>, metrics: Arc<ClientMetrics>) -> Result<Self, TransitError> {
         let mut headers = HeaderMap::new();
-        // The header shares the wiping buffer instead of copying the token.
+        // The header shares the buffer that is wiped, instead of a copy of the token.
         let bytes = Bytes::from_owner(Zeroizing::new(access.token.expose().as_bytes().to_vec()));
         let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| unsendable("vault.token"))?;
         value.set_sensitive(true);
@@ -93,57 +97,60 @@ impl Session {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(Self {
             acceptance: Acceptance::default(),
-            begun: Instant::now(),
+            created: Instant::now(),
             headers,
             in_use: AtomicBool::new(false),
             keys: access.keys.clone(),
             metrics,
             namespace: access.namespace.clone(),
+            observer: Weak::<NoObserver>::new(),
             pool,
-            progress: Weak::<NoObserver>::new(),
         })
     }
 
-    /// Calls are answered with it from now on: what it meets is news of the pool's nodes.
+    /// Marks the session, and its pool, as in use: calls are answered with it from now on.
+    ///
+    /// From then on, requests of this session change the health of the pool's nodes, and requests of sessions
+    /// that are not in use do not. On a pool that is not in use, every session changes it.
     pub fn mark_in_use(&self) {
         self.in_use.store(true, Ordering::Relaxed);
         self.pool.mark_in_use();
     }
 
-    /// Whether what it meets changes the health of nodes. Live calls depend on the health of a pool in use,
-    /// so a candidate changes none there; it may be wrong in ways that say nothing about the nodes.
-    fn speaks_for_nodes(&self, operation: Operation) -> bool {
-        !operation.is_token_care() && (self.in_use.load(Ordering::Relaxed) || !self.pool.is_in_use())
+    /// Whether the outcome of a request changes the health of nodes. Calls depend on the health of a pool in
+    /// use, and a candidate may be wrong in ways that say nothing about the nodes.
+    fn affects_node_health(&self, operation: Operation) -> bool {
+        !operation.is_about_token() && (self.in_use.load(Ordering::Relaxed) || !self.pool.is_in_use())
     }
 
-    /// The same, and what it waits for is told to `progress` while that lives.
+    /// The same session with an observer. It is notified until it is dropped.
     #[must_use]
-    pub fn with_observer(self, progress: &Arc<dyn RequestObserver>) -> Self {
-        Self { progress: Arc::downgrade(progress), ..self }
+    pub fn with_observer(self, observer: &Arc<dyn RequestObserver>) -> Self {
+        Self { observer: Arc::downgrade(observer), ..self }
     }
 
-    /// Asks Vault about the token, in the token's namespace; as [`Self::ask_in`].
-    pub(super) async fn ask<T>(
+    /// As [`Self::send_in`], in the namespace of the token.
+    pub(super) async fn send<T>(
         &self,
         operation: Operation,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
-        accept: impl Fn(&Incoming) -> Result<T, TransitError> + Sync,
+        parse: impl Fn(&HttpResponse) -> Result<T, TransitError> + Sync,
     ) -> Result<T, TransitError> {
-        self.ask_in(&self.namespace, operation, path, body, call, accept).await
+        self.send_in(&self.namespace, operation, path, body, call, parse).await
     }
 
-    /// Asks Vault; `path` is below `namespace` and without `/v1/`, `body` is wiped afterwards. An answer
-    /// that `accept` does not understand is none: another node is asked.
-    pub(super) async fn ask_in<T>(
+    /// Sends a request to Vault. `path` is below `namespace` and without `/v1/`; `body` is wiped afterwards. If
+    /// `parse` does not understand an answer, another node is asked.
+    pub(super) async fn send_in<T>(
         &self,
         namespace: &Namespace,
         operation: Operation,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
-        accept: impl Fn(&Incoming) -> Result<T, TransitError> + Sync,
+        parse: impl Fn(&HttpResponse) -> Result<T, TransitError> + Sync,
     ) -> Result<T, TransitError> {
         let mut headers = self.headers.clone();
         if !namespace.is_root() {
@@ -154,23 +161,23 @@ impl Session {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);
         }
-        let outgoing = Outgoing { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
-        let progress = self.progress.upgrade();
-        if let Some(progress) = &progress {
-            progress.request_started(operation);
+        let http = HttpRequest { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
+        let observer = self.observer.upgrade();
+        if let Some(observer) = &observer {
+            observer.request_started(operation);
         }
-        let question = Question {
+        let request = failover::Request {
             acceptance: &self.acceptance,
+            affects_node_health: self.affects_node_health(operation),
             deadline: call.deadline,
+            http: &http,
+            observer: observer.as_deref(),
             operation,
-            outgoing: &outgoing,
-            progress: progress.as_deref(),
-            speaks_for_nodes: self.speaks_for_nodes(operation),
-            token_is_fresh: self.begun.elapsed() < FRESH,
+            token_is_fresh: self.created.elapsed() < FRESH_TOKEN_AGE,
         };
-        let asked = failover::ask(&self.pool, &self.metrics, question, &accept).await;
-        asked.map_err(|mut error| {
-            // These name the path, which is below the namespace of the config unless they say so.
+        let answer = failover::send(&self.pool, &self.metrics, request, &parse).await;
+        answer.map_err(|mut error| {
+            // These messages name the path, which is below the namespace of the token unless they say so.
             if matches!(error.kind, ErrorKind::Denied | ErrorKind::KeyNotFound)
                 && *namespace != self.namespace
             {
@@ -183,16 +190,21 @@ impl Session {
 
     /// See [`failover::is_active`].
     pub(super) async fn node_is_active(&self, node: usize, deadline: Instant) -> Result<bool, TransitError> {
-        // It belongs to the node: in a namespace it is refused, and it needs no token.
+        let operation = Operation::Health;
         let mut headers = self.headers.clone();
+        // The request needs no token. It has no namespace either: Vault refuses it in one.
         headers.remove(X_VAULT_TOKEN);
-        let outgoing =
-            Outgoing { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
-        let prefer = self.speaks_for_nodes(Operation::Health);
-        failover::is_active(&self.pool, &self.metrics, &outgoing, node, prefer, deadline).await
+        let request = HttpRequest {
+            method: operation.method(),
+            path: "sys/health".into(),
+            headers,
+            body: Bytes::new(),
+        };
+        let prefer = self.affects_node_health(operation);
+        failover::is_active(&self.pool, &self.metrics, &request, node, prefer, deadline).await
     }
 }
 
 fn unsendable(what: &str) -> TransitError {
-    TransitError::new(ErrorKind::Config, format!("{what} holds characters that cannot be sent"))
+    TransitError::new(ErrorKind::Config, format!("{what} has characters that cannot be sent in a header"))
 }

@@ -312,5 +312,5 @@ async fn a_key_without_a_version_speaks_against_the_key_and_not_the_node() {
     let session = session(&[&fake.address]).await;
     let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied, "{error}");
-    assert_eq!(session.pool.well().len(), 1);
+    assert_eq!(session.pool.healthy().len(), 1);
 }

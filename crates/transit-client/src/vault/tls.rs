@@ -40,7 +40,7 @@ impl Transport {
     ///
     /// # Errors
     /// If certificates or keys cannot be used, with what to do about it.
-    pub(super) fn equip(
+    pub(super) fn configure(
         self,
         builder: ClientBuilder,
         material: &TlsMaterial,
@@ -59,7 +59,7 @@ impl Transport {
     }
 
     /// Why a client that was equipped here cannot be made.
-    pub(super) fn unusable(self, error: &reqwest::Error) -> TransitError {
+    pub(super) fn client_error(self, error: &reqwest::Error) -> TransitError {
         use rustls::Error::{General, InconsistentKeys, InvalidCertificate};
 
         // The authorities are known to be good: what rustls refuses is the client's own.
@@ -80,7 +80,7 @@ impl Transport {
             }
             _ => format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(error)),
         };
-        unusable(message)
+        config_error(message)
     }
 
     /// Why there is no answer, and what to do about it: never the one without the other.
@@ -294,14 +294,14 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TransitError> {
             Certificate::from_der(&der).ok()
         });
         good.push(certificate.ok_or_else(|| {
-            unusable(format!(
+            config_error(format!(
                 "certificate {number} in vault.tls.ca_file is damaged: put it there again, or take it out"
             ))
         })?);
     }
     if good.is_empty() {
         let hint = if contains(pem, b"PRIVATE KEY") { "; it holds a private key" } else { "" };
-        return Err(unusable(format!(
+        return Err(config_error(format!(
             "vault.tls.ca_file holds no certificate in PEM form (-----BEGIN CERTIFICATE-----){hint}"
         )));
     }
@@ -312,18 +312,18 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TransitError> {
 fn identity(certificate: &[u8], key: &[u8]) -> Result<Identity, TransitError> {
     for (number, found) in (1..).zip(CertificateDer::pem_slice_iter(certificate)) {
         if found.is_err() {
-            return Err(unusable(format!(
+            return Err(config_error(format!(
                 "certificate {number} in vault.tls.client_cert_file is damaged: issue and render it again"
             )));
         }
     }
     if !contains(certificate, b"-----BEGIN CERTIFICATE-----") {
-        return Err(unusable(
+        return Err(config_error(
             "vault.tls.client_cert_file holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
         ));
     }
     if contains(key, b"ENCRYPTED") {
-        return Err(unusable(
+        return Err(config_error(
             "the key in vault.tls.client_key_file is encrypted with a password: render it without one, \
              readable by transit-kms only",
         ));
@@ -333,7 +333,7 @@ fn identity(certificate: &[u8], key: &[u8]) -> Result<Identity, TransitError> {
     pem.push(b'\n');
     pem.extend_from_slice(key);
     Identity::from_pem(&pem).map_err(|_| {
-        unusable(
+        config_error(
             "vault.tls.client_key_file holds no private key in PEM form (-----BEGIN PRIVATE KEY-----, or \
              RSA or EC)",
         )
@@ -348,6 +348,6 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-fn unusable(message: impl Into<String>) -> TransitError {
+fn config_error(message: impl Into<String>) -> TransitError {
     TransitError::new(ErrorKind::Config, message)
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
-    failover::classify::{Operation, Place, meaning_of_item},
+    exchange::HttpResponse,
+    failover::{Operation, RequestPath, classify::classify_item},
     lenient::Lenient,
-    pool::Incoming,
     session::Session,
 };
 use crate::{
@@ -90,13 +90,13 @@ impl Transit for Session {
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
-        self.ask_in(key.namespace(), Operation::Decrypt, path, body, call, |answer| {
+        self.send_in(key.namespace(), Operation::Decrypt, path, body, call, |answer| {
             let envelope: Envelope<DecryptData<'_>> =
-                serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+                serde_json::from_slice(&answer.body).map_err(|_| invalid_response(Operation::Decrypt))?;
             let text = match envelope.data.plaintext {
                 Cow::Borrowed(text) => text,
                 // Base64 never needs escapes. If it had some, serde would have made a copy that is not wiped.
-                Cow::Owned(_) => return Err(nonsense(Operation::Decrypt)),
+                Cow::Owned(_) => return Err(invalid_response(Operation::Decrypt)),
             };
             Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
         })
@@ -111,21 +111,21 @@ impl Transit for Session {
     ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
         let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
-        self.ask_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
+        self.send_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
             let envelope: Envelope<BatchData<'_>> =
-                serde_json::from_slice(&answer.body).map_err(|_| nonsense(Operation::Decrypt))?;
+                serde_json::from_slice(&answer.body).map_err(|_| invalid_response(Operation::Decrypt))?;
             let request_id = envelope.request_id();
             let results = envelope.data.batch_results;
             if results.len() != ciphertexts.len() {
-                return Err(nonsense(Operation::Decrypt));
+                return Err(invalid_response(Operation::Decrypt));
             }
             let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
-            let place = Place { namespace, path: &path };
+            let request_path = RequestPath { namespace, path: &path };
             let opened = |result: BatchResult<'_>| {
                 if let Some(error) = result.error.filter(|error| !error.is_empty()) {
-                    return Err(meaning_of_item(Operation::Decrypt, place, error));
+                    return Err(classify_item(Operation::Decrypt, request_path, error));
                 }
-                let text = result.plaintext.ok_or_else(|| nonsense(Operation::Decrypt))?;
+                let text = result.plaintext.ok_or_else(|| invalid_response(Operation::Decrypt))?;
                 Ok(Decrypted { plaintext: decoded(text)?, request_id: request_id.clone() })
             };
             Ok(results.into_iter().map(opened).collect())
@@ -141,8 +141,8 @@ impl Transit for Session {
         call: Call<'_>,
     ) -> Result<Encrypted, TransitError> {
         let path = path("encrypt", key);
-        let body = encrypt_body(plaintext, version).ok_or_else(|| nonsense(Operation::Encrypt))?;
-        self.ask_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
+        let body = encrypt_body(plaintext, version).ok_or_else(|| invalid_response(Operation::Encrypt))?;
+        self.send_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
             let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, answer)?;
             let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
                 TransitError::new(
@@ -171,7 +171,7 @@ impl Transit for Session {
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = path("keys", key);
         let body = Zeroizing::default();
-        let described = self.ask_in(key.namespace(), Operation::ReadKey, path, body, call, |answer| {
+        let described = self.send_in(key.namespace(), Operation::ReadKey, path, body, call, |answer| {
             let data = parse::<Envelope<KeyData>>(Operation::ReadKey, answer)?.data;
             let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
                 // It is Vault's answer, so it speaks against the key and not against the node.
@@ -218,7 +218,7 @@ fn batch_body(ciphertexts: &[&Ciphertext]) -> String {
 
 fn decoded(text: &str) -> Result<Zeroizing<Vec<u8>>, TransitError> {
     let mut plaintext = Zeroizing::new(Vec::with_capacity(base64::decoded_len_estimate(text.len())));
-    STANDARD.decode_vec(text, &mut plaintext).map_err(|_| nonsense(Operation::Decrypt))?;
+    STANDARD.decode_vec(text, &mut plaintext).map_err(|_| invalid_response(Operation::Decrypt))?;
     Ok(plaintext)
 }
 
@@ -234,11 +234,11 @@ fn encrypt_body(plaintext: &[u8], version: KeyVersion) -> Option<Zeroizing<Vec<u
     Some(body)
 }
 
-fn parse<T: DeserializeOwned>(operation: Operation, answer: &Incoming) -> Result<T, TransitError> {
-    serde_json::from_slice(&answer.body).map_err(|_| nonsense(operation))
+fn parse<T: DeserializeOwned>(operation: Operation, answer: &HttpResponse) -> Result<T, TransitError> {
+    serde_json::from_slice(&answer.body).map_err(|_| invalid_response(operation))
 }
 
-fn nonsense(operation: Operation) -> TransitError {
+fn invalid_response(operation: Operation) -> TransitError {
     let message =
         format!("the answer to {} is not Vault's: is something else listening there?", operation.name());
     TransitError::new(ErrorKind::InvalidResponse, message)

@@ -1,54 +1,62 @@
-//! Budgets: what extra requests, retries and hedges, may cost Vault.
+//! Budgets for extra requests: retries and hedges. They keep an outage from being amplified.
 
 use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-/// How many extra requests there may be.
+/// The size of a budget, in requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// At once.
+    /// The most extra requests in a burst.
     pub(crate) capacity: f64,
-    /// For each good answer.
+    /// What each successful request adds.
     pub(crate) earned: f64,
-    /// For each second, so that those who call seldom have some, too.
+    /// What each second adds, so that clients with few calls have a budget too.
     pub(crate) per_second: f64,
 }
 
 impl Limits {
-    /// Enough for every call in flight to go to another node when one dies. In the long run one request of
-    /// ten is a retry.
+    /// The burst is large enough for every call in flight to move to another node when one dies. In the long
+    /// run, one request of ten is a retry.
     pub(crate) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
 }
 
-/// A token bucket.
+/// A token bucket that extra requests are paid from.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    bucket: Mutex<(f64, Instant)>,
+    bucket: Mutex<Bucket>,
     limits: Limits,
 }
 
+#[derive(Debug)]
+struct Bucket {
+    balance: f64,
+    /// When `balance` last grew with time.
+    updated: Instant,
+}
+
 impl Budget {
-    /// A full one.
+    /// A full budget.
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { bucket: Mutex::new((limits.capacity, Instant::now())), limits }
+        Self { bucket: Mutex::new(Bucket { balance: limits.capacity, updated: Instant::now() }), limits }
     }
 
-    /// A good answer has come.
+    /// Adds what a successful request earns.
     pub(crate) fn earn(&self) {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        bucket.0 = (bucket.0 + self.limits.earned).min(self.limits.capacity);
+        bucket.balance = (bucket.balance + self.limits.earned).min(self.limits.capacity);
     }
 
-    /// Whether one more request may be made.
+    /// Pays for one extra request. Returns false, and takes nothing, if the budget does not allow it.
     #[must_use]
     pub(crate) fn take(&self) -> bool {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let since = now.saturating_duration_since(bucket.1).as_secs_f64();
-        let left = (bucket.0 + since * self.limits.per_second).min(self.limits.capacity);
-        *bucket = (if left >= 1.0 { left - 1.0 } else { left }, now);
-        left >= 1.0
+        let elapsed = now.saturating_duration_since(bucket.updated).as_secs_f64();
+        let balance = (bucket.balance + elapsed * self.limits.per_second).min(self.limits.capacity);
+        let allowed = balance >= 1.0;
+        *bucket = Bucket { balance: if allowed { balance - 1.0 } else { balance }, updated: now };
+        allowed
     }
 }
 
@@ -63,15 +71,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_spent_earned_and_grows_slowly_by_itself() {
+    async fn it_is_spent_and_grows_with_successes_and_time() {
         let budget = Budget::new(Limits::RETRIES);
         assert_eq!(drain(&budget), 200);
         (0..100).for_each(|_| budget.earn());
-        assert!((9..=10).contains(&drain(&budget)), "a tenth");
+        assert!((9..=10).contains(&drain(&budget)), "a tenth of the successes");
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(drain(&budget), 10);
         tokio::time::advance(Duration::from_secs(3600)).await;
         (0..5000).for_each(|_| budget.earn());
-        assert_eq!(drain(&budget), 200, "no more than fits");
+        assert_eq!(drain(&budget), 200, "no more than the capacity");
     }
 }

@@ -18,7 +18,7 @@ use super::{renewal::RenewalError, schedule::Expiry};
 use crate::{
     ErrorKind, TransitError,
     transit::Call,
-    vault::{Operation, lenient::Lenient, pool::Incoming, session::Session},
+    vault::{Operation, exchange::HttpResponse, lenient::Lenient, session::Session},
 };
 
 /// A token that cannot be renewed and has less than this to live needs an agent that is awake.
@@ -125,7 +125,7 @@ pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, T
     let request = LookupTokenSelfRequest::builder().build().map_err(|_| garbled(Operation::LookupSelf))?;
     // The time that it took to answer is not taken for time to live.
     let asked = Instant::now();
-    let read = move |answer: &Incoming| {
+    let read = move |answer: &HttpResponse| {
         let data = serde_json::from_slice::<LookupAnswer>(&answer.body).ok()?.data;
         let is_vaults = [&data.ttl, &data.expire_time, &data.policies, &data.renewable];
         is_vaults.iter().any(|field| field.is_there()).then(|| data.info(asked))
@@ -137,7 +137,7 @@ pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, T
 pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, RenewalError> {
     let request = RenewTokenSelfRequest::builder().build().map_err(|_| garbled(Operation::RenewSelf))?;
     let asked = Instant::now();
-    let read = move |answer: &Incoming| {
+    let read = move |answer: &HttpResponse| {
         if answer.status == NO_CONTENT {
             return Some(None);
         }
@@ -205,7 +205,7 @@ async fn ask<T: Send>(
     operation: Operation,
     deadline: Instant,
     request: impl Endpoint,
-    read: impl Fn(&Incoming) -> Option<T> + Send + Sync,
+    read: impl Fn(&HttpResponse) -> Option<T> + Send + Sync,
 ) -> Result<T, TransitError> {
     let carrier = Carrier { deadline, operation, outcome: Mutex::new(None), read, session };
     // What matters is left in `outcome`: rustify's results have no room for it.
@@ -223,14 +223,14 @@ struct Carrier<'a, T, R> {
 }
 
 #[async_trait]
-impl<T: Send, R: Fn(&Incoming) -> Option<T> + Send + Sync> Client for Carrier<'_, T, R> {
+impl<T: Send, R: Fn(&HttpResponse) -> Option<T> + Send + Sync> Client for Carrier<'_, T, R> {
     async fn send(&self, request: Request<Vec<u8>>) -> Result<Response<Vec<u8>>, ClientError> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().trim_start_matches('/').to_owned();
         let call = Call { deadline: self.deadline, uid: "token" };
         // The body repeats the token; it is wiped with the answer, and nothing of it is kept.
-        let accept = |answer: &Incoming| (self.read)(answer).ok_or_else(|| garbled(self.operation));
-        let outcome = self.session.ask(self.operation, path, body.into(), call, accept).await;
+        let accept = |answer: &HttpResponse| (self.read)(answer).ok_or_else(|| garbled(self.operation));
+        let outcome = self.session.send(self.operation, path, body.into(), call, accept).await;
         if let Ok(mut place) = self.outcome.lock() {
             *place = Some(outcome);
         }

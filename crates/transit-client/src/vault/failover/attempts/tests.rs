@@ -13,8 +13,8 @@ use crate::{
     },
     vault::{
         lease,
-        node_health::Pace,
-        resolver::{Resolver, System},
+        node_health::Timings,
+        resolver::{Resolver, SystemResolver},
         session::Session,
     },
 };
@@ -23,14 +23,14 @@ const SEALED: &str = r#"{"errors":["Vault is sealed"]}"#;
 /// What anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// So that nothing has to be waited for for long.
-const FAST: Pace = Pace {
-    first_look: Duration::from_millis(20),
-    first_rest: Duration::from_millis(50),
-    idle: Duration::from_secs(55),
-    longest_look: Duration::from_millis(50),
-    longest_rest: Duration::from_millis(50),
-    resolve: Duration::from_millis(20),
-    warm: Duration::from_secs(3600),
+const FAST: Timings = Timings {
+    awaited_check_interval: Duration::from_millis(20),
+    check_interval: Duration::from_millis(50),
+    idle_timeout: Duration::from_secs(55),
+    max_awaited_check_interval: Duration::from_millis(50),
+    max_check_interval: Duration::from_millis(50),
+    resolve_interval: Duration::from_millis(20),
+    keep_alive_interval: Duration::from_secs(3600),
 };
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -42,8 +42,8 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-async fn session_at(pace: Pace, addresses: &[&str]) -> Session {
-    let pool = Pool::with(&endpoint(addresses), pace, Arc::new(Names::default())).await.unwrap();
+async fn session_at(timings: Timings, addresses: &[&str]) -> Session {
+    let pool = Pool::with(&endpoint(addresses), timings, Arc::new(Names::default())).await.unwrap();
     session_on(&access(""), pool, metrics(addresses))
 }
 
@@ -127,7 +127,7 @@ async fn a_silent_node_does_not_eat_the_deadline_and_is_asked_no_more() {
     }
     assert_eq!((silent.requests(), other.requests()), (1, 5));
     // Not only because another one is asked first.
-    let well: Vec<_> = session.pool.well().iter().map(|node| node.name.clone()).collect();
+    let well: Vec<_> = session.pool.healthy().iter().map(|node| node.name.clone()).collect();
     assert_eq!(well, std::slice::from_ref(&other.address));
 }
 
@@ -169,7 +169,7 @@ async fn two_silent_nodes_are_not_the_end() {
 
 #[tokio::test]
 async fn an_answer_that_comes_late_still_counts() {
-    let late = Answer::Late(SILENCE + Duration::from_millis(300), Box::new(good()));
+    let late = Answer::Late(SILENCE_TIMEOUT + Duration::from_millis(300), Box::new(good()));
     let one = Fake::with(vec![late, Answer::Silence]).await;
     let other = Fake::with(vec![Answer::Silence]).await;
     assert!(encrypt(&session(&[&one.address, &other.address]).await).await.is_ok());
@@ -251,7 +251,7 @@ async fn an_old_outage_is_told_after_one_try() {
     alone.set_health(503);
     let session = session_at(FAST, &[&alone.address]).await;
     assert!(read_key(&session).await.is_err());
-    pass(YOUNG_OUTAGE).await;
+    pass(MAX_OUTAGE_TO_WAIT).await;
     let hour = Instant::now() + Duration::from_secs(3600);
     let error = timeout(PATIENCE, encrypt_by(&session, hour)).await.expect("it need not wait").unwrap_err();
     assert!(error.message.contains("sealed"), "{error}");
@@ -310,14 +310,14 @@ async fn a_request_that_no_node_can_do_makes_none_of_them_ill() {
     let session = session(&[&one.address, &other.address]).await;
     encrypt(&session).await.unwrap();
     assert_eq!((one.requests(), other.requests()), (2, 2), "both are asked again");
-    assert_eq!(session.pool.well().len(), 2, "a 500 speaks for the request");
+    assert_eq!(session.pool.healthy().len(), 2, "a 500 speaks for the request");
 }
 
 #[tokio::test]
 async fn a_node_that_nobody_needs_is_kept_warm_on_its_connection() {
     let (one, other) = (Fake::with(vec![good()]).await, Fake::with(vec![good()]).await);
-    let pace = Pace { warm: Duration::from_millis(30), ..FAST };
-    let session = session_at(pace, &[&one.address, &other.address]).await;
+    let timings = Timings { keep_alive_interval: Duration::from_millis(30), ..FAST };
+    let session = session_at(timings, &[&one.address, &other.address]).await;
     encrypt(&session).await.unwrap();
     eventually("both are used", async || one.looks() > 3 && other.looks() > 3).await;
     assert_eq!((one.connections(), other.connections()), (1, 1));
@@ -328,8 +328,8 @@ async fn a_node_that_nobody_needs_is_kept_warm_on_its_connection() {
 #[tokio::test]
 async fn a_connection_is_made_anew_before_the_server_may_have_closed_it() {
     let alone = Fake::with(vec![good()]).await;
-    let pace = Pace { idle: Duration::from_millis(50), ..FAST };
-    let session = session_at(pace, &[&alone.address]).await;
+    let timings = Timings { idle_timeout: Duration::from_millis(50), ..FAST };
+    let session = session_at(timings, &[&alone.address]).await;
     encrypt(&session).await.unwrap();
     let used = std::time::Instant::now();
     eventually("it was idle for long", async || used.elapsed() > Duration::from_millis(100)).await;
@@ -536,7 +536,7 @@ async fn one_404_is_not_enough_to_lose_a_key() {
 async fn what_a_candidate_or_a_renewal_meets_does_not_change_the_health_of_nodes() {
     let node = Fake::with(vec![good(), json(503, SEALED)]).await;
     let addresses = [&*node.address, &node.address.replace("127.0.0.1", "localhost")];
-    let pool = Pool::with(&endpoint(&addresses), FAST, Arc::new(System)).await.unwrap();
+    let pool = Pool::with(&endpoint(&addresses), FAST, Arc::new(SystemResolver)).await.unwrap();
     let in_use = session_on(&access(""), pool, metrics(&addresses));
     encrypt(&in_use).await.unwrap();
     in_use.mark_in_use();
@@ -545,10 +545,10 @@ async fn what_a_candidate_or_a_renewal_meets_does_not_change_the_health_of_nodes
     assert!(encrypt_by(&candidate, soon()).await.is_err());
     assert!(lease::lookup(&in_use, soon()).await.is_err());
     assert!(lease::renew(&in_use, soon()).await.is_err());
-    assert!(in_use.pool.members().iter().all(|(_, well)| *well), "{:?}", in_use.pool.members());
+    assert!(in_use.pool.health_by_id().iter().all(|(_, well)| *well), "{:?}", in_use.pool.health_by_id());
     // The session itself is another matter.
     assert!(encrypt_by(&in_use, soon()).await.is_err());
-    assert!(in_use.pool.members().iter().any(|(_, well)| !*well));
+    assert!(in_use.pool.health_by_id().iter().any(|(_, well)| !*well));
 }
 
 #[tokio::test]
@@ -652,9 +652,9 @@ async fn of_two_nodes_that_are_silent_at_once_one_stays() {
     one.set_health(0);
     other.set_health(0);
     let session = session(&[&one.address, &other.address]).await;
-    let deadline = Instant::now() + SILENCE * 2 + Duration::from_millis(500);
+    let deadline = Instant::now() + SILENCE_TIMEOUT * 2 + Duration::from_millis(500);
     assert!(encrypt_by(&session, deadline).await.is_err());
-    assert_eq!(session.pool.well().len(), 1);
+    assert_eq!(session.pool.healthy().len(), 1);
 }
 
 #[tokio::test]
@@ -662,7 +662,7 @@ async fn a_hedge_that_is_not_allowed_takes_no_retry_away() {
     let slow = Fake::with(vec![late(Duration::from_millis(300), json(503, SEALED))]).await;
     let other = Fake::with(vec![good()]).await;
     let session = session(&[&slow.address, &other.address]).await;
-    while session.pool.hedge.may_be_made() {}
+    while session.pool.hedge.take() {}
     encrypt(&session).await.unwrap();
     assert_eq!((slow.requests(), other.requests()), (1, 1));
     let text = session.metrics.render();
@@ -676,9 +676,12 @@ async fn a_node_that_was_ejected_is_asked_before_a_call_fails_on_the_last_one() 
         // Its next health check is far away.
         back.set_health(503);
         let other = Fake::with(vec![good(), last]).await;
-        let pace =
-            Pace { first_rest: Duration::from_secs(3600), longest_rest: Duration::from_secs(3600), ..FAST };
-        let session = session_at(pace, &[&back.address, &other.address]).await;
+        let timings = Timings {
+            check_interval: Duration::from_secs(3600),
+            max_check_interval: Duration::from_secs(3600),
+            ..FAST
+        };
+        let session = session_at(timings, &[&back.address, &other.address]).await;
         encrypt(&session).await.unwrap();
         encrypt(&session).await.unwrap();
         assert_eq!(back.requests(), 2);

@@ -1,0 +1,68 @@
+//! One HTTP exchange with a node: the request, the response, and why there is no response.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method};
+use zeroize::Zeroizing;
+
+use super::failover::RequestPath;
+use crate::TransitError;
+
+pub(super) const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+/// Vault Agent and Vault Proxy refuse requests without it if their listener sets `require_request_header`.
+pub(super) const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+
+/// A request to Vault. It does not say which node gets it.
+pub(super) struct HttpRequest {
+    pub(super) method: Method,
+    /// Without `/v1/`.
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    /// Wiped when the last reference is dropped.
+    pub(super) body: Bytes,
+}
+
+impl HttpRequest {
+    /// Path and namespace, as messages name them.
+    pub(super) fn path(&self) -> RequestPath<'_> {
+        let namespace = self.headers.get(X_VAULT_NAMESPACE).and_then(|namespace| namespace.to_str().ok());
+        RequestPath { namespace, path: &self.path }
+    }
+}
+
+/// The response of a node, whatever its status.
+pub(super) struct HttpResponse {
+    pub(super) status: u16,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// The id of the node that sent it.
+    pub(super) node: usize,
+    /// The header `Retry-After`, if it holds seconds.
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// Why there is no response.
+pub(super) enum ExchangeError {
+    /// The connection broke before the whole response was read.
+    Broken(TransitError),
+    /// The connection could not be established: nothing was sent.
+    Connect(TransitError),
+    /// The deadline passed.
+    DeadlineExceeded(TransitError),
+    /// The response is longer than any of Vault's.
+    ResponseTooLong(TransitError),
+    /// No HTTP request can be made of the method, path and headers.
+    Unusable(TransitError),
+}
+
+impl ExchangeError {
+    pub(super) fn into_error(self) -> TransitError {
+        match self {
+            Self::Broken(error)
+            | Self::Connect(error)
+            | Self::DeadlineExceeded(error)
+            | Self::ResponseTooLong(error)
+            | Self::Unusable(error) => error,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What one exchange with a node means, before anything follows from it; pure.
+
+use std::time::Duration;
+
+use super::{
+    super::{
+        Operation, RequestPath,
+        classify::{Classified, Consequence, classify, is_answer},
+    },
+    Parse,
+};
+use crate::{
+    ErrorKind, TransitError,
+    metrics::{RequestOutcome, RetryReason},
+    vault::exchange::{ExchangeError, HttpResponse},
+};
+
+/// What one exchange with a node means.
+pub(super) enum Outcome<T> {
+    /// The connection broke before the answer was complete.
+    Broken(TransitError),
+    /// The deadline of the call passed.
+    DeadlineExceeded(TransitError),
+    /// The node cannot serve requests: it is ejected, for `retry_after` if it asked for that.
+    NodeFailed { error: TransitError, reason: RetryReason, retry_after: Option<Duration> },
+    /// The node is healthy, and cannot serve this request now.
+    NotServed { error: TransitError, reason: RetryReason },
+    /// The node is healthy, and refuses the request in words that are recognised.
+    Refused(TransitError),
+    /// The node did what was asked.
+    Success(T),
+    /// No node can be asked: the request cannot be sent.
+    Unusable(TransitError),
+}
+
+impl<T> Outcome<T> {
+    /// The meaning of what came of an exchange for `operation` on `path`.
+    pub(super) fn of(
+        operation: Operation,
+        path: RequestPath<'_>,
+        exchanged: Result<HttpResponse, ExchangeError>,
+        parse: Parse<'_, T>,
+    ) -> Self {
+        let failed = |error, reason| Self::NodeFailed { error, reason, retry_after: None };
+        let response = match exchanged {
+            Ok(response) => response,
+            Err(ExchangeError::Broken(error)) => return Self::Broken(error),
+            Err(ExchangeError::Connect(error)) => return failed(error, RetryReason::Connect),
+            Err(ExchangeError::DeadlineExceeded(error)) => return Self::DeadlineExceeded(error),
+            Err(ExchangeError::ResponseTooLong(error)) => return failed(error, RetryReason::Unreachable),
+            Err(ExchangeError::Unusable(error)) => return Self::Unusable(error),
+        };
+        if is_answer(response.status, &response.body) {
+            // A success that cannot be parsed is not Vault's.
+            return parse(&response)
+                .map_or_else(|error| failed(error, RetryReason::Unreachable), Self::Success);
+        }
+        let Classified { consequence, error } = classify(operation, path, response.status, &response.body);
+        match consequence {
+            Consequence::Eject => {
+                let (reason, retry_after) = (RetryReason::Unreachable, response.retry_after);
+                Self::NodeFailed { error, reason, retry_after }
+            }
+            Consequence::Final => Self::Refused(error),
+            Consequence::Next => {
+                let reason = match error.kind {
+                    ErrorKind::VersionUnavailable => RetryReason::VersionUnavailable,
+                    _ => RetryReason::Unreachable,
+                };
+                Self::NotServed { error, reason }
+            }
+        }
+    }
+
+    /// As metrics count it.
+    pub(super) fn metric(&self) -> RequestOutcome {
+        match self {
+            Self::Success(_) => RequestOutcome::Ok,
+            Self::Broken(error)
+            | Self::DeadlineExceeded(error)
+            | Self::NodeFailed { error, .. }
+            | Self::NotServed { error, .. }
+            | Self::Refused(error)
+            | Self::Unusable(error) => RequestOutcome::Failed(error.kind),
+        }
+    }
+}

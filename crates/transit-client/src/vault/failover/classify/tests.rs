@@ -1,0 +1,149 @@
+use super::{table::Row, *};
+use crate::ErrorKind;
+
+const GOLDEN: &str = include_str!("../../../../../../tests/golden/vault_errors.tsv");
+
+fn at(path: &str) -> RequestPath<'_> {
+    RequestPath { namespace: None, path }
+}
+
+/// `tests/it/vault_errors.rs` checks the same table against a real server.
+#[test]
+fn the_words_have_the_meaning_of_the_golden_table() {
+    let mut rows = 0;
+    for row in GOLDEN.lines().filter(|row| !row.starts_with('#')) {
+        let fields: Vec<&str> = row.split('\t').collect();
+        let [_, operation, status, words, meant] = fields[..] else { panic!("five fields: {row}") };
+        let operation = match operation {
+            "decrypt" => Operation::Decrypt,
+            "encrypt" => Operation::Encrypt,
+            "read_key" => Operation::ReadKey,
+            "renew_self" => Operation::RenewSelf,
+            other => panic!("{other}"),
+        };
+        // The refusal of a policy is a multierror of several lines.
+        let words = words.replace(": * ", ":\n\t* ");
+        let body = serde_json::json!({ "errors": [words] }).to_string();
+        let classified =
+            classify(operation, at("transit/encrypt/kms"), status.parse().unwrap(), body.as_bytes());
+        assert_eq!(format!("{:?} {:?}", classified.error.kind, classified.consequence), meant, "{row}");
+        rows += 1;
+    }
+    assert!(rows > 15);
+}
+
+#[test]
+fn an_answer_that_is_not_recognised_is_never_final() {
+    let bodies = [
+        "",
+        "<html>Bad Gateway</html>",
+        "404 page not found",
+        "{}",
+        "[]",
+        r#"{"error":"nope"}"#,
+        r#"{"errors":["path disabled in replication DR secondary mode"]}"#,
+        r#"{"errors":["something unknown"]}"#,
+    ];
+    for status in 100..600 {
+        for body in bodies {
+            let is_vaults = body.contains("errors");
+            let recognised = [413, 429].contains(&status) || is_vaults && [403, 404].contains(&status);
+            if is_answer(status, body.as_bytes()) {
+                continue;
+            }
+            let classified = classify(Operation::Decrypt, at("p"), status, body.as_bytes());
+            assert_eq!(
+                classified.consequence == Consequence::Final,
+                recognised,
+                "{status} {body}: {classified:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_is_not_vaults_ejects_its_node_and_says_nothing_about_token_or_key() {
+    for status in [200, 400, 401, 403, 404, 407, 472, 500, 502, 503, 504] {
+        for body in [&b""[..], b"<html>Bad Gateway</html>", b"404 page not found", b"{}"] {
+            let classified = classify(Operation::ReadKey, at("p"), status, body);
+            assert_eq!(classified.consequence, Consequence::Eject, "{status}");
+            assert_eq!(classified.error.kind, ErrorKind::InvalidResponse, "{status}");
+        }
+    }
+    for body in [&br#"{"errors":[]}"#[..], br#"{"errors":null}"#] {
+        assert_eq!(classify(Operation::ReadKey, at("p"), 404, body).error.kind, ErrorKind::KeyNotFound);
+    }
+}
+
+#[test]
+fn a_node_is_ready_if_status_and_body_say_so() {
+    let vaults = br#"{"initialized":true,"sealed":false,"standby":true}"#;
+    for status in [200, 429, 473] {
+        assert!(is_ready(status, vaults), "{status}");
+        for other in [&b""[..], b"{}", b"<html>", b"OK"] {
+            assert!(!is_ready(status, other), "{status}");
+        }
+    }
+    for status in [204, 301, 400, 401, 403, 404, 472, 474, 500, 501, 502, 503, 530] {
+        assert!(!is_ready(status, vaults), "{status}");
+    }
+}
+
+#[test]
+fn quotes_stay_on_one_short_line() {
+    let body =
+        serde_json::json!({ "errors": [format!("a\n\tb\u{1b}[31m {}", "x".repeat(5000))] }).to_string();
+    for status in [400, 403, 404, 500, 503] {
+        let message = classify(Operation::Encrypt, at("p"), status, body.as_bytes()).error.message;
+        assert!(message.len() < 800 && !message.contains(char::is_control), "{message}");
+    }
+}
+
+#[test]
+fn every_message_has_a_cause_and_a_remedy_and_quotes_vault() {
+    let words = GOLDEN.lines();
+    let words = words.filter(|row| !row.starts_with('#')).filter_map(|row| row.split('\t').nth(3));
+    let bodies = words.map(|words| serde_json::json!({ "errors": [words] }).to_string());
+    let others = ["", "<html>Bad Gateway</html>", "{}", r#"{"errors":[]}"#, r#"{"errors":null}"#];
+    for body in bodies.chain(others.map(str::to_owned)) {
+        for status in (100..600).filter(|status| !is_answer(*status, body.as_bytes())) {
+            for operation in
+                [Operation::Decrypt, Operation::Encrypt, Operation::ReadKey, Operation::RenewSelf]
+            {
+                let message = classify(operation, at("p"), status, body.as_bytes()).error.message;
+                let (cause, remedy) = message.split_once(": ").unwrap();
+                assert!(!cause.is_empty() && remedy.len() > 8 && !message.ends_with(':'), "{message}");
+                let said = vault_errors(body.as_bytes()).unwrap_or_default();
+                assert!(said.iter().all(|said| message.contains(said)), "{message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_message_names_the_namespace_and_what_may_be_wrong_with_it() {
+    let policy = br#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
+    let place = RequestPath { namespace: Some("team-a"), path: "transit/encrypt/kms" };
+    // Vault Community Edition takes the namespace for a part of the path. No test server shows it.
+    let message = classify(Operation::Encrypt, place, 403, policy).error.message;
+    assert!(message.contains("`update` on transit/encrypt/kms in namespace `team-a`"), "{message}");
+    assert!(message.contains("Vault Community Edition has no namespaces"), "{message}");
+    let message = classify(Operation::Encrypt, at("transit/encrypt/kms"), 403, policy).error.message;
+    assert!(message.contains("a token of a child namespace needs vault.namespace"), "{message}");
+}
+
+/// So that no row is added without its words in the golden table.
+#[test]
+fn every_row_with_words_is_in_the_golden_table() {
+    let words = |row: &Row| match row.words {
+        Words::Any => Vec::new(),
+        Words::Contain(words) => words.to_vec(),
+        Words::Equal(words) => vec![words],
+    };
+    for words in VAULT_ANSWERS.iter().flat_map(words) {
+        let is_there = GOLDEN.lines().any(|line| {
+            !line.starts_with('#') && line.split('\t').nth(3).is_some_and(|golden| golden.contains(words))
+        });
+        assert!(is_there, "`{words}` is not in tests/golden/vault_errors.tsv");
+    }
+}
