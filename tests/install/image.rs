@@ -100,10 +100,13 @@ fn its_labels_user_and_command_are_as_promised() {
     assert_eq!(config["User"], format!("{UID}:{UID}"));
     assert_eq!(config["Entrypoint"], json!(["/transit-kms"]));
     assert_eq!(config["Cmd"], json!(["--help"]));
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let description =
+        manifest.lines().find_map(|line| line.strip_prefix("description = \"")?.strip_suffix('"')).unwrap();
     let mut labels = json!({
-        "org.opencontainers.image.description": env!("CARGO_PKG_DESCRIPTION"),
+        "org.opencontainers.image.description": description,
         "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
-        "org.opencontainers.image.title": env!("CARGO_PKG_NAME"),
+        "org.opencontainers.image.title": "transit-kms",
         "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
     });
     // Git does not see the list of repositories that the user trusts, and the folder may be of another user.
