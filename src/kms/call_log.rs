@@ -38,27 +38,34 @@ impl Method {
     }
 }
 
-/// What the log says about a successful answer. Both are empty if they do not apply.
+/// What the log says about a request.
+#[derive(Clone, Copy, Default)]
+pub(super) struct RequestIds<'a> {
+    /// Only Decrypt of KMS v2 has one.
+    pub(super) key_id: Option<&'a str>,
+    pub(super) uid: Option<&'a str>,
+}
+
+/// What the log says about a successful answer.
 #[derive(Default)]
 pub(super) struct AnswerIds {
-    pub(super) key_id_hash: String,
-    /// The `request.id` of the entry in Vault's audit log.
-    pub(super) vault_request_id: String,
+    pub(super) key_id_hash: Option<String>,
+    /// The `request.id` of the entry in Vault's audit log. `None` if no request was sent to Vault.
+    pub(super) vault_request_id: Option<String>,
 }
 
 /// Records how one call ends. A log that is dropped before its call ends records that the caller left.
 pub(super) struct CallLog<'a> {
     ended: bool,
-    key_id: &'a str,
     method: Method,
     metrics: &'a Metrics,
+    request: RequestIds<'a>,
     started: Instant,
-    uid: &'a str,
 }
 
 impl<'a> CallLog<'a> {
-    pub(super) fn start(method: Method, uid: &'a str, key_id: &'a str, metrics: &'a Metrics) -> Self {
-        Self { ended: false, key_id, method, metrics, started: Instant::now(), uid }
+    pub(super) fn start(method: Method, request: RequestIds<'a>, metrics: &'a Metrics) -> Self {
+        Self { ended: false, method, metrics, request, started: Instant::now() }
     }
 
     pub(super) fn started(&self) -> Instant {
@@ -69,7 +76,7 @@ impl<'a> CallLog<'a> {
         let took = self.end(Code::Ok);
         debug!(
             method = self.method.label(),
-            uid = printable(self.uid),
+            uid = self.request.uid.map(printable),
             key_id_hash = ids.key_id_hash,
             vault_request_id = ids.vault_request_id,
             ?took,
@@ -92,8 +99,8 @@ impl<'a> CallLog<'a> {
     fn log_failure(&self, code: Code, reason: &str, took: Duration, message: &'static str) {
         debug!(
             method = self.method.label(),
-            uid = printable(self.uid),
-            key_id_hash = key_id_hash(self.key_id),
+            uid = self.request.uid.map(printable),
+            key_id_hash = self.request.key_id.map(key_id_hash),
             code = code_label(code),
             reason,
             ?took,

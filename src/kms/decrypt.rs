@@ -9,6 +9,7 @@ use transit_client::{
     ciphertext::Ciphertext,
     transit::{Call, Decrypted},
 };
+use zeroize::Zeroizing;
 
 use super::requests::{LocalAttempt, Operation, Requests, check_uid};
 use crate::session::{
@@ -16,6 +17,14 @@ use crate::session::{
     local_kek::{self, ANNOTATION, LocalKek},
     state::{CallReporter, Snapshot},
 };
+
+/// The result of a Decrypt.
+pub(super) struct DecryptOutput {
+    /// Wiped when dropped.
+    pub(super) plaintext: Zeroizing<Vec<u8>>,
+    /// The `request.id` of the entry in Vault's audit log. `None` if no request was sent to Vault.
+    pub(super) vault_request_id: Option<String>,
+}
 
 /// Decrypts a ciphertext that Transit made.
 struct DecryptWithTransit<'a> {
@@ -38,9 +47,9 @@ impl Requests {
         ciphertext: &[u8],
         wrapped_kek: Option<&[u8]>,
         call: Call<'_>,
-    ) -> Result<Decrypted, Status> {
+    ) -> Result<DecryptOutput, Status> {
         check_uid(call)?;
-        let (decrypted, _) = match (wrapped_kek, local_kek::is_sealed(ciphertext)) {
+        let (output, _) = match (wrapped_kek, local_kek::is_sealed(ciphertext)) {
             (None, false) => {
                 let ciphertext = parse(ciphertext)?;
                 self.with_session(&DecryptWithTransit { ciphertext, key_id }, call).await?
@@ -62,7 +71,7 @@ impl Requests {
                 )));
             }
         };
-        Ok(decrypted)
+        Ok(output)
     }
 }
 
@@ -71,13 +80,13 @@ fn parse(ciphertext: &[u8]) -> Result<Ciphertext, Status> {
 }
 
 impl Operation for DecryptWithTransit<'_> {
-    type Output = Decrypted;
+    type Output = DecryptOutput;
 
     fn attempt_locally(
         &self,
         snapshot: &Snapshot,
         _: &CallReporter,
-    ) -> Result<LocalAttempt<Decrypted>, TransitError> {
+    ) -> Result<LocalAttempt<DecryptOutput>, TransitError> {
         // Refuses a key_id that belongs to no key of the session.
         snapshot.keyring.route(self.key_id, &self.ciphertext)?;
         Ok(LocalAttempt::NeedsVault)
@@ -88,7 +97,7 @@ impl Operation for DecryptWithTransit<'_> {
         snapshot: &Snapshot,
         reporter: &CallReporter,
         call: Call<'_>,
-    ) -> Result<Decrypted, TransitError> {
+    ) -> Result<DecryptOutput, TransitError> {
         let ciphertext = &self.ciphertext;
         let entries = match snapshot.keyring.route(self.key_id, ciphertext)? {
             Route::InOrder(entries) => entries,
@@ -112,7 +121,9 @@ impl Operation for DecryptWithTransit<'_> {
                     let message = "the ciphertext is a wrapped local KEK, not a seed";
                     return Err(TransitError::new(ErrorKind::BadCiphertext, message));
                 }
-                Ok(decrypted) => return Ok(decrypted),
+                Ok(Decrypted { plaintext, request_id }) => {
+                    return Ok(DecryptOutput { plaintext, vault_request_id: Some(request_id) });
+                }
                 Err(error) => {
                     let error = reporter.decrypt_failed(snapshot, entry, error);
                     let stop = excludes_other_keys(error.kind, snapshot);
@@ -143,17 +154,17 @@ fn excludes_other_keys(kind: ErrorKind, snapshot: &Snapshot) -> bool {
 }
 
 impl Operation for DecryptWithLocalKek<'_> {
-    type Output = Decrypted;
+    type Output = DecryptOutput;
 
     fn attempt_locally(
         &self,
         snapshot: &Snapshot,
         reporter: &CallReporter,
-    ) -> Result<LocalAttempt<Decrypted>, TransitError> {
+    ) -> Result<LocalAttempt<DecryptOutput>, TransitError> {
         self.entry(snapshot, reporter)?;
         let Some(kek) = reporter.keks().get(&self.wrapped_kek) else { return Ok(LocalAttempt::NeedsVault) };
         let plaintext = kek.open(self.key_id, self.sealed)?;
-        Ok(LocalAttempt::Done(Decrypted { plaintext, request_id: String::new() }))
+        Ok(LocalAttempt::Done(DecryptOutput { plaintext, vault_request_id: None }))
     }
 
     /// Unwraps the local KEK and stores it, so that the next Decrypts need no request to Vault.
@@ -162,7 +173,7 @@ impl Operation for DecryptWithLocalKek<'_> {
         snapshot: &Snapshot,
         reporter: &CallReporter,
         call: Call<'_>,
-    ) -> Result<Decrypted, TransitError> {
+    ) -> Result<DecryptOutput, TransitError> {
         let wrapped = &self.wrapped_kek;
         let entry = self.entry(snapshot, reporter)?;
         let stamp = reporter.keks().stamp(snapshot.generation);
@@ -173,7 +184,10 @@ impl Operation for DecryptWithLocalKek<'_> {
         })?;
         let kek = Arc::new(LocalKek::new(&unwrapped.plaintext, wrapped.clone(), entry.scope)?);
         reporter.keks().insert(Arc::clone(&kek), stamp);
-        Ok(Decrypted { plaintext: kek.open(self.key_id, self.sealed)?, request_id: unwrapped.request_id })
+        Ok(DecryptOutput {
+            plaintext: kek.open(self.key_id, self.sealed)?,
+            vault_request_id: Some(unwrapped.request_id),
+        })
     }
 }
 

@@ -20,8 +20,8 @@ const MAX_PLAINTEXT_BYTES: usize = 700;
 /// The result of an Encrypt.
 pub(super) struct EncryptOutput {
     pub(super) ciphertext: Vec<u8>,
-    /// Empty if no request was sent to Vault.
-    pub(super) request_id: String,
+    /// The `request.id` of the entry in Vault's audit log. `None` if no request was sent to Vault.
+    pub(super) vault_request_id: Option<String>,
     /// The value of the annotation that Decrypt needs, if a local KEK was used.
     pub(super) wrapped_kek: Option<Vec<u8>>,
 }
@@ -81,14 +81,14 @@ impl Operation for Encrypt<'_> {
         call: Call<'_>,
     ) -> Result<EncryptOutput, TransitError> {
         let current = snapshot.keyring.current();
-        let sealed = snapshot
+        let encrypted = snapshot
             .transit
             .encrypt(&current.key, current.version, self.plaintext, call)
             .await
             .inspect_err(|error| reporter.call_failed(snapshot.generation, error))?;
         Ok(EncryptOutput {
-            ciphertext: sealed.ciphertext.into_bytes(),
-            request_id: sealed.request_id,
+            ciphertext: encrypted.ciphertext.into_bytes(),
+            vault_request_id: Some(encrypted.request_id),
             wrapped_kek: None,
         })
     }
@@ -108,7 +108,7 @@ fn encrypt_with_local_kek(
     }
     Ok(EncryptOutput {
         ciphertext: kek.seal(&snapshot.keyring.current().key_id, plaintext)?,
-        request_id: String::new(),
+        vault_request_id: None,
         wrapped_kek: Some(kek.wrapped().as_str().as_bytes().to_vec()),
     })
 }

@@ -10,7 +10,7 @@ use tonic::{Response, Status};
 use transit_client::{ErrorKind, TransitError, metrics::RetryReason, transit::Call};
 
 use super::{
-    call_log::{AnswerIds, CallLog, Method},
+    call_log::{AnswerIds, CallLog, Method, RequestIds},
     concurrency_limit::{ConcurrencyLimit, Permit, Started},
     status_code::into_status,
 };
@@ -81,12 +81,11 @@ impl Requests {
     pub(super) async fn answer<T>(
         &self,
         method: Method,
-        uid: &str,
-        key_id: &str,
+        ids: RequestIds<'_>,
         timeout: Duration,
         work: impl Future<Output = Result<(T, AnswerIds), Status>>,
     ) -> Result<Response<T>, Status> {
-        let log = CallLog::start(method, uid, key_id, &self.metrics);
+        let log = CallLog::start(method, ids, &self.metrics);
         let outcome = timeout_at(log.started() + timeout, work).await.unwrap_or_else(|_| {
             // The cause is unknown, so a health check has to find it.
             self.store.request_health_check();

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use transit_client::transit::Call;
 
 use super::{
-    call_log::{AnswerIds, Method},
+    call_log::{AnswerIds, Method, RequestIds},
     requests::Requests,
 };
 use crate::{observe::metrics::Metrics, session::CallReporter};
@@ -64,36 +64,38 @@ impl KeyManagementService for KmsV1 {
             Ok((response, AnswerIds::default()))
         };
         let timeout = call_timeout(request.metadata());
-        self.requests.answer(Method::V1Version, "", "", timeout, version).await
+        self.requests.answer(Method::V1Version, RequestIds::default(), timeout, version).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         let timeout = call_timeout(request.metadata());
         let cipher = request.into_inner().cipher;
         let uid = new_uid();
+        let ids = RequestIds { key_id: None, uid: Some(&uid) };
         let call = Call { deadline: Instant::now() + timeout, uid: &uid };
         let work = async {
             let decrypted = self.requests.decrypt("", &transit_ciphertext(&cipher), None, call).await?;
-            let ids = AnswerIds { key_id_hash: String::new(), vault_request_id: decrypted.request_id };
+            let ids = AnswerIds { key_id_hash: None, vault_request_id: decrypted.vault_request_id };
             Ok((DecryptResponse { plain: Bytes::from_owner(decrypted.plaintext) }, ids))
         };
-        self.requests.answer(Method::V1Decrypt, &uid, "", timeout, work).await
+        self.requests.answer(Method::V1Decrypt, ids, timeout, work).await
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let timeout = call_timeout(request.metadata());
         let plain = request.into_inner().plain;
         let uid = new_uid();
+        let ids = RequestIds { key_id: None, uid: Some(&uid) };
         let call = Call { deadline: Instant::now() + timeout, uid: &uid };
         let work = async {
             // KMS v1 stores none.
             let annotations = false;
             let (encrypted, snapshot) = self.requests.encrypt(&plain, annotations, call).await?;
-            let key_id_hash = snapshot.keyring.current().key_id_hash.clone();
-            let ids = AnswerIds { key_id_hash, vault_request_id: encrypted.request_id };
+            let key_id_hash = Some(snapshot.keyring.current().key_id_hash.clone());
+            let ids = AnswerIds { key_id_hash, vault_request_id: encrypted.vault_request_id };
             Ok((EncryptResponse { cipher: encrypted.ciphertext.into() }, ids))
         };
-        self.requests.answer(Method::V1Encrypt, &uid, "", timeout, work).await
+        self.requests.answer(Method::V1Encrypt, ids, timeout, work).await
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use transit_client::{key_id::key_id_hash, transit::Call};
 
 use super::{
-    call_log::{AnswerIds, Method},
+    call_log::{AnswerIds, Method, RequestIds},
     requests::{Requests, check_size},
 };
 use crate::{
@@ -59,8 +59,10 @@ impl KmsV2 {
         // The snapshot is the one that encrypted, so this is the key_id of the version in the ciphertext. The
         // session has checked the version of the ciphertext.
         let current = snapshot.keyring.current();
-        let ids =
-            AnswerIds { key_id_hash: current.key_id_hash.clone(), vault_request_id: encrypted.request_id };
+        let ids = AnswerIds {
+            key_id_hash: Some(current.key_id_hash.clone()),
+            vault_request_id: encrypted.vault_request_id,
+        };
         let annotations = encrypted.wrapped_kek.map(|wrapped| (ANNOTATION.to_owned(), wrapped.into()));
         let response = EncryptResponse {
             annotations: annotations.into_iter().collect(),
@@ -81,8 +83,10 @@ impl KmsV2 {
         let wrapped_kek = request.annotations.get(ANNOTATION).map(|wrapped| &**wrapped);
         let decrypted =
             self.requests.decrypt(&request.key_id, &request.ciphertext, wrapped_kek, call).await?;
-        let ids =
-            AnswerIds { key_id_hash: key_id_hash(&request.key_id), vault_request_id: decrypted.request_id };
+        let ids = AnswerIds {
+            key_id_hash: Some(key_id_hash(&request.key_id)),
+            vault_request_id: decrypted.vault_request_id,
+        };
         // `from_owner` keeps the plaintext in its buffer, which is wiped once the answer has been sent.
         Ok((DecryptResponse { plaintext: Bytes::from_owner(decrypted.plaintext) }, ids))
     }
@@ -103,37 +107,29 @@ impl KeyManagementService for KmsV2 {
                         healthz: answer.reason().unwrap_or(HEALTHZ_OK).to_owned(),
                         key_id: current.key_id.clone(),
                     };
-                    let key_id_hash = current.key_id_hash.clone();
-                    Ok((response, AnswerIds { key_id_hash, vault_request_id: String::new() }))
+                    let key_id_hash = Some(current.key_id_hash.clone());
+                    Ok((response, AnswerIds { key_id_hash, vault_request_id: None }))
                 }
                 (_, None) => Err(Status::unavailable("nothing is known yet")),
             }
         };
         let timeout = call_timeout(request.metadata());
-        self.requests.answer(Method::Status, "", "", timeout, status).await
+        self.requests.answer(Method::Status, RequestIds::default(), timeout, status).await
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         let timeout = call_timeout(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + timeout, uid: &request.uid };
-        self.requests
-            .answer(
-                Method::Decrypt,
-                &request.uid,
-                &request.key_id,
-                timeout,
-                self.decrypt_request(&request, call),
-            )
-            .await
+        let ids = RequestIds { key_id: Some(&request.key_id), uid: Some(&request.uid) };
+        self.requests.answer(Method::Decrypt, ids, timeout, self.decrypt_request(&request, call)).await
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let timeout = call_timeout(request.metadata());
         let request = request.into_inner();
         let call = Call { deadline: Instant::now() + timeout, uid: &request.uid };
-        self.requests
-            .answer(Method::Encrypt, &request.uid, "", timeout, self.encrypt_request(&request, call))
-            .await
+        let ids = RequestIds { key_id: None, uid: Some(&request.uid) };
+        self.requests.answer(Method::Encrypt, ids, timeout, self.encrypt_request(&request, call)).await
     }
 }

@@ -114,3 +114,34 @@ impl fmt::Debug for DecryptResponse {
         f.debug_struct("DecryptResponse").field("plaintext_bytes", &self.plaintext.len()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(version: &str, healthz: &str, key_id_bytes: usize) -> StatusResponse {
+        StatusResponse { version: version.into(), healthz: healthz.into(), key_id: "k".repeat(key_id_bytes) }
+    }
+
+    #[test]
+    fn a_status_is_healthy_if_it_meets_the_requirements_of_kube_apiserver() {
+        assert_eq!(status("v2", "ok", 1).check(), Ok(()));
+        assert_eq!(status("v2", "ok", 1024).check(), Ok(()));
+        for (status, message) in [
+            (status("v2", "no token", 1), "no token"),
+            (status("v1", "ok", 1), "the version is \"v1\", not \"v2\""),
+            (status("v2", "ok", 0), "the key_id has 0 bytes, not 1 to 1024"),
+            (status("v2", "ok", 1025), "the key_id has 1025 bytes, not 1 to 1024"),
+        ] {
+            assert_eq!(status.check().unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn debug_prints_no_plaintext() {
+        let request = EncryptRequest { plaintext: "secret".into(), uid: "uid".into() };
+        let response = DecryptResponse { plaintext: "secret".into() };
+        let printed = format!("{request:?} {response:?}");
+        assert!(printed.contains("plaintext_bytes: 6") && !printed.contains("secret"), "{printed}");
+    }
+}

@@ -89,8 +89,8 @@ impl Batch {
     }
 
     async fn decrypt_single(&self, item: &Item, deadline: Instant) -> DecryptResult {
-        let ItemKey { ciphertext, key } = &item.key;
-        self.inner.transit.decrypt(key, ciphertext, Call { deadline, uid: &item.uid }).await
+        let ItemKey { ciphertext, transit_key } = &item.key;
+        self.inner.transit.decrypt(transit_key, ciphertext, Call { deadline, uid: &item.uid }).await
     }
 
     async fn decrypt_batch(
@@ -99,7 +99,7 @@ impl Batch {
         deadline: Instant,
     ) -> Result<Vec<DecryptResult>, TransitError> {
         let Some(first) = items.first() else { return Ok(Vec::new()) };
-        let key = &first.key.key;
+        let key = &first.key.transit_key;
         let uid = format!("batch-{:016x}", rand::rng().next_u64());
         let ciphertexts: Vec<_> = items.iter().map(|item| &item.key.ciphertext).collect();
         debug!(uid, %key, items = items.len(), "sending a batch of Decrypts");

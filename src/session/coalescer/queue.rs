@@ -76,7 +76,7 @@ pub(super) enum Lane {
 #[derive(Clone, Eq, Hash, PartialEq)]
 pub(super) struct ItemKey {
     pub(super) ciphertext: Ciphertext,
-    pub(super) key: KeyRef,
+    pub(super) transit_key: KeyRef,
 }
 
 /// One ciphertext to decrypt, for all callers that hold a receiver of `outcome`.
@@ -135,11 +135,11 @@ impl Inner {
     /// Joins the item for this ciphertext, or queues a new one.
     pub(super) fn join(
         self: &Arc<Self>,
-        key: &KeyRef,
+        transit_key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> watch::Receiver<Outcome> {
-        let key = ItemKey { ciphertext: ciphertext.clone(), key: key.clone() };
+        let key = ItemKey { ciphertext: ciphertext.clone(), transit_key: transit_key.clone() };
         let mut state = self.lock();
         if let Some(item) = state.by_key.get(&key) {
             item.extend_deadline(call.deadline);
@@ -228,7 +228,9 @@ impl State {
         for item in mem::take(queue(self)) {
             if !item.has_waiters() {
                 self.by_key.remove(&item.key);
-            } else if items.len() < limit && items.first().is_none_or(|first| first.key.key == item.key.key) {
+            } else if items.len() < limit
+                && items.first().is_none_or(|first| first.key.transit_key == item.key.transit_key)
+            {
                 items.push(item);
             } else {
                 queue(self).push_back(item);
