@@ -15,6 +15,10 @@ pub mod manager;
 mod older_versions;
 mod progress;
 pub mod state;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod verification;
 
 pub use health_checker::HealthChecker;
