@@ -257,7 +257,7 @@ impl KekStore {
             ErrorKind::TokenInvalid => self.drop_keks(&mut keks, generation, None),
             ErrorKind::BadCiphertext | ErrorKind::VersionTooOld => {
                 if keks.entries.remove(wrapped).is_some() {
-                    warn!(%error, "a local KEK is not unwrapped any more");
+                    warn!(%error, "Vault does not unwrap a local KEK any more");
                 }
                 self.update_metric(&keks);
             }

@@ -1,4 +1,4 @@
-//! What is known of the configured keys, and which of them a Decrypt is for.
+//! The configured keys as Vault described them, and which of them decrypts a ciphertext.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,25 +10,25 @@ use transit_client::{
     transit::KeyDescription,
 };
 
-/// What is known of one configured key.
+/// One configured key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyEntry {
-    /// Its name, and where it is.
+    /// Its name and path.
     pub key: KeyRef,
-    /// Which key it is.
+    /// The part of its key_ids that identifies the key.
     pub scope: Scope,
-    /// Transit refuses to decrypt older versions than this one.
+    /// Transit does not decrypt with versions older than this one.
     pub min_decryption: u32,
-    /// Why it could not be read, if it could not. It may decrypt all the same.
+    /// Why it could not be read, if so. It may decrypt nevertheless.
     pub unread: Option<Arc<str>>,
-    /// Why it cannot decrypt, whatever is asked of it, and what to do.
+    /// Why it can never decrypt, and what to do, if so.
     pub unusable: Option<Arc<str>>,
-    /// When each version was made, as far as Transit tells; empty if it could not be read.
+    /// The creation times of the versions that Transit has reported, in Unix seconds. Empty if the key could not be read.
     versions: BTreeMap<KeyVersion, i64>,
 }
 
 impl KeyEntry {
-    /// A key that Transit has described.
+    /// The entry of a key that Transit has described.
     #[must_use]
     pub fn described(key: KeyRef, description: &KeyDescription) -> Self {
         Self {
@@ -41,8 +41,8 @@ impl KeyEntry {
         }
     }
 
-    /// A key that could not be read, for this reason. What was `known` of it stays: a key_id that was
-    /// refused must not be taken because Vault does not tell today.
+    /// The entry of a key that could not be read, for this reason. The versions of the `known` entry stay, so that a
+    /// key_id that was refused is not accepted while Vault does not answer.
     #[must_use]
     pub fn unread(key: KeyRef, known: Option<&Self>, reason: &str) -> Self {
         let scope = Scope::of(&key);
@@ -57,7 +57,7 @@ impl KeyEntry {
         }
     }
 
-    /// The same, unless there is a reason why it cannot decrypt.
+    /// Adds the reason why the key can never decrypt, if there is one.
     #[must_use]
     pub fn unusable_if(self, reason: Option<String>) -> Self {
         Self { unusable: reason.map(Into::into), ..self }
@@ -67,15 +67,15 @@ impl KeyEntry {
         self.versions.get(&version).map(|created| KeyId::new(self.scope, version, *created))
     }
 
-    /// Whether `now`, as Vault has just described it, knows a version that was made at the same time.
+    /// Whether `now`, which Vault has just described, has a version with the same creation time.
     #[must_use]
     pub fn shares_a_version_with(&self, now: &Self) -> bool {
         let same = |(version, created)| now.versions.get(version) == Some(created);
         now.unread.is_none() && self.scope == now.scope && self.versions.iter().any(same)
     }
 
-    /// Whether some version that both know was made at different times: the key was
-    /// deleted and made anew, or the other is in another Vault.
+    /// Whether a version of both has different creation times: the key was deleted and recreated, or the other is in
+    /// another Vault.
     #[must_use]
     pub fn contradicts(&self, other: &Self) -> bool {
         self.scope == other.scope
@@ -91,11 +91,11 @@ impl KeyEntry {
 pub struct CurrentKey {
     /// The key that encrypts.
     pub key: KeyRef,
-    /// Pinned in every Encrypt.
+    /// The version that every Encrypt uses.
     pub version: KeyVersion,
-    /// What Status and Encrypt answer.
+    /// The key_id that Status and Encrypt return.
     pub key_id: String,
-    /// How kube-apiserver's metrics name it.
+    /// The key_id as metrics of kube-apiserver show it.
     pub key_id_hash: String,
 }
 
@@ -103,35 +103,35 @@ pub struct CurrentKey {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Keyring {
     current: CurrentKey,
-    /// In the order of `keynames`; never empty, the first is the one that encrypts.
+    /// In the order of `keynames`; never empty. The first one encrypts.
     entries: Vec<KeyEntry>,
 }
 
-/// What to do with a Decrypt.
+/// The keys to decrypt a ciphertext with.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Route<'a> {
-    /// Another provider's ciphertext: try the keys in order.
+    /// The ciphertext of another provider: these keys, in this order.
     InOrder(Vec<&'a KeyEntry>),
-    /// The key_id says which key.
+    /// The key that the key_id names.
     Named {
         /// That key.
         entry: &'a KeyEntry,
-        /// The version was not known when this keyring was made: another node was faster.
+        /// The version is newer than all in this keyring: another node has published it already.
         unseen: bool,
     },
 }
 
 impl Keyring {
-    /// A keyring whose first entry encrypts with `version`.
+    /// Creates a keyring whose first entry encrypts with `version`.
     ///
     /// # Errors
-    /// If the first entry does not know `version`, so that no key_id can be made for it.
+    /// If the first entry does not have `version`, so that it has no key_id.
     pub fn new(entries: Vec<KeyEntry>, version: KeyVersion) -> Result<Self, TransitError> {
         let primary = entries.first();
         let key_id = primary.and_then(|entry| entry.key_id(version)).ok_or_else(|| {
             TransitError::new(
                 ErrorKind::InvalidResponse,
-                format!("Transit did not tell when version {version} of the key was made"),
+                format!("Transit did not report when version {version} of the key was created"),
             )
         })?;
         let key_id = key_id.to_string();
@@ -142,7 +142,7 @@ impl Keyring {
         Ok(Self { current: CurrentKey { key, version, key_id, key_id_hash }, entries })
     }
 
-    /// What encrypts.
+    /// The key and version that encrypt.
     #[must_use]
     pub fn current(&self) -> &CurrentKey {
         &self.current
@@ -160,15 +160,14 @@ impl Keyring {
         self.entries.iter().find(|entry| entry.scope == scope)
     }
 
-    /// Decides, without asking Vault, what a Decrypt is for.
+    /// Decides which keys decrypt `ciphertext`, without a request to Vault.
     ///
     /// # Errors
-    /// [`ErrorKind::BadCiphertext`] if key_id and ciphertext contradict each other or what is
-    /// known of the key, [`ErrorKind::KeyNotFound`] if the key_id is of a key that is not configured.
+    /// [`ErrorKind::BadCiphertext`] if key_id and ciphertext contradict each other or the keyring, [`ErrorKind::KeyNotFound`] if the key_id is of a key that is not configured.
     pub fn route(&self, key_id: &str, ciphertext: &Ciphertext) -> Result<Route<'_>, TransitError> {
         if !KeyId::has_prefix(key_id) {
-            // Whoever made it, it is a bare Transit ciphertext: users moving in keep their data.
-            // Those that cannot know the version yet come last, as the one asked would look for it.
+            // A bare Transit ciphertext is decrypted whichever provider has made it, so that data can be migrated. Keys
+            // that do not have the version come last, because Vault would take long to look for it.
             let mut entries: Vec<&KeyEntry> = self.entries.iter().collect();
             entries.sort_by_key(|entry| {
                 entry.versions.keys().next_back().is_some_and(|newest| *newest < ciphertext.version())
@@ -177,7 +176,7 @@ impl Keyring {
         }
         let refuse = |message: String| Err(TransitError::new(ErrorKind::BadCiphertext, message));
         let Ok(id) = key_id.parse::<KeyId>() else {
-            return refuse("the key_id begins like one of ours but is damaged".into());
+            return refuse("the key_id begins like one of transit-kms but is damaged".into());
         };
         let Some(entry) = self.entry(id.scope) else {
             return Err(TransitError::new(
@@ -196,8 +195,8 @@ impl Keyring {
         }
         match entry.key_id(id.version) {
             Some(known) if known != id => refuse(format!(
-                "version {} of key `{}` was made at another time than the key_id says: the key was \
-                 deleted and made anew, or this is another Vault; restore the key from a backup",
+                "version {} of key `{}` was created at another time than the key_id says: the key was \
+                 deleted and recreated, or this is another Vault; restore the key from a backup",
                 id.version, entry.key
             )),
             Some(_) => Ok(Route::Named { entry, unseen: false }),
@@ -249,11 +248,11 @@ mod tests {
     }
 
     #[test]
-    fn a_version_above_the_snapshot_is_tried_and_said_to_be_unseen() {
+    fn a_version_above_the_known_ones_is_tried_and_reported_as_unseen() {
         let keyring = keyring();
         let route = keyring.route(&named("kms", 4, 400), &ciphertext(4)).unwrap();
         assert!(matches!(route, Route::Named { unseen: true, .. }));
-        // Below the oldest that Transit tells of: tried, but nothing new.
+        // A version below the oldest that Transit reports is tried too, but it is not new.
         let route = keyring.route(&named("kms", 1, 100), &ciphertext(1)).unwrap();
         assert!(matches!(route, Route::Named { unseen: false, .. }));
     }
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn other_providers_key_ids_lead_to_all_keys_in_order() {
+    fn key_ids_of_other_providers_lead_to_all_keys_in_order() {
         let keyring = keyring();
         for id in ["1", "1719830400", "kleidi-kms-plugin_1_1719830400", "", "tk10"] {
             assert_eq!(
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_of_a_key_that_cannot_be_read_stays_and_proves_nothing() {
+    fn the_known_versions_of_a_key_that_cannot_be_read_stay_and_prove_nothing() {
         let known = entry("kms-old", &[(1, 50)]);
         let unread = KeyEntry::unread(known.key.clone(), Some(&known), "500");
         let keyring = Keyring::new(vec![entry("kms", &[(3, 300)]), unread.clone()], v(3)).unwrap();
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_made_anew_contradicts_the_old_one() {
+    fn a_recreated_key_contradicts_the_old_one() {
         let old = entry("kms", &[(1, 100), (2, 200)]);
         assert!(!old.contradicts(&entry("kms", &[(2, 200), (3, 300)])));
         assert!(old.contradicts(&entry("kms", &[(1, 101)])));

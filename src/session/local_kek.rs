@@ -1,13 +1,12 @@
-//! A local KEK: a key in memory that Transit has wrapped. It wraps seeds instead of Transit.
+//! A local KEK: a key in memory that Transit has wrapped, and that wraps seeds.
 //!
-//! A wrapped seed is `lk1:`, a nonce of 12 bytes, and AES-256-GCM's ciphertext and tag. The
-//! wrapped KEK travels beside it, in the annotation [`ANNOTATION`]. The format, the key_id and the
-//! wrapped KEK are authenticated with the seed, so none of them can be exchanged for another.
+//! A wrapped seed consists of `lk1:`, a nonce of 12 bytes, and the ciphertext and tag of AES-256-GCM. The wrapped
+//! KEK is stored beside it, in the annotation [`ANNOTATION`]. The format, the key_id and the wrapped KEK are
+//! authenticated with the seed, so none of them can be exchanged.
 //!
-//! Transit wraps a mark and the key, not the bare key: so no seed can pass for a KEK, and no KEK for
-//! a seed.
+//! Transit wraps a mark with the key, so that no seed can be used as a KEK, and no KEK is returned as a seed.
 //!
-//! The format is frozen: etcd keeps it for years. `docs/local-kek.md` has the layout, and
+//! The format must not change, because etcd stores it for years. `docs/local-kek.md` describes it, and
 //! `tests/golden/local_kek.tsv` has vectors.
 
 use std::{
@@ -23,7 +22,8 @@ use zeroize::Zeroizing;
 
 use crate::config::LocalKekLimits;
 
-/// kube-apiserver takes but lower-case FQDNs of two labels or more, without a slash.
+/// The annotation that holds the wrapped KEK. kube-apiserver accepts only lower-case domain names of two or more
+/// labels, without a slash.
 pub const ANNOTATION: &str = "local-kek.transit-kms";
 
 const FORMAT: &[u8] = b"lk1:";
@@ -31,7 +31,7 @@ const MARK: &[u8; 16] = b"transit-kms lk1\0";
 const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 
-/// A key that wraps seeds; wiped when dropped.
+/// A key that wraps seeds; it is wiped when dropped.
 pub struct LocalKek {
     key: Zeroizing<Vec<u8>>,
     made: Instant,
@@ -46,7 +46,7 @@ impl fmt::Debug for LocalKek {
     }
 }
 
-/// What Transit is to wrap: a new key, marked as a KEK.
+/// Returns a new key with the mark of a KEK, for Transit to wrap.
 #[must_use]
 pub fn new_payload() -> Zeroizing<Vec<u8>> {
     let mut payload = Zeroizing::new(vec![0; MARK.len() + KEY_BYTES]);
@@ -56,26 +56,26 @@ pub fn new_payload() -> Zeroizing<Vec<u8>> {
     payload
 }
 
-/// Whether Transit has wrapped it as a KEK.
+/// Whether this plaintext is a KEK.
 #[must_use]
 pub fn is_payload(plaintext: &[u8]) -> bool {
     plaintext.starts_with(MARK) && plaintext.len() == MARK.len() + KEY_BYTES
 }
 
-/// Whether a local KEK made it; then the annotation must be there.
+/// Whether a local KEK has made this ciphertext. Then the annotation must exist.
 #[must_use]
 pub fn is_sealed(ciphertext: &[u8]) -> bool {
     ciphertext.starts_with(FORMAT)
 }
 
 impl LocalKek {
-    /// The KEK in `payload`, which the Transit key in `scope` has made `wrapped` of.
+    /// Creates the KEK in `payload`, which the Transit key in `scope` has wrapped as `wrapped`.
     ///
     /// # Errors
     /// [`ErrorKind::BadCiphertext`] if something else was wrapped.
     pub fn new(payload: &[u8], wrapped: Ciphertext, scope: Scope) -> Result<Self, TransitError> {
         let key = payload.strip_prefix(MARK).filter(|key| key.len() == KEY_BYTES).ok_or_else(|| {
-            let message = format!("what the annotation {ANNOTATION} holds is not a local KEK");
+            let message = format!("the value of the annotation {ANNOTATION} is not a local KEK");
             TransitError::new(ErrorKind::BadCiphertext, message)
         })?;
         let key = Zeroizing::new(key.to_vec());
@@ -88,13 +88,13 @@ impl LocalKek {
         self.scope
     }
 
-    /// What the annotation holds.
+    /// The value of the annotation.
     #[must_use]
     pub fn wrapped(&self) -> &Ciphertext {
         &self.wrapped
     }
 
-    /// Whether it has encrypted long or often enough.
+    /// Whether another KEK is to encrypt, because this one has encrypted for too long or too often.
     #[must_use]
     pub fn is_worn(&self, limits: LocalKekLimits) -> bool {
         self.made.elapsed() >= limits.renew_after
@@ -104,17 +104,17 @@ impl LocalKek {
     /// Wraps a seed.
     ///
     /// # Errors
-    /// None that can be brought about from outside.
+    /// Only if the cryptographic library fails, which no input is known to cause.
     pub fn seal(&self, key_id: &str, seed: &[u8]) -> Result<Vec<u8>, TransitError> {
         self.uses.fetch_add(1, Ordering::Relaxed);
         let failed =
             |_| TransitError::new(ErrorKind::InvalidResponse, "the local KEK cannot encrypt: this is a bug");
-        // Of the right size at once: a vector that grows leaves copies behind.
+        // Has its final capacity from the start: a vector that grows leaves unwiped copies of the seed.
         let mut sealed = Zeroizing::new(Vec::with_capacity(seed.len() + TAG_BYTES));
         sealed.extend_from_slice(seed);
         let nonce = self
             .cipher()
-            .and_then(|cipher| cipher.seal_in_place_append_tag(self.bound_to(key_id), &mut *sealed))
+            .and_then(|cipher| cipher.seal_in_place_append_tag(self.aad(key_id), &mut *sealed))
             .map_err(failed)?;
         Ok([FORMAT, nonce.as_ref(), &sealed].concat())
     }
@@ -124,42 +124,42 @@ impl LocalKek {
     /// # Errors
     /// [`ErrorKind::BadCiphertext`] if seed, key_id and this KEK do not belong together.
     pub fn open(&self, key_id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, TransitError> {
-        let foreign = || {
+        let mismatch = || {
             let message = format!(
                 "ciphertext, key_id and the annotation {ANNOTATION} do not belong together, or are damaged"
             );
             TransitError::new(ErrorKind::BadCiphertext, message)
         };
-        let rest = sealed.strip_prefix(FORMAT).ok_or_else(foreign)?;
-        let (nonce, body) = rest.split_at_checked(NONCE_LEN).ok_or_else(foreign)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| foreign())?;
+        let rest = sealed.strip_prefix(FORMAT).ok_or_else(mismatch)?;
+        let (nonce, body) = rest.split_at_checked(NONCE_LEN).ok_or_else(mismatch)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| mismatch())?;
         let mut seed = Zeroizing::new(body.to_vec());
         let length = self
             .cipher()
-            .and_then(|cipher| Ok(cipher.open_in_place(nonce, self.bound_to(key_id), &mut seed)?.len()))
-            .map_err(|_| foreign())?;
+            .and_then(|cipher| Ok(cipher.open_in_place(nonce, self.aad(key_id), &mut seed)?.len()))
+            .map_err(|_| mismatch())?;
         seed.truncate(length);
         Ok(seed)
     }
 
-    /// Made for each use: only our own copy of the key, which is wiped, stays in memory.
+    /// Created for each use, so that only the copy of the key that is wiped stays in memory.
     fn cipher(&self) -> Result<RandomizedNonceKey, aws_lc_rs::error::Unspecified> {
         RandomizedNonceKey::new(&AES_256_GCM, &self.key)
     }
 
-    fn bound_to(&self, key_id: &str) -> Aad<Vec<u8>> {
-        Aad::from(self.bound(key_id))
+    fn aad(&self, key_id: &str) -> Aad<Vec<u8>> {
+        Aad::from(self.associated_data(key_id))
     }
 
-    /// What is authenticated with a seed.
-    fn bound(&self, key_id: &str) -> Vec<u8> {
-        let mut bound = FORMAT.to_vec();
+    /// The data that is authenticated with a seed.
+    fn associated_data(&self, key_id: &str) -> Vec<u8> {
+        let mut data = FORMAT.to_vec();
         for part in [key_id, self.wrapped.as_str()] {
             // Both are at most 1024 bytes long.
-            bound.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
-            bound.extend_from_slice(part.as_bytes());
+            data.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            data.extend_from_slice(part.as_bytes());
         }
-        bound
+        data
     }
 }
 
@@ -179,14 +179,14 @@ mod tests {
     }
 
     #[test]
-    fn what_it_seals_it_opens_and_no_two_are_alike() {
+    fn it_opens_what_it_seals_and_no_two_ciphertexts_are_equal() {
         let kek = kek(&new_payload(), "QUJD");
         let (one, two) = (kek.seal("id", b"seed").unwrap(), kek.seal("id", b"seed").unwrap());
         assert!(is_sealed(&one) && one != two && one.len() == 4 + 12 + 4 + 16);
         assert_eq!(*kek.open("id", &one).unwrap(), b"seed");
     }
 
-    /// Computed apart from this code, by `tests/golden/local_kek.py`.
+    /// The vectors were computed by `tests/golden/local_kek.py`, without this code.
     #[test]
     fn golden_vectors() {
         let table = include_str!("../../tests/golden/local_kek.tsv");
@@ -200,7 +200,7 @@ mod tests {
             let scope = kek(&payload, "QUJD").scope();
             let wrapped = Ciphertext::parse(wrapped.as_bytes()).unwrap();
             let kek = LocalKek::new(&payload, wrapped, scope).unwrap();
-            assert_eq!(kek.bound(key_id), bytes(aad));
+            assert_eq!(kek.associated_data(key_id), bytes(aad));
             assert_eq!(*kek.open(key_id, &sealed).unwrap(), bytes(seed));
             assert_eq!(kek.seal(key_id, &bytes(seed)).unwrap().len(), sealed.len());
             rows += 1;

@@ -267,9 +267,9 @@ fn check_same_keys(before: PreviousState<'_>, entries: &mut [KeyEntry]) -> Resul
             return Err(another_key(&entry.key));
         }
         if before.same_session {
-            debug!(key = %entry.key, "an additional key was made anew");
+            debug!(key = %entry.key, "an additional key was recreated");
         } else {
-            warn!(key = %entry.key, "an additional key was made anew: what the old one encrypted cannot be read");
+            warn!(key = %entry.key, "an additional key was recreated: data that the old one has encrypted cannot be read");
         }
         entry.clone_from(old);
     }
@@ -307,7 +307,7 @@ async fn check_canary(
         Err(error)
             if error.kind == ErrorKind::VersionTooOld && !is_healthy && shares_a_version(old, entries) =>
         {
-            warn!(key = %name, %error, "that the key is the one used so far shows only in its creation times");
+            warn!(key = %name, %error, "only the creation times show that the key is the one used so far");
             Ok(())
         }
         Err(error) => Err(error),
@@ -337,8 +337,8 @@ async fn check_loss(
             if opened.is_ok_and(|opened| *opened.plaintext == *canary.plaintext) {
                 warn!(
                     from = published.path(), to = key.path(), key = %key.name(),
-                    "the key that encrypted so far is in another place now, and so has another key_id: have \
-                     everything rewritten; what names the old place cannot be read after kube-apiserver restarts"
+                    "the key that encrypted so far has another path now, and so another key_id: rewrite all \
+                     resources; data with the old key_id cannot be read after kube-apiserver restarts"
                 );
                 return Ok(());
             }
@@ -358,7 +358,7 @@ fn another_key(name: &KeyRef) -> TransitError {
     TransitError::new(
         ErrorKind::KeyNotFound,
         format!(
-            "key `{name}` is not the one that was in use under that name: it was deleted and made anew, or \
+            "key `{name}` is not the one that was in use under that name: it was deleted and recreated, or \
              this is another Vault; restore the key, or restart transit-kms to accept the loss of what the \
              old one encrypted"
         ),
@@ -378,7 +378,7 @@ async fn round_trip(
     if *opened.plaintext != *sample {
         return Err(TransitError::new(
             ErrorKind::InvalidResponse,
-            "Transit did not decrypt to what was encrypted",
+            "Transit did not return the plaintext that was encrypted",
         ));
     }
     Ok((keyring, Canary { ciphertext: sealed.ciphertext, plaintext: sample }))

@@ -27,7 +27,7 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
 
     stage.bao.restore(&snapshot).await;
     let back = caller.wait_key_id_after(&lost.key_id, TAKEN_WITHIN).await;
-    daemon.wait_printed("Vault insists on an older key version, as after restoring a backup").await;
+    daemon.wait_printed("Vault keeps reporting an older key version, as after a backup was restored").await;
     assert_eq!(version_of_key_id(&back), 1);
     assert_eq!(daemon.metric("transit_kms_key_version_regressions_total", &[]).await, 1.0);
     assert_eq!(daemon.metric("transit_kms_key_version", &[("key", "transit/kms")]).await, 1.0);
@@ -54,7 +54,7 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
     assert_eq!(version_of_key_id(&next), 2);
     assert_ne!(next, lost.key_id);
     let error = caller.decrypt(&lost).await.unwrap_err();
-    assert!(error.message().contains("version 2 of key `kms` was made at another time"), "{error}");
+    assert!(error.message().contains("version 2 of key `kms` was created at another time"), "{error}");
 }
 
 /// (a) As above, but the restored Vault rotates the key before transit-kms has looked.

@@ -204,8 +204,8 @@ async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
     for words in [
         "key `ecdsa` is of type ecdsa-p256, which cannot decrypt: take it out of vault.keynames",
         "key `derived` is derived and would need a context with every call: take it out of vault.keynames",
-        "an additional key may not be used to decrypt; the others are",
-        "an additional key cannot be read; Decrypts are tried all the same",
+        "an additional key may not be used to decrypt; the other keys are still used",
+        "an additional key cannot be read; Decrypts are still tried with it",
     ] {
         daemon.wait_printed(words).await;
     }

@@ -454,15 +454,15 @@ async fn birth(bao: &Bao) -> i64 {
 }
 
 async fn another_key_is_refused(daemon: &Daemon, caller: &Caller, sealed: &kms_plugin::v2::EncryptResponse) {
-    let error = wait_for_lost(caller, "made anew").await;
+    let error = wait_for_lost(caller, "recreated").await;
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     let error = caller.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
-    assert!(error.message().contains("made anew"), "{error}");
+    assert!(error.message().contains("recreated"), "{error}");
     let error = caller.decrypt(sealed).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     assert_health(daemon, "lost").await;
-    assert_ready(daemon, 503, "made anew").await;
+    assert_ready(daemon, 503, "recreated").await;
     assert_eq!(daemon.admin("/livez").await.0, 200);
 }
 

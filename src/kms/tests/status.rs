@@ -40,9 +40,9 @@ async fn a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
     for (what, lose) in [
         ("does not exist", None),
         ("soft-deleted", Some(FakeKey { soft_deleted: true, ..restored.clone() })),
-        ("made anew", Some(FakeKey::new(2, &[999]))),
+        ("recreated", Some(FakeKey::new(2, &[999]))),
         // Within the second in which it was made.
-        ("made anew", Some(FakeKey::new(2, &[100]))),
+        ("recreated", Some(FakeKey::new(2, &[100]))),
     ] {
         let bench = Bench::with_health_checker(Model::new()).await;
         bench.model.change(|state| {

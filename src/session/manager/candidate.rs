@@ -116,7 +116,7 @@ impl Attempt {
         // Logged only now: if the candidate fails, its error is what matters.
         let token = token.map_err(|error| {
             if error.kind == ErrorKind::Denied {
-                warn!(%error, "the token may not look itself up; a renewal is tried, which tells its end");
+                warn!(%error, "the token may not look itself up; a renewal follows, and its answer shows when the token expires");
             } else {
                 warn!(%error, "the token could not be looked up");
             }

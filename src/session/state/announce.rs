@@ -16,9 +16,9 @@ impl StateStore {
                     error!(
                         key = %current.key, from = %earlier.version, to = %current.version,
                         key_id_hash = current.key_id_hash,
-                        "Vault insists on an older key version, as after restoring a backup: publishing it, \
-                         because what a version that is gone encrypts nobody could decrypt; data written with \
-                         the newer version is unreadable until that version is back"
+                        "Vault keeps reporting an older key version, as after a backup was restored: publishing it, \
+                         because Vault could not decrypt data that a missing version has encrypted; data written \
+                         with the newer version is unreadable until that version is back"
                     );
                 }
                 _ => info!(
@@ -31,26 +31,26 @@ impl StateStore {
             let known = before.and_then(|before| before.keyring.entry(entry.scope));
             let so_far = known.and_then(|known| known.unusable.as_ref());
             if let Some(reason) = entry.unusable.as_ref().filter(|reason| Some(*reason) != so_far) {
-                warn!(key = %entry.key, %reason, "an additional key cannot be used; the others are");
+                warn!(key = %entry.key, %reason, "an additional key cannot be used; the other keys can");
             }
-            // Its words may differ each time.
+            // Logged once, although the reason may differ each time.
             if let Some(reason) =
                 entry.unread.as_ref().filter(|_| known.is_none_or(|known| known.unread.is_none()))
             {
-                warn!(key = %entry.key, %reason, "an additional key cannot be read; Decrypts are tried all the same");
+                warn!(key = %entry.key, %reason, "an additional key cannot be read; Decrypts are still tried with it");
             }
             if entry.min_decryption > 1
                 && known.is_none_or(|known| known.min_decryption < entry.min_decryption)
             {
                 warn!(
                     key = %entry.key, min_decryption_version = entry.min_decryption,
-                    "older versions of the key are excluded from decryption: what is still encrypted with them \
-                     cannot be read; lower min_decryption_version until everything is migrated"
+                    "older versions of the key are excluded from decryption: data still encrypted with them \
+                     cannot be read; lower min_decryption_version until all data is rewritten"
                 );
             }
         }
         self.metrics.keys.published(
-            // With its path: a key of the same name elsewhere must not look like an older version.
+            // With its path, so that a key of the same name in another mount does not look like an older version.
             &format!("{}/{}", current.key.path(), current.key.name()),
             current.version.number(),
             &current.key_id_hash,

@@ -236,7 +236,7 @@ impl CallReporter {
             *denied = (Some(generation), HashSet::new());
         }
         if denied.1.insert(entry.scope) {
-            warn!(key = %entry.key, %error, "an additional key may not be used to decrypt; the others are");
+            warn!(key = %entry.key, %error, "an additional key may not be used to decrypt; the other keys are still used");
         }
     }
 }
