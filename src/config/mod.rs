@@ -12,18 +12,14 @@
 //! the line, the key and the rule. Paths of files are the one exception: they
 //! must be known to be mended.
 
-mod debounce;
 mod error;
-mod notifier;
+pub mod load;
 pub mod parse;
-mod places;
 pub mod settings;
-pub mod source;
-mod tree;
 pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
+pub use load::{Fingerprint, Reading, read};
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
 pub use settings::{Config, Credentials, Encryption, LocalKekLimits, TlsFiles};
-pub use source::{Fingerprint, Reading, read};
 pub use watch::{Observation, Rereader, WatchOptions, Watcher, watch};

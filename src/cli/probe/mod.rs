@@ -4,9 +4,9 @@
 //! there was no answer, 64 for bad input. On standard output comes what was
 //! learnt, on standard error why it is not well.
 
-mod ask;
 mod cluster;
 mod input;
+mod kms;
 mod metrics_page;
 mod report;
 mod unused;
@@ -187,15 +187,15 @@ async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Verdict) {
     };
     let asked = async {
         match prepared {
-            Prepared::Admin(path) => ask::admin(args, path, &mut report).await,
-            Prepared::Kms(call) => ask::kms(args, call, &mut report).await,
+            Prepared::Admin(path) => kms::admin(args, path, &mut report).await,
+            Prepared::Kms(call) => kms::kms(args, call, &mut report).await,
             Prepared::Unused(unused) => unused::unused(args, &unused, &mut report).await,
         }
     };
     let verdict = match timeout(args.timeout(), asked).await {
         Ok(Ok(())) => Verdict::Good,
         Ok(Err(verdict)) => verdict,
-        Err(_) => ask::late(args),
+        Err(_) => kms::late(args),
     };
     (report, verdict)
 }

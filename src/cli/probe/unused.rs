@@ -13,8 +13,9 @@ use clap::Args;
 use url::Url;
 
 use super::{
-    ProbeArgs, ask,
+    ProbeArgs,
     cluster::{ApiServer, Cluster},
+    kms,
     metrics_page::Page,
     report::{Report, Verdict},
 };
@@ -52,7 +53,7 @@ pub(super) async fn unused(
     report: &mut Report,
 ) -> Result<(), Verdict> {
     let cluster = Cluster::new(unused).map_err(Verdict::Input)?;
-    let ours = ask::key_id(args).await.map(|key_id| key_id_hash(&key_id));
+    let ours = kms::key_id(args).await.map(|key_id| key_id_hash(&key_id));
     match &ours {
         Ok(hash) => report.learn("key_id_hash", hash.as_str()),
         Err(verdict) => report.learn("unknown_key_id", verdict.reason().unwrap_or_default()),

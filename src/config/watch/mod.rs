@@ -8,6 +8,10 @@
 //! Events are only hints; what counts is what a read finds. Polling alone
 //! would do, only later.
 
+mod debounce;
+mod notifier;
+mod watch_set;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,14 +24,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::{debounce::Debounce, notifier::Notifier, watch_set::Places};
 use super::{
     ConfigError,
-    debounce::Debounce,
-    notifier::{self, Notifier},
+    load::{self, Fingerprint, Look, Reading},
     parse::ParseOptions,
-    places::Places,
     settings::TlsFiles,
-    source::{self, Fingerprint, Look, Reading},
 };
 
 /// What was found on disk.
@@ -240,7 +242,7 @@ impl Task {
                 self.eye = Some(eye);
                 observation
             }
-            Err(error) if error.is_panic() => Err(source::crashed(&self.path)),
+            Err(error) if error.is_panic() => Err(load::crashed(&self.path)),
             Err(_) => return None,
         };
         self.consider(observation);
@@ -344,7 +346,7 @@ impl Eye {
         let mut rounds = 0;
         loop {
             self.arm(&places);
-            let Look { outcome, named } = source::look(&self.path, self.options.parse);
+            let Look { outcome, named } = load::look(&self.path, self.options.parse);
             self.named = named;
             let now = self.places();
             rounds += 1;

@@ -1,5 +1,7 @@
 //! From text to [`Config`]: Trousseau's two shapes, and ours.
 
+mod tree;
+
 use std::{collections::HashSet, path::Path};
 
 use transit_client::{
@@ -9,13 +11,13 @@ use transit_client::{
     token::Token,
 };
 
+use self::tree::{Key, Node, Step};
 use super::{
     ConfigError, ConfigErrorKind,
     settings::{
         Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, LOGIN_METHODS, LocalKekLimits, TlsFiles,
         absolute_path, age, connect_timeout, server_name,
     },
-    tree::{self, Key, Node, Step},
 };
 
 /// The longest config file in bytes.

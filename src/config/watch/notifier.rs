@@ -21,7 +21,7 @@ use notify::{
 };
 use tokio::sync::Notify;
 
-use super::places::Places;
+use super::watch_set::Places;
 
 /// What `notify` calls with each event, on its own thread.
 pub(super) type Handler = Box<dyn FnMut(notify::Result<Event>) + Send>;
