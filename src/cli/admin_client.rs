@@ -1,4 +1,4 @@
-//! A client of the daemon's admin listener.
+//! A client of the daemon's admin addresses.
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -13,25 +13,25 @@ use tokio::{
 
 use transit_client::text::root_cause;
 
-/// A reason is a line; whatever sends more than this is not ours.
-const MOST_ANSWER: usize = 64 * 1024;
+/// The admin pages that this client requests have a few lines.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Asks an admin listener for `path`.
+/// Requests `path` and returns the status and the body.
 ///
 /// # Errors
-/// Says what failed, in words.
+/// The cause, as text for the operator.
 pub(super) async fn get(address: &ListenAddress, path: &str) -> Result<(StatusCode, String), String> {
     match address {
         ListenAddress::Tcp(address) => {
-            ask(TcpStream::connect(address).await.map_err(|error| error.to_string())?, path).await
+            exchange(TcpStream::connect(address).await.map_err(|error| error.to_string())?, path).await
         }
         ListenAddress::Unix(address) => {
-            ask(connect_stream(address).await.map_err(|error| error.to_string())?, path).await
+            exchange(connect_stream(address).await.map_err(|error| error.to_string())?, path).await
         }
     }
 }
 
-async fn ask<S>(stream: S, path: &str) -> Result<(StatusCode, String), String>
+async fn exchange<S>(stream: S, path: &str) -> Result<(StatusCode, String), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -45,21 +45,21 @@ where
             .map_err(|error| error.to_string())?;
         let response = sender.send_request(request).await.map_err(|error| root_cause(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_ANSWER)
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
             .collect()
             .await
             .map_err(|error| root_cause(error.as_ref()))?
             .to_bytes();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
-    // The connection only moves while it is polled; its own end says nothing that the exchange
-    // does not say better.
+    // The connection makes progress only while it is polled. If it ends first, the exchange returns the better
+    // error.
     let mut connection = std::pin::pin!(connection);
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         biased;
         answer = exchange.as_mut() => return answer,
-        _ended = connection.as_mut() => {}
+        _ = connection.as_mut() => {}
     }
     exchange.await
 }

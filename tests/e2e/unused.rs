@@ -68,7 +68,7 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
 
     // One that does not say who it is may be.
     let (code, said) = unused(&plane.server, account.path(), Path::new("/nowhere/kms.sock"), &ALONE);
-    assert_eq!((code, reason_has(&said, "cannot be told")), (1, true), "{said}");
+    assert_eq!((code, reason_has(&said, "cannot be determined")), (1, true), "{said}");
 
     // After a rotation kube-apiserver has been told the old key_id only, until it asks again.
     let old = plane.caller.key_id().await;
@@ -98,7 +98,7 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
 
     plane.server.kill();
     let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
-    assert_eq!((code, reason_has(&said, "cannot be asked")), (2, true), "{said}");
+    assert_eq!((code, reason_has(&said, "did not answer")), (2, true), "{said}");
 }
 
 async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provider; N]) {

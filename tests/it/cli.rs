@@ -79,7 +79,7 @@ async fn a_bad_flag_ends_with_64_and_says_what_to_write() {
         (&["probe", "encrypt", "--plaintext", "!"], "not base64"),
         (&["probe", "live", "--admin", "nowhere"], "neither an IP address with a port"),
         (&["probe", "status", "--socket", "/run/kms.sock"], "write unix:///path/to/kms.sock"),
-        (&["probe", "status", "--timeout", "0s"], "more than nothing"),
+        (&["probe", "status", "--timeout", "0s"], "must be more than 0"),
         (&["probe", "status", "-o", "yaml"], "json, text"),
     ] {
         assert_refused(&run(arguments).await, "", words);
@@ -351,7 +351,7 @@ async fn probes_of_nothing() {
         }
         let ran = run(&arguments).await;
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
-        assert!(ran.stderr.contains("is `transit-kms serve` running"), "{ran:?}");
+        assert!(ran.stderr.contains("does `transit-kms serve` run with"), "{ran:?}");
         arguments.extend(["-o", "json"]);
         let ran = run(&arguments).await;
         assert_eq!(ran.code, Some(2), "{ran:?}");

@@ -1,4 +1,4 @@
-//! All API servers of a cluster, and how each is asked.
+//! The API servers of a cluster, and requests to them.
 
 use std::{
     collections::BTreeSet,
@@ -11,62 +11,63 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::Url;
 
-use super::{
-    metrics_page::{Page, PageReader, http_date},
-    report::Verdict,
-    unused::UnusedArgs,
-};
 use transit_client::text::root_cause;
 
-/// The name that every API server's certificate carries: pods reach it by this one.
-const NAME: &str = "kubernetes.default.svc";
-/// The slices of the Service `kubernetes`: there may be one for each family of addresses.
-const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
-                      ?labelSelector=kubernetes.io%2Fservice-name%3Dkubernetes";
-/// A slice holds at most a thousand endpoints, in some hundred kilobytes.
-const MOST_LIST: usize = 4 * 1024 * 1024;
-/// `/metrics` of a large cluster has tens of megabytes in short lines; a longer line is not of it.
-const LONGEST_LINE: usize = 1024 * 1024;
+use super::{
+    args::UnusedArgs,
+    metrics_page::{PageReader, PluginMetrics, http_date},
+    report::ProbeError,
+};
 
-/// How API servers are asked.
+/// The certificate of every API server contains this name, because pods use it.
+const SERVER_NAME: &str = "kubernetes.default.svc";
+/// The EndpointSlices of the Service `kubernetes`. There can be one for each address family.
+const SLICES_PATH: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
+                      ?labelSelector=kubernetes.io%2Fservice-name%3Dkubernetes";
+/// An EndpointSlice has at most 1000 endpoints, in some hundred kilobytes.
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
+/// The metrics of a large cluster have tens of megabytes, but their lines are short.
+const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// What requests to API servers need.
 pub(super) struct Cluster {
     ca: Vec<Certificate>,
     discovery: bool,
-    given: Vec<Url>,
+    /// The API servers in the arguments, or the one in the environment of a pod.
+    named: Vec<Url>,
     token: SecretString,
 }
 
-/// Where one is.
+/// The location of an API server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct ApiServer {
     base: Url,
-    /// The address of a name that no resolver need know.
-    at: Option<SocketAddr>,
+    /// The address, if it is from the cluster's list: the name in the URL is resolved to it.
+    address: Option<SocketAddr>,
 }
 
-/// All API servers that there are. It can be made in two ways only: from a complete list of the cluster,
-/// or because the user says so. An answer that anything else was taken for a list would let a plugin go
-/// that is in use.
+/// All API servers of the cluster. It is made only from a complete list of the cluster, or if the operator says that
+/// the named servers are all. If another answer were taken for a list, the check could pass for a plugin in use.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) struct AllServers(Vec<ApiServer>);
+pub(super) struct AllApiServers(Vec<ApiServer>);
 
-impl AllServers {
+impl AllApiServers {
     pub(super) fn iter(&self) -> impl Iterator<Item = &ApiServer> {
         self.0.iter()
     }
 
-    /// From the answer to [`SLICES`].
+    /// Parses the answer to [`SLICES_PATH`].
     ///
     /// # Errors
-    /// Why it is no list, or not all of it.
+    /// If it is not a list, or an incomplete one.
     fn listed(body: &[u8]) -> Result<Self, String> {
         let list: EndpointSliceList =
-            serde_json::from_slice(body).map_err(|_| "what it answers is no list of EndpointSlices")?;
+            serde_json::from_slice(body).map_err(|_| "the answer is not a list of EndpointSlices")?;
         if list.kind != "EndpointSliceList" {
-            return Err("what it answers is no list of EndpointSlices".into());
+            return Err("the answer is not a list of EndpointSlices".into());
         }
-        if !list.metadata.rest.unwrap_or_default().is_empty() {
-            return Err("it answers with a part of the list only".into());
+        if !list.metadata.continue_token.unwrap_or_default().is_empty() {
+            return Err("the answer is only a part of the list".into());
         }
         let mut servers = BTreeSet::new();
         for slice in list.items {
@@ -81,14 +82,14 @@ impl AllServers {
                 _ => None,
             };
             let port = port.ok_or("an EndpointSlice has no port `https`")?;
-            // One that is not ready is an API server all the same.
+            // An API server that is not ready counts too.
             for endpoint in endpoints {
                 if endpoint.addresses.is_empty() {
                     return Err("an endpoint has no address".into());
                 }
                 for address in endpoint.addresses {
                     let address: IpAddr =
-                        address.parse().map_err(|_| "an endpoint's address is no IP address")?;
+                        address.parse().map_err(|_| "the address of an endpoint is not an IP address")?;
                     servers.insert(SocketAddr::new(address, port));
                 }
             }
@@ -97,24 +98,24 @@ impl AllServers {
             return Err("the list is empty".into());
         }
         let server = |address: SocketAddr| {
-            let base = Url::parse(&format!("https://{NAME}:{}", address.port())).ok()?;
-            Some(ApiServer { base, at: Some(address) })
+            let base = Url::parse(&format!("https://{SERVER_NAME}:{}", address.port())).ok()?;
+            Some(ApiServer { base, address: Some(address) })
         };
         let all = servers.into_iter().map(server).collect::<Option<_>>();
-        all.map(Self).ok_or_else(|| "an endpoint's port makes no URL".into())
+        all.map(Self).ok_or_else(|| "the port of an endpoint is not valid in a URL".into())
     }
 }
 
 impl fmt::Display for ApiServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.at {
+        match self.address {
             Some(address) => write!(f, "{address}"),
             None => f.write_str(self.base.as_str().trim_end_matches('/')),
         }
     }
 }
 
-/// The part of a list that says where they are. What Kubernetes always sends is required.
+/// The fields of a list of EndpointSlices. Fields that Kubernetes always sends are required.
 #[derive(Deserialize)]
 struct EndpointSliceList {
     kind: String,
@@ -125,7 +126,7 @@ struct EndpointSliceList {
 #[derive(Deserialize)]
 struct ListMeta {
     #[serde(rename = "continue")]
-    rest: Option<String>,
+    continue_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -147,19 +148,19 @@ struct Port {
 
 impl Cluster {
     pub(super) fn new(args: &UnusedArgs) -> Result<Self, String> {
-        let given = match args.api_server.as_slice() {
-            [] => vec![told_to_pods()?],
-            named => named.to_vec(),
+        let named = match args.api_server.as_slice() {
+            [] => vec![url_from_environment()?],
+            urls => urls.to_vec(),
         };
-        if given.iter().any(|url| url.scheme() != "https") {
+        if named.iter().any(|url| url.scheme() != "https") {
             return Err("--api-server must begin with https://".into());
         }
         let read = |name: &str| {
             let path = args.service_account.join(name);
             fs::read(&path).map_err(|error: io::Error| {
                 format!(
-                    "cannot read {}: {error}; run this in a pod with a service account, or name a folder with `ca.crt` \
-                     and `token` by --service-account",
+                    "cannot read {}: {error}; run this in a pod with a service account, or pass a directory \
+                     with `ca.crt` and `token` in --service-account",
                     path.display()
                 )
             })
@@ -167,132 +168,137 @@ impl Cluster {
         let ca = Certificate::from_pem_bundle(&read("ca.crt")?)
             .ok()
             .filter(|certificates| !certificates.is_empty())
-            .ok_or("ca.crt holds no certificate in PEM form")?;
-        let token = String::from_utf8(read("token")?).map_err(|_| "token is not text")?;
+            .ok_or("ca.crt contains no certificate in PEM format")?;
+        let token = String::from_utf8(read("token")?).map_err(|_| "token is not UTF-8 text")?;
         let token = SecretString::from(token.trim().to_owned());
-        Ok(Self { ca, discovery: !args.no_discovery, given, token })
+        Ok(Self { ca, discovery: !args.no_discovery, named, token })
     }
 
-    /// All that the cluster lists, and those that are named; or those alone, if they are said to be all.
-    pub(super) async fn servers(&self) -> Result<AllServers, Verdict> {
-        let given = self.given.iter().map(|base| ApiServer { base: base.clone(), at: None });
+    /// Returns the API servers in the cluster's list and the named ones. Without discovery, returns only the named
+    /// ones.
+    pub(super) async fn servers(&self) -> Result<AllApiServers, ProbeError> {
+        let mut named = self.named.iter().map(|base| ApiServer { base: base.clone(), address: None });
         if !self.discovery {
-            return Ok(AllServers(given.collect()));
+            return Ok(AllApiServers(named.collect()));
         }
-        let mut given = given;
-        let Some(first) = given.next() else {
-            return Err(Verdict::Input("no API server is known".into()));
+        let Some(first) = named.next() else {
+            return Err(ProbeError::InvalidInput("no API server is known".into()));
         };
         let unknown = |why: &str| {
-            Verdict::Bad(format!(
-                "which API servers there are cannot be told, so they cannot all be asked whether they use this plugin: \
-                 kube-apiserver at {first} was asked for the EndpointSlices of the Service `kubernetes`, and {why}; or \
-                 name all API servers by --api-server, and say so by --no-discovery"
+            ProbeError::Failed(format!(
+                "the API servers of the cluster cannot be listed. kube-apiserver at {first} was asked for the EndpointSlices of \
+                 the Service `kubernetes`: {why}. Alternatively, pass all API servers in --api-server, together with \
+                 --no-discovery"
             ))
         };
-        let answer = self.get(&first, SLICES).await?;
+        let answer = self.get(&first, SLICES_PATH).await?;
         match answer.status() {
             StatusCode::OK => {}
             status @ (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) => {
                 return Err(unknown(&format!(
-                    "refuses ({status}): a Role in the namespace `default` must allow the verb `list` on \
+                    "it refused ({status}): a Role in the namespace `default` must allow the verb `list` on \
                      `endpointslices` of the API group discovery.k8s.io"
                 )));
             }
-            status => return Err(unknown(&format!("answers with {status}: try again later"))),
+            status => return Err(unknown(&format!("it answered with {status}; try again later"))),
         }
-        let body = whole(answer, MOST_LIST).await.map_err(|error| match error {
-            Some(error) => silent(&first, &error),
-            None => unknown("what it answers is too long for a list"),
+        let body = read_body(answer, MAX_LIST_BYTES).await.map_err(|error| match error {
+            Some(error) => no_answer(&first, &error),
+            None => unknown("the answer is too long for a list"),
         })?;
-        let mut all = AllServers::listed(&body).map_err(|why| unknown(&why))?;
-        all.0.extend(given);
+        let mut all = AllApiServers::listed(&body).map_err(|why| unknown(&why))?;
+        all.0.extend(named);
         Ok(all)
     }
 
-    /// What a server tells of its plugins.
-    pub(super) async fn page(&self, server: &ApiServer) -> Result<Page, Verdict> {
+    /// Requests the metrics of an API server about its plugins.
+    pub(super) async fn plugin_metrics(&self, server: &ApiServer) -> Result<PluginMetrics, ProbeError> {
         let unusable = |why: &str| {
-            Verdict::Bad(format!("whether kube-apiserver at {server} uses this plugin cannot be told: {why}"))
+            ProbeError::Failed(format!(
+                "it cannot be determined whether kube-apiserver at {server} uses this plugin: {why}"
+            ))
         };
         let mut answer = self.get(server, "/metrics").await?;
         match answer.status() {
             StatusCode::OK => {}
             status @ (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) => {
-                return Err(Verdict::Bad(format!(
-                    "kube-apiserver at {server} does not show its metrics ({status}): a ClusterRole must allow the verb \
+                return Err(ProbeError::Failed(format!(
+                    "kube-apiserver at {server} refused to show its metrics ({status}): a ClusterRole must allow the verb \
                      `get` on the nonResourceURL /metrics"
                 )));
             }
-            status => return Err(unusable(&format!("it answers /metrics with {status}"))),
+            status => return Err(unusable(&format!("it answered /metrics with {status}"))),
         }
-        // Its own clock made the time stamps.
+        // The timestamps in the metrics are from the clock of the API server, and so is this date.
         let date = answer.headers().get(header::DATE).and_then(|date| date.to_str().ok());
-        let now = date.and_then(http_date).ok_or_else(|| unusable("its answer has no date"))?;
+        let now = date.and_then(http_date).ok_or_else(|| unusable("its answer has no Date header"))?;
         let (mut page, mut rest) = (PageReader::default(), Vec::new());
-        while let Some(chunk) = answer.chunk().await.map_err(|error| silent(server, &error))? {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| no_answer(server, &error))? {
             let mut lines = chunk.split(|byte| *byte == b'\n').peekable();
             while let Some(line) = lines.next() {
                 rest.extend_from_slice(line);
                 if lines.peek().is_some() {
                     page.line(&String::from_utf8_lossy(&rest)).map_err(unusable)?;
                     rest.clear();
-                } else if rest.len() > LONGEST_LINE {
-                    return Err(unusable("what it answers is no metrics of a kube-apiserver"));
+                } else if rest.len() > MAX_LINE_BYTES {
+                    return Err(unusable("the answer is not the metrics of a kube-apiserver"));
                 }
             }
         }
         if !rest.is_empty() {
-            return Err(unusable("its metrics end within a line"));
+            return Err(unusable("its metrics end in the middle of a line"));
         }
         page.finish(now).map_err(unusable)
     }
 
-    async fn get(&self, server: &ApiServer, path: &str) -> Result<Response, Verdict> {
-        #[expect(clippy::disallowed_methods, reason = "no proxy is heeded")]
+    async fn get(&self, server: &ApiServer, path: &str) -> Result<Response, ProbeError> {
+        #[expect(clippy::disallowed_methods, reason = "the client uses no proxy")]
         let mut client = Client::builder()
             .https_only(true)
             .no_proxy()
             .redirect(redirect::Policy::none())
             .tls_certs_only(self.ca.clone());
-        if let Some(address) = server.at {
-            client = client.resolve(NAME, address);
+        if let Some(address) = server.address {
+            client = client.resolve(SERVER_NAME, address);
         }
-        let client = client.build().map_err(|error| Verdict::Input(root_cause(&error)))?;
-        let url = server.base.join(path).map_err(|error| Verdict::Input(error.to_string()))?;
+        let client = client.build().map_err(|error| ProbeError::InvalidInput(root_cause(&error)))?;
+        let url = server.base.join(path).map_err(|error| ProbeError::InvalidInput(error.to_string()))?;
         let request = client.get(url).bearer_auth(self.token.expose_secret());
-        request.send().await.map_err(|error| silent(server, &error))
+        request.send().await.map_err(|error| no_answer(server, &error))
     }
 }
 
+/// Returns the body.
+///
 /// # Errors
-/// None if it is longer than `most`.
-async fn whole(mut answer: Response, most: usize) -> Result<Vec<u8>, Option<reqwest::Error>> {
+/// `None` if it is longer than `max_bytes`.
+async fn read_body(mut answer: Response, max_bytes: usize) -> Result<Vec<u8>, Option<reqwest::Error>> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(Some)? {
         body.extend_from_slice(&chunk);
-        if body.len() > most {
+        if body.len() > max_bytes {
             return Err(None);
         }
     }
     Ok(body)
 }
 
-/// The API server that a pod's environment names.
-fn told_to_pods() -> Result<Url, String> {
+/// Returns the URL of the API server in the environment of a pod.
+fn url_from_environment() -> Result<Url, String> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (Some(host), Some(port)) = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT"))
     else {
-        return Err("no API server is known: run this in a pod, or name one by --api-server".into());
+        return Err("no API server is known: run this in a pod, or pass --api-server".into());
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
-    Url::parse(&format!("https://{host}:{port}"))
-        .map_err(|error| format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT make no URL: {error}"))
+    Url::parse(&format!("https://{host}:{port}")).map_err(|error| {
+        format!("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not valid in a URL: {error}")
+    })
 }
 
-fn silent(server: &ApiServer, error: &reqwest::Error) -> Verdict {
-    Verdict::Silence(format!(
-        "kube-apiserver at {server} cannot be asked whether it still uses this plugin: {}",
+fn no_answer(server: &ApiServer, error: &reqwest::Error) -> ProbeError {
+    ProbeError::NoAnswer(format!(
+        "kube-apiserver at {server} did not answer whether it still uses this plugin: {}",
         root_cause(error)
     ))
 }
@@ -312,12 +318,12 @@ mod tests {
     }
 
     fn listed(list: &Value) -> Result<Vec<String>, String> {
-        let all = AllServers::listed(list.to_string().as_bytes())?;
+        let all = AllApiServers::listed(list.to_string().as_bytes())?;
         Ok(all.iter().map(ToString::to_string).collect())
     }
 
     #[test]
-    fn all_slices_and_families_and_what_is_not_ready_are_listed_once() {
+    fn servers_of_all_slices_are_listed_once_also_if_not_ready() {
         let https = json!([{"name": "metrics", "port": 1}, {"name": "https", "port": 6443}]);
         let found = listed(&list(json!([
             slice(https.clone(), json!([{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}])),
@@ -328,9 +334,9 @@ mod tests {
         assert_eq!(found.unwrap(), ["10.0.0.1:6443", "10.0.0.2:6443", "[fd00::1]:443"]);
     }
 
-    /// Each of these was once taken for one server.
+    /// An earlier version read a single server from each of these.
     #[test]
-    fn what_is_no_complete_list_is_no_answer() {
+    fn an_incomplete_list_is_refused() {
         let one = json!([{"addresses": ["10.0.0.1"]}]);
         let mut part = list(json!([slice(json!([{"port": 443}]), one.clone())]));
         part["metadata"]["continue"] = "more".into();
@@ -338,10 +344,10 @@ mod tests {
         other["kind"] = "PodList".into();
         for (bad, says) in [
             (part, "a part of the list"),
-            (other, "no list of EndpointSlices"),
-            (json!({"kind": "EndpointSlice", "endpoints": []}), "no list of EndpointSlices"),
-            (json!({"kind": "Status", "code": 200}), "no list of EndpointSlices"),
-            (list(Value::Null), "no list of EndpointSlices"),
+            (other, "not a list of EndpointSlices"),
+            (json!({"kind": "EndpointSlice", "endpoints": []}), "not a list of EndpointSlices"),
+            (json!({"kind": "Status", "code": 200}), "not a list of EndpointSlices"),
+            (list(Value::Null), "not a list of EndpointSlices"),
             (list(json!([])), "is empty"),
             (list(json!([slice(json!([{"port": 443}]), json!([]))])), "is empty"),
             (list(json!([slice(json!([]), one.clone())])), "no port"),
@@ -351,12 +357,12 @@ mod tests {
             (list(json!([slice(json!([{"port": 443}]), json!([{"addresses": []}]))])), "no address"),
             (
                 list(json!([slice(json!([{"port": 443}]), json!([{"addresses": ["api.example"]}]))])),
-                "no IP address",
+                "not an IP address",
             ),
         ] {
             let why = listed(&bad).unwrap_err();
             assert!(why.contains(says), "{bad}: {why}");
         }
-        assert!(AllServers::listed(b"<html>please log in</html>").unwrap_err().contains("no list"));
+        assert!(AllApiServers::listed(b"<html>please log in</html>").unwrap_err().contains("not a list"));
     }
 }

@@ -1,4 +1,4 @@
-//! The input, read and decoded before anybody is asked.
+//! Reads and decodes the input before the first request.
 
 use std::{
     collections::BTreeMap,
@@ -17,22 +17,27 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{Ask, unused::UnusedArgs};
 use kms_plugin::v2::EncryptResponse;
 
-/// Seeds have 32 bytes and ciphertexts at most 1 KiB; this is for base64 and for tests of limits.
-const MOST_INPUT: u64 = 1024 * 1024;
-/// What kube-apiserver sends.
-pub(super) const SAMPLE_BYTES: usize = 32;
+use super::{
+    args::{ProbeCommand, UnusedArgs},
+    report::ProbeError,
+};
 
-/// The input, read and decoded before anybody is asked.
+/// Seeds have 32 bytes and ciphertexts at most 1 KiB. The rest is for base64 and for tests of the plugin's limits.
+const MAX_INPUT_BYTES: u64 = 1024 * 1024;
+/// The size of the DEK seeds that kube-apiserver sends.
+pub(super) const SEED_BYTES: usize = 32;
+
+/// A check with its decoded input.
 pub(super) enum Prepared {
+    /// The path to request.
     Admin(&'static str),
-    Kms(Call),
+    Kms(KmsCall),
     Unused(UnusedArgs),
 }
 
-pub(super) enum Call {
+pub(super) enum KmsCall {
     Decrypt { encrypted: EncryptResponse, show_plaintext: bool },
     Encrypt(Plaintext),
     Roundtrip,
@@ -40,38 +45,44 @@ pub(super) enum Call {
 }
 
 impl Prepared {
-    pub(super) fn new(ask: &Ask, input: &mut impl Read) -> Result<Self, String> {
-        Ok(match ask {
-            Ask::Decrypt { annotation, ciphertext, encrypted, key_id, show_plaintext } => {
+    /// # Errors
+    /// [`ProbeError::InvalidInput`].
+    pub(super) fn new(command: &ProbeCommand, input: &mut impl Read) -> Result<Self, ProbeError> {
+        Self::decode(command, input).map_err(ProbeError::InvalidInput)
+    }
+
+    fn decode(command: &ProbeCommand, input: &mut impl Read) -> Result<Self, String> {
+        Ok(match command {
+            ProbeCommand::Decrypt { annotation, ciphertext, encrypted, key_id, show_plaintext } => {
                 let encrypted = match (encrypted, ciphertext, key_id) {
-                    (Some(path), ..) => encrypted_in(path, input)?,
+                    (Some(path), ..) => read_encrypted(path, input)?,
                     (None, Some(ciphertext), Some(key_id)) => EncryptResponse {
                         annotations: annotation
                             .iter()
-                            .map(|one| annotation_of(one))
+                            .map(|annotation| parse_annotation(annotation))
                             .collect::<Result<_, _>>()?,
-                        ciphertext: ciphertext_of(&given("--ciphertext", ciphertext, input)?)?,
+                        ciphertext: parse_ciphertext(&value_or_input("--ciphertext", ciphertext, input)?)?,
                         key_id: key_id.clone(),
                     },
-                    _ => return Err("name --ciphertext and --key-id, or --encrypted".into()),
+                    _ => return Err("pass --ciphertext and --key-id, or --encrypted".into()),
                 };
-                Self::Kms(Call::Decrypt { encrypted, show_plaintext: *show_plaintext })
+                Self::Kms(KmsCall::Decrypt { encrypted, show_plaintext: *show_plaintext })
             }
-            Ask::Encrypt { plaintext: None } => Self::Kms(Call::Encrypt(Plaintext::random())),
-            Ask::Encrypt { plaintext: Some(plaintext) } => {
-                let text = given("--plaintext", plaintext.expose_secret(), input)?;
-                Self::Kms(Call::Encrypt(Plaintext::new(decoded("--plaintext", text.trim())?)))
+            ProbeCommand::Encrypt { plaintext: None } => Self::Kms(KmsCall::Encrypt(Plaintext::random())),
+            ProbeCommand::Encrypt { plaintext: Some(plaintext) } => {
+                let text = value_or_input("--plaintext", plaintext.expose_secret(), input)?;
+                Self::Kms(KmsCall::Encrypt(Plaintext::new(decode_base64("--plaintext", text.trim())?)))
             }
-            Ask::Live => Self::Admin("/livez"),
-            Ask::Ready => Self::Admin("/readyz"),
-            Ask::Roundtrip => Self::Kms(Call::Roundtrip),
-            Ask::Status => Self::Kms(Call::Status),
-            Ask::Unused(unused) => Self::Unused(unused.clone()),
+            ProbeCommand::Live => Self::Admin("/livez"),
+            ProbeCommand::Ready => Self::Admin("/readyz"),
+            ProbeCommand::Roundtrip => Self::Kms(KmsCall::Roundtrip),
+            ProbeCommand::Status => Self::Kms(KmsCall::Status),
+            ProbeCommand::Unused(unused) => Self::Unused(unused.clone()),
         })
     }
 }
 
-/// Bytes that are wiped when the last who holds them lets go.
+/// Bytes that are wiped when the last copy of the handle is dropped.
 #[derive(Clone)]
 pub(super) struct Plaintext(pub(super) Bytes);
 
@@ -81,7 +92,7 @@ impl Plaintext {
     }
 
     pub(super) fn random() -> Self {
-        let mut bytes = Zeroizing::new(vec![0; SAMPLE_BYTES]);
+        let mut bytes = Zeroizing::new(vec![0; SEED_BYTES]);
         rand::fill(bytes.as_mut_slice());
         Self::new(bytes)
     }
@@ -93,80 +104,88 @@ impl fmt::Debug for Plaintext {
     }
 }
 
-pub(super) fn given(flag: &str, value: &str, input: &mut impl Read) -> Result<Zeroizing<String>, String> {
+/// Returns the value of a flag, or all of standard input if the value is `-`.
+pub(super) fn value_or_input(
+    flag: &str,
+    value: &str,
+    input: &mut impl Read,
+) -> Result<Zeroizing<String>, String> {
     if value != "-" {
         return Ok(Zeroizing::new(value.to_owned()));
     }
-    all_of(input).map_err(|why| format!("{flag} -: standard input {why}"))
+    read_all(input).map_err(|why| format!("{flag} -: standard input {why}"))
 }
 
-fn all_of(input: &mut impl Read) -> Result<Zeroizing<String>, String> {
-    // Room for all of it at once: a string that grows leaves copies behind.
+fn read_all(input: &mut impl Read) -> Result<Zeroizing<String>, String> {
+    // A string that grows leaves copies in memory, so it starts with enough capacity for usual inputs.
     let mut text = Zeroizing::new(String::with_capacity(8 * 1024));
     let read = input
-        .take(MOST_INPUT + 1)
+        .take(MAX_INPUT_BYTES + 1)
         .read_to_string(&mut text)
         .map_err(|error| format!("cannot be read: {error}"))?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MOST_INPUT {
-        return Err(format!("is longer than {MOST_INPUT} bytes"));
+    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_INPUT_BYTES {
+        return Err(format!("is longer than {MAX_INPUT_BYTES} bytes"));
     }
     Ok(text)
 }
 
-/// The part of what `probe encrypt -o json` prints that Decrypt needs.
+/// The fields of the output of `probe encrypt -o json` that Decrypt needs.
 #[derive(Deserialize)]
-struct Encrypted {
+struct EncryptOutput {
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     ciphertext: String,
     key_id: String,
 }
 
-fn encrypted_in(path: &Path, input: &mut impl Read) -> Result<EncryptResponse, String> {
+fn read_encrypted(path: &Path, input: &mut impl Read) -> Result<EncryptResponse, String> {
     let text = if path == Path::new("-") {
-        given("--encrypted", "-", input)?
+        value_or_input("--encrypted", "-", input)?
     } else {
         let file = File::open(path).map_err(|error: io::Error| format!("cannot be read: {error}"));
-        file.and_then(|mut file| all_of(&mut file))
+        file.and_then(|mut file| read_all(&mut file))
             .map_err(|why| format!("--encrypted: {} {why}", path.display()))?
     };
-    // The error of the parser may print a value.
-    let Encrypted { annotations, ciphertext, key_id } = serde_json::from_str(&text)
-        .map_err(|_| "--encrypted holds no answer of `transit-kms probe encrypt -o json`")?;
-    let annotations = annotations.into_iter().map(|(name, value)| Ok((name, bytes("annotations", &value)?)));
+    // The parser's error may contain a value, so it is not shown.
+    let EncryptOutput { annotations, ciphertext, key_id } = serde_json::from_str(&text)
+        .map_err(|_| "--encrypted is not the output of `transit-kms probe encrypt -o json`")?;
+    let annotations =
+        annotations.into_iter().map(|(name, value)| Ok((name, decode_bytes("annotations", &value)?)));
     Ok(EncryptResponse {
         annotations: annotations.collect::<Result<_, String>>()?,
-        ciphertext: ciphertext_of(&ciphertext)?,
+        ciphertext: parse_ciphertext(&ciphertext)?,
         key_id,
     })
 }
 
-fn annotation_of(text: &str) -> Result<(String, Bytes), String> {
+fn parse_annotation(text: &str) -> Result<(String, Bytes), String> {
     match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), bytes("--annotation", value)?)),
+        Some((name, value)) if !name.is_empty() => {
+            Ok((name.to_owned(), decode_bytes("--annotation", value)?))
+        }
         _ => Err("--annotation is not of the form NAME=BASE64".into()),
     }
 }
 
-fn bytes(flag: &str, text: &str) -> Result<Bytes, String> {
-    decoded(flag, text).map(|bytes| Bytes::copy_from_slice(&bytes))
+fn decode_bytes(flag: &str, text: &str) -> Result<Bytes, String> {
+    decode_base64(flag, text).map(|bytes| Bytes::copy_from_slice(&bytes))
 }
 
-pub(super) fn ciphertext_of(text: &str) -> Result<Bytes, String> {
+pub(super) fn parse_ciphertext(text: &str) -> Result<Bytes, String> {
     let text = text.trim();
-    // Base64 has no colon, so this cannot be meant otherwise.
+    // Base64 contains no colon, so this is not base64.
     if text.starts_with("vault:v") {
         return Ok(Bytes::copy_from_slice(text.as_bytes()));
     }
-    bytes("--ciphertext", text)
+    decode_bytes("--ciphertext", text)
 }
 
-/// Padding may be left out.
-pub(super) fn decoded(flag: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+/// Decodes base64. The padding is optional.
+pub(super) fn decode_base64(flag: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, String> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(
         &alphabet::STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    // The error of the decoder names a byte of what may be a secret.
+    // The decoder's error contains a byte of what may be a secret, so it is not shown.
     LENIENT.decode(text).map(Zeroizing::new).map_err(|_| format!("{flag} is not base64"))
 }

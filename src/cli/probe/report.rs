@@ -1,104 +1,91 @@
-//! What was learnt and how it went, for people and for machines.
+//! The output of a check, as text or JSON.
 
 use std::time::Instant;
 
-use clap::ValueEnum;
 use serde_json::{Map, Value};
 
+use super::args::OutputFormat;
 use crate::cli::EXIT_USAGE;
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(super) enum Output {
-    /// One JSON object
-    Json,
-    /// For people
-    Text,
+/// Why a check did not pass.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum ProbeError {
+    /// There was an answer, and it shows that the check failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The input is invalid. No request was sent.
+    #[error("{0}")]
+    InvalidInput(String),
+    /// There was no answer.
+    #[error("{0}")]
+    NoAnswer(String),
 }
 
-/// How it went.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Verdict {
-    /// Answered, and the answer is not good.
-    Bad(String),
-    /// All is well.
-    Good,
-    /// The input is not usable; nobody was asked.
-    Input(String),
-    /// No answer.
-    Silence(String),
-}
-
-impl Verdict {
+impl ProbeError {
     pub(super) const fn exit_code(&self) -> u8 {
         match self {
-            Self::Good => 0,
-            Self::Bad(_) => 1,
-            Self::Silence(_) => 2,
-            Self::Input(_) => EXIT_USAGE,
-        }
-    }
-
-    pub(super) fn reason(&self) -> Option<&str> {
-        match self {
-            Self::Good => None,
-            Self::Bad(reason) | Self::Input(reason) | Self::Silence(reason) => Some(reason),
+            Self::Failed(_) => 1,
+            Self::NoAnswer(_) => 2,
+            Self::InvalidInput(_) => EXIT_USAGE,
         }
     }
 }
 
-/// What was learnt, in the order in which it was.
+/// The values that a check found, in the order in which they are printed.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    learnt: Vec<(&'static str, Value)>,
-    next_step: Option<String>,
+    decrypt_command: Option<String>,
+    values: Vec<(&'static str, Value)>,
 }
 
 impl Report {
-    pub(super) fn learn(&mut self, what: &'static str, value: impl Into<Value>) {
-        self.learnt.push((what, value.into()));
+    pub(super) fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.values.push((name, value.into()));
     }
 
-    /// A command line that goes on from here, for people.
-    pub(super) fn next_step(&mut self, line: String) {
-        self.next_step = Some(line);
+    /// Adds the time since `start` in milliseconds, with three decimal places.
+    pub(super) fn add_elapsed(&mut self, name: &'static str, start: Instant) {
+        let micros = u32::try_from(start.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.add(name, f64::from(micros) / 1000.0);
     }
 
-    /// Milliseconds, with three digits after the point.
-    pub(super) fn took(&mut self, what: &'static str, since: Instant) {
-        let micros = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.learn(what, f64::from(micros) / 1000.0);
+    /// Sets a command for the operator. It is printed as text only.
+    pub(super) fn set_decrypt_command(&mut self, command: String) {
+        self.decrypt_command = Some(command);
     }
 
-    pub(super) fn print(&self, output: Output, name: &str, verdict: &Verdict) -> String {
-        match output {
-            Output::Json => {
+    /// Returns the text for standard output. `name` is the name of the check.
+    pub(super) fn print(&self, format: OutputFormat, name: &str, result: &Result<(), ProbeError>) -> String {
+        match format {
+            OutputFormat::Json => {
                 let mut object: Map<String, Value> =
-                    self.learnt.iter().map(|(what, value)| ((*what).to_owned(), value.clone())).collect();
+                    self.values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
                 object.insert("probe".into(), name.into());
-                object.insert("ok".into(), (*verdict == Verdict::Good).into());
-                if let Some(reason) = verdict.reason() {
-                    object.insert("reason".into(), reason.into());
+                object.insert("ok".into(), result.is_ok().into());
+                if let Err(error) = result {
+                    object.insert("reason".into(), error.to_string().into());
                 }
                 format!("{}\n", Value::Object(object))
             }
-            Output::Text => {
-                let next = self.next_step.iter().map(|next| format!("decrypt it: {}\n", visible(next)));
-                self.learnt.iter().map(|(what, value)| line(what, value)).chain(next).collect()
+            OutputFormat::Text => {
+                let command = self.decrypt_command.iter();
+                let command = command.map(|command| format!("decrypt it: {}\n", printable(command)));
+                self.values.iter().map(|(name, value)| line(name, value)).chain(command).collect()
             }
         }
     }
 }
 
-pub(super) fn line(what: &str, value: &Value) -> String {
-    match (what.strip_suffix("_ms"), value) {
-        (Some(what), value) => format!("{what}: {value} ms\n"),
-        (None, Value::String(text)) => format!("{what}: {}\n", visible(text)),
-        (None, value) => format!("{what}: {value}\n"),
+fn line(name: &str, value: &Value) -> String {
+    match (name.strip_suffix("_ms"), value) {
+        (Some(name), value) => format!("{name}: {value} ms\n"),
+        (None, Value::String(text)) => format!("{name}: {}\n", printable(text)),
+        (None, value) => format!("{name}: {value}\n"),
     }
 }
 
-/// Text from the other side, without what a terminal would obey.
-pub(super) fn visible(text: &str) -> String {
+/// Escapes control characters, because the text comes from a server and may be printed on a terminal.
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
         .collect()

@@ -1,118 +1,109 @@
-//! Whether kube-apiserver still asks this plugin: for an operator who is about to take it away.
+//! The check `unused`: no kube-apiserver uses this plugin any more.
 //!
-//! kube-apiserver asks each plugin for its Status every minute and notes when it was answered
-//! ([`super::metrics_page`]). A note that is old means that its EncryptionConfiguration does not name the
-//! plugin any more; one that is not there, that it never did since its start. The note has the key_id's
-//! hash, not the plugin: after a rotation, kube-apiserver may have been told one that this plugin has
-//! forgotten, or not been told the newest one yet. So any young note counts, unless its provider is said to
-//! be another plugin. What cannot be told is "no".
+//! kube-apiserver calls Status of each plugin every minute and exports when the last answer arrived
+//! ([`super::metrics_page`]). If that time is old, its EncryptionConfiguration does not name the plugin any more. If
+//! there is no such time, the plugin has not answered since kube-apiserver started.
+//!
+//! The series has the hash of the key_id, not the name of the plugin. After a rotation, kube-apiserver may know a key_id
+//! that this plugin has forgotten, or may not know the newest one yet. Therefore every recent answer counts as one of
+//! this plugin, unless the operator says that its provider is another plugin. The check fails in every case of doubt.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use clap::Args;
-use url::Url;
-
-use super::{
-    ProbeArgs,
-    cluster::{ApiServer, Cluster},
-    kms,
-    metrics_page::Page,
-    report::{Report, Verdict},
-};
 use transit_client::key_id::key_id_hash;
 
-/// A minute between two questions, two minutes at most until a plugin that was away is dialled again, and
-/// room.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+use super::{
+    args::{ProbeArgs, UnusedArgs},
+    cluster::{ApiServer, Cluster},
+    kms,
+    metrics_page::PluginMetrics,
+    report::{ProbeError, Report},
+};
 
-#[derive(Args, Clone, Debug)]
-pub(super) struct UnusedArgs {
-    /// An API server, https://host:port, besides those that the cluster lists; the first is asked for that list. May
-    /// be given several times [default: the one that pods are told of]
-    #[arg(long, value_name = "URL")]
-    pub(super) api_server: Vec<Url>,
+/// An answer to Status is recent for this time: one minute between two calls, at most two minutes until
+/// kube-apiserver connects again to a plugin that was unavailable, and a margin.
+const RECENT: Duration = Duration::from_secs(300);
 
-    /// The API servers named by --api-server are all that there are: the cluster is not asked for its list
-    #[arg(long, requires = "api_server")]
-    pub(super) no_discovery: bool,
-
-    /// The name, in the EncryptionConfiguration, of a KMS v2 provider that is another plugin than this one. May be
-    /// given several times
-    #[arg(long, value_name = "NAME")]
-    other_provider: Vec<String>,
-
-    /// The folder with `ca.crt` and `token` to ask it with, as pods have it
-    #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
-    pub(super) service_account: PathBuf,
-}
-
-/// Asks all API servers when they last asked this plugin.
-pub(super) async fn unused(
+/// Reads the metrics of all API servers.
+pub(super) async fn check(
     args: &ProbeArgs,
     unused: &UnusedArgs,
     report: &mut Report,
-) -> Result<(), Verdict> {
-    let cluster = Cluster::new(unused).map_err(Verdict::Input)?;
-    let ours = kms::key_id(args).await.map(|key_id| key_id_hash(&key_id));
-    match &ours {
-        Ok(hash) => report.learn("key_id_hash", hash.as_str()),
-        Err(verdict) => report.learn("unknown_key_id", verdict.reason().unwrap_or_default()),
-    }
-    let ours = ours.ok();
+) -> Result<(), ProbeError> {
+    let cluster = Cluster::new(unused).map_err(ProbeError::InvalidInput)?;
+    let own_hash = match kms::key_id(args).await {
+        Ok(key_id) => {
+            let hash = key_id_hash(&key_id);
+            report.add("key_id_hash", hash.as_str());
+            Some(hash)
+        }
+        Err(error) => {
+            report.add("unknown_key_id", error.to_string());
+            None
+        }
+    };
     let servers = cluster.servers().await?;
-    report.learn("api_servers", servers.iter().map(ApiServer::to_string).collect::<Vec<_>>());
+    report.add("api_servers", servers.iter().map(ApiServer::to_string).collect::<Vec<_>>());
     for server in servers.iter() {
-        let page = cluster.page(server).await?;
-        judge(&server.to_string(), ours.as_deref(), &unused.other_provider, &page)?;
+        let metrics = cluster.plugin_metrics(server).await?;
+        check_server(&server.to_string(), own_hash.as_deref(), &unused.other_provider, &metrics)?;
     }
     Ok(())
 }
 
-/// Whether what an API server tells lets this plugin go; without a hash of its own, any plugin may be it.
-fn judge(server: &str, ours: Option<&str>, others: &[String], page: &Page) -> Result<(), Verdict> {
-    let other = |provider: &String| others.contains(provider);
-    let mut notes: Vec<_> = page.notes.iter().collect();
-    notes.sort_by_key(|note| std::cmp::Reverse(note.at));
-    for note in notes {
-        // A time to come is young: the clock was set back.
-        let age = page.now.saturating_sub(note.at);
-        let young = age < FORGOTTEN_AFTER;
+/// Checks that one API server does not use this plugin. Without the hash of this plugin's key_id, every provider may be
+/// this plugin.
+fn check_server(
+    server: &str,
+    own_hash: Option<&str>,
+    other_providers: &[String],
+    metrics: &PluginMetrics,
+) -> Result<(), ProbeError> {
+    let is_other = |provider: &String| other_providers.contains(provider);
+    let mut answers: Vec<_> = metrics.answers.iter().collect();
+    answers.sort_by_key(|answer| std::cmp::Reverse(answer.at));
+    for answer in answers {
+        // A time in the future counts as now: the clock of the API server was set back.
+        let age = metrics.now.saturating_sub(answer.at);
+        let is_recent = age < RECENT;
         let ago = humantime::format_duration(Duration::from_secs(age.as_secs()));
-        let provider = &note.provider;
-        if young && ours == Some(note.key_id_hash.as_str()) {
-            return Err(Verdict::Bad(format!(
+        let provider = &answer.provider;
+        if is_recent && own_hash == Some(answer.key_id_hash.as_str()) {
+            return Err(ProbeError::Failed(format!(
                 "kube-apiserver at {server} asked this plugin {ago} ago, as its provider \"{provider}\": an \
-                 EncryptionConfiguration still names it, and without it nothing that it has encrypted can be read. First \
-                 have everything rewritten under another provider and take this one out there; this passes when \
-                 kube-apiserver has been restarted without it, or {} after it asked for the last time",
-                humantime::format_duration(FORGOTTEN_AFTER),
+                 EncryptionConfiguration still names it, and data that it encrypted cannot be read without it. First \
+                 rewrite all data with another provider, and remove this one from the EncryptionConfiguration. This check \
+                 passes when kube-apiserver has restarted without it, or {} after the last Status call",
+                humantime::format_duration(RECENT),
             )));
         }
-        if other(provider) {
+        if is_other(provider) {
             continue;
         }
-        if ours.is_none() {
-            // However old the note: that it is not asked may be because it does not answer.
-            return Err(Verdict::Bad(format!(
-                "kube-apiserver at {server} knows a KMS v2 provider \"{provider}\", and whether that is this plugin \
-                 cannot be told, because it does not say its key_id: bring it up first; or, if you are sure that no \
-                 EncryptionConfiguration names it, go past this check"
+        if own_hash.is_none() {
+            // The age does not matter: kube-apiserver may not have asked because the plugin does not answer.
+            return Err(ProbeError::Failed(format!(
+                "kube-apiserver at {server} knows a KMS v2 provider \"{provider}\". It cannot be determined whether that is \
+                 this plugin, because this plugin does not answer with its key_id: start it first. If you are sure that no \
+                 EncryptionConfiguration names it, ignore this check"
             )));
         }
-        if young {
-            return Err(Verdict::Bad(format!(
-                "kube-apiserver at {server} asked its KMS v2 provider \"{provider}\" {ago} ago and was told another key_id \
-                 than this plugin has now: it may be this one, before a rotation. If it is another plugin, say so by \
+        if is_recent {
+            return Err(ProbeError::Failed(format!(
+                "kube-apiserver at {server} asked its KMS v2 provider \"{provider}\" {ago} ago and got another key_id than \
+                 this plugin has now: that may have been this plugin before a rotation. If it is another plugin, pass \
                  --other-provider={provider}"
             )));
         }
     }
-    let noted = |provider: &String| page.notes.iter().any(|note| note.provider == *provider);
-    if let Some(provider) = page.called.iter().find(|provider| !noted(provider) && !other(provider)) {
-        return Err(Verdict::Bad(format!(
-            "kube-apiserver at {server} has called its KMS v2 provider \"{provider}\" since it was started and had no \
-             Status of it: whether it still names it, and whether that is this plugin, cannot be told. Restart that \
-             kube-apiserver without it; or, if it is another plugin, say so by --other-provider={provider}"
+    let has_answered = |provider: &String| metrics.answers.iter().any(|answer| answer.provider == *provider);
+    if let Some(provider) =
+        metrics.called.iter().find(|provider| !has_answered(provider) && !is_other(provider))
+    {
+        return Err(ProbeError::Failed(format!(
+            "kube-apiserver at {server} has called its KMS v2 provider \"{provider}\" since it started, and got no answer to \
+             Status. It cannot be determined whether it still uses that provider, and whether that is this plugin. Restart \
+             that kube-apiserver without the provider. If it is another plugin, pass --other-provider={provider}"
         )));
     }
     Ok(())
@@ -122,69 +113,70 @@ fn judge(server: &str, ours: Option<&str>, others: &[String], page: &Page) -> Re
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{super::metrics_page::Note, *};
+    use super::{super::metrics_page::StatusAnswer, *};
 
     const NOW: Duration = Duration::from_secs(10_000);
 
-    fn page(notes: &[(&str, &str, u64)], called: &[&str]) -> Page {
-        let note = |(hash, provider, at): &(&str, &str, u64)| Note {
+    fn metrics(answers: &[(&str, &str, u64)], called: &[&str]) -> PluginMetrics {
+        let answer = |(hash, provider, at): &(&str, &str, u64)| StatusAnswer {
             at: Duration::from_secs(*at),
             key_id_hash: (*hash).to_owned(),
             provider: (*provider).to_owned(),
         };
         let called = called.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-        Page { called, notes: notes.iter().map(note).collect(), now: NOW }
+        PluginMetrics { answers: answers.iter().map(answer).collect(), called, now: NOW }
     }
 
-    fn judged(ours: Option<&str>, others: &[&str], page: &Page) -> Result<(), String> {
+    fn check(own_hash: Option<&str>, others: &[&str], metrics: &PluginMetrics) -> Result<(), String> {
         let others: Vec<_> = others.iter().map(|name| (*name).to_owned()).collect();
-        judge("s", ours, &others, page).map_err(|verdict| {
-            assert_eq!(verdict.exit_code(), 1);
-            verdict.reason().unwrap().to_owned()
+        check_server("s", own_hash, &others, metrics).map_err(|error| {
+            assert_eq!(error.exit_code(), 1);
+            error.to_string()
         })
     }
 
     #[test]
-    fn a_plugin_is_used_while_its_last_question_is_young() {
-        let young = page(&[("a", "transit", 1), ("a", "transit", 9_702)], &["transit"]);
-        let why = judged(Some("a"), &[], &young).unwrap_err();
+    fn a_plugin_is_used_while_its_last_answer_is_recent() {
+        let recent = metrics(&[("a", "transit", 1), ("a", "transit", 9_702)], &["transit"]);
+        let why = check(Some("a"), &[], &recent).unwrap_err();
         assert!(why.contains("4m 58s ago, as its provider \"transit\""), "{why}");
-        // Even under a name that is said to be another plugin's: the key_id is this one's.
-        assert!(judged(Some("a"), &["transit"], &young).is_err());
-        // A clock that was set back makes it younger still.
-        assert!(judged(Some("a"), &[], &page(&[("a", "transit", 20_000)], &[])).is_err());
-        for gone in [page(&[], &[]), page(&[("a", "transit", 9_700)], &["transit"])] {
-            assert_eq!(judged(Some("a"), &[], &gone), Ok(()));
+        // Also if the operator says that the provider is another plugin: the key_id is this plugin's.
+        assert!(check(Some("a"), &["transit"], &recent).is_err());
+        // A clock that was set back makes the answer even more recent.
+        assert!(check(Some("a"), &[], &metrics(&[("a", "transit", 20_000)], &[])).is_err());
+        for unused in [metrics(&[], &[]), metrics(&[("a", "transit", 9_700)], &["transit"])] {
+            assert_eq!(check(Some("a"), &[], &unused), Ok(()));
         }
     }
 
-    /// Seconds after a rotation kube-apiserver has been told the old key_id only.
+    /// For some seconds after a rotation, kube-apiserver knows only the old key_id.
     #[test]
-    fn a_young_note_of_another_key_id_counts_unless_its_provider_is_another() {
-        let rotated = page(&[("old", "transit", 9_992)], &["transit"]);
-        let why = judged(Some("new"), &[], &rotated).unwrap_err();
+    fn a_recent_answer_with_another_key_id_counts_unless_the_provider_is_another() {
+        let rotated = metrics(&[("old", "transit", 9_992)], &["transit"]);
+        let why = check(Some("new"), &[], &rotated).unwrap_err();
         assert!(why.contains("--other-provider=transit"), "{why}");
-        assert!(judged(Some("new"), &["other"], &rotated).is_err());
-        assert_eq!(judged(Some("new"), &["transit"], &rotated), Ok(()));
-        assert_eq!(judged(Some("new"), &[], &page(&[("old", "transit", 9_000)], &["transit"])), Ok(()));
+        assert!(check(Some("new"), &["other"], &rotated).is_err());
+        assert_eq!(check(Some("new"), &["transit"], &rotated), Ok(()));
+        let old = metrics(&[("old", "transit", 9_000)], &["transit"]);
+        assert_eq!(check(Some("new"), &[], &old), Ok(()));
     }
 
     #[test]
-    fn a_plugin_that_does_not_say_who_it_is_may_be_any() {
-        for note in [("b", "transit", 1), ("b", "transit", 9_999)] {
-            assert!(judged(None, &[], &page(&[note], &[])).is_err());
-            assert_eq!(judged(None, &["transit"], &page(&[note], &[])), Ok(()));
+    fn without_an_own_key_id_every_provider_counts() {
+        for answer in [("b", "transit", 1), ("b", "transit", 9_999)] {
+            assert!(check(None, &[], &metrics(&[answer], &[])).is_err());
+            assert_eq!(check(None, &["transit"], &metrics(&[answer], &[])), Ok(()));
         }
-        let why = judged(None, &[], &page(&[("b", "transit", 1)], &[])).unwrap_err();
-        assert!(why.contains("cannot be told"), "{why}");
-        assert_eq!(judged(None, &[], &page(&[], &[])), Ok(()));
+        let why = check(None, &[], &metrics(&[("b", "transit", 1)], &[])).unwrap_err();
+        assert!(why.contains("cannot be determined"), "{why}");
+        assert_eq!(check(None, &[], &metrics(&[], &[])), Ok(()));
     }
 
-    /// Started while the plugin was away: nothing is noted, and it is needed all the same.
+    /// kube-apiserver started while the plugin was unavailable, and still needs it.
     #[test]
-    fn a_plugin_that_is_called_and_never_answered_counts() {
-        let why = judged(Some("a"), &[], &page(&[], &["transit"])).unwrap_err();
-        assert!(why.contains("had no Status of it"), "{why}");
-        assert_eq!(judged(Some("a"), &["transit"], &page(&[], &["transit"])), Ok(()));
+    fn a_plugin_that_was_called_and_never_answered_counts() {
+        let why = check(Some("a"), &[], &metrics(&[], &["transit"])).unwrap_err();
+        assert!(why.contains("got no answer to Status"), "{why}");
+        assert_eq!(check(Some("a"), &["transit"], &metrics(&[], &["transit"])), Ok(()));
     }
 }

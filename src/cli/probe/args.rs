@@ -1,0 +1,201 @@
+//! The arguments of `transit-kms probe`.
+
+use std::{convert::Infallible, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use kms_plugin::address::{ListenAddress, UnixAddress};
+use secrecy::SecretString;
+use url::Url;
+
+/// As kube-apiserver waits for a KMS plugin by default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The metrics of several API servers can be large.
+const DEFAULT_TIMEOUT_UNUSED: Duration = Duration::from_secs(30);
+
+/// Checks a running transit-kms, as kube-apiserver or an exec probe does
+///
+/// `status`, `encrypt`, `decrypt` and `roundtrip` send KMS v2 calls to --socket. `live` and `ready` send requests to
+/// --admin. `unused` sends requests to --socket and to the API servers.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Exit codes:
+  0   the check passed
+  1   the check failed; standard error has the reason
+  2   there was no answer
+  64  an argument or the input is invalid
+
+Examples:
+  transit-kms probe roundtrip
+  transit-kms probe status --socket unix:///run/transit-kms/kms.sock
+  transit-kms probe ready --admin unix:///run/transit-kms/admin.sock -o json")]
+pub struct ProbeArgs {
+    #[command(subcommand)]
+    pub(super) command: ProbeCommand,
+
+    /// The admin address for `live` and `ready`: host:port or unix:///path
+    #[arg(
+        long,
+        global = true,
+        env = "TRANSIT_KMS_ADMIN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9797"
+    )]
+    pub(super) admin: ListenAddress,
+
+    /// The format of standard output
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = OutputFormat::Text)]
+    pub(super) output: OutputFormat,
+
+    /// The KMS socket for all other checks: unix:///path or unix:///@name
+    #[arg(
+        long,
+        global = true,
+        env = "TRANSIT_KMS_SOCKET",
+        value_name = "ADDRESS",
+        default_value = "unix:///run/transit-kms/kms.sock"
+    )]
+    pub(super) socket: UnixAddress,
+
+    /// The maximum duration of the whole check [default: 3s, as in kube-apiserver; 30s for `unused`]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+}
+
+impl ProbeArgs {
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(match self.command {
+            ProbeCommand::Unused(_) => DEFAULT_TIMEOUT_UNUSED,
+            _ => DEFAULT_TIMEOUT,
+        })
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum ProbeCommand {
+    /// Decrypts a ciphertext of `probe encrypt` or from etcd
+    ///
+    /// Prints the length and the SHA-256 hash of the plaintext. The text output of `probe encrypt` contains the command
+    /// that decrypts its ciphertext. With `-o json`, its output can be passed to --encrypted.
+    #[command(after_help = "\
+Examples:
+  transit-kms probe encrypt -o json | transit-kms probe decrypt --encrypted -
+  transit-kms probe decrypt --key-id tk1.... --ciphertext vault:v1:...")]
+    Decrypt {
+        /// An annotation of the ciphertext, with its value in base64. Can be given several times. Ciphertexts of the mode
+        /// `local-kek` have annotations
+        #[arg(long, value_name = "NAME=BASE64", requires = "ciphertext")]
+        annotation: Vec<String>,
+
+        /// The ciphertext, in base64 or as in etcd (vault:v1:...). With -, it is read from standard input
+        #[arg(long, value_name = "BASE64", requires = "key_id", required_unless_present = "encrypted")]
+        ciphertext: Option<String>,
+
+        /// The output of `probe encrypt -o json`, instead of the other three arguments: a file, or - for standard input
+        #[arg(long, value_name = "PATH", conflicts_with_all = ["annotation", "ciphertext", "key_id"])]
+        encrypted: Option<PathBuf>,
+
+        /// The key_id of the ciphertext
+        #[arg(long, value_name = "KEY_ID", required_unless_present = "encrypted")]
+        key_id: Option<String>,
+
+        /// Print the plaintext too, in base64
+        #[arg(long)]
+        show_plaintext: bool,
+    },
+
+    /// Encrypts 32 random bytes, or the given plaintext
+    ///
+    /// Prints the ciphertext, the key_id, the annotations, and the command that decrypts the ciphertext.
+    #[command(after_help = "\
+Examples:
+  transit-kms probe encrypt
+  printf secret | base64 | transit-kms probe encrypt --plaintext - -o json")]
+    Encrypt {
+        /// The plaintext in base64. With -, it is read from standard input, which other processes cannot see
+        #[arg(long, value_name = "BASE64", value_parser = parse_secret)]
+        plaintext: Option<SecretString>,
+    },
+
+    /// Checks that the process works (/livez)
+    Live,
+
+    /// Checks that the plugin is ready, and prints the reason if it is not (/readyz)
+    Ready,
+
+    /// Calls Status, encrypts 32 random bytes and decrypts them again
+    Roundtrip,
+
+    /// Calls Status, as kube-apiserver does every minute
+    Status,
+
+    /// Checks that no kube-apiserver uses this plugin any more, before you remove it
+    ///
+    /// The metrics of each API server show when a KMS v2 plugin last answered its Status call. The check reads these
+    /// metrics with the rights of a service account: `get` on the nonResourceURL /metrics and, to find all API servers,
+    /// `list` on EndpointSlices in the namespace `default`.
+    ///
+    /// The check fails in every case of doubt: if the list of API servers is refused or incomplete, if an API server does
+    /// not answer, or if a provider may be this plugin. It finds neither API servers that use KMS v1 nor API servers that
+    /// are stopped: look for this plugin in their EncryptionConfiguration yourself.
+    #[command(after_help = "\
+Examples:
+  transit-kms probe unused
+  transit-kms probe unused --other-provider old-kms
+  transit-kms probe unused --no-discovery --api-server https://10.0.0.1:6443 --api-server https://10.0.0.2:6443")]
+    Unused(UnusedArgs),
+}
+
+impl ProbeCommand {
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Decrypt { .. } => "decrypt",
+            Self::Encrypt { .. } => "encrypt",
+            Self::Live => "live",
+            Self::Ready => "ready",
+            Self::Roundtrip => "roundtrip",
+            Self::Status => "status",
+            Self::Unused(_) => "unused",
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct UnusedArgs {
+    /// An API server, https://host:port, in addition to those in the cluster's list. The list is requested from the first
+    /// one. Can be given several times [default: the API server in the environment of a pod]
+    #[arg(long, value_name = "URL")]
+    pub(super) api_server: Vec<Url>,
+
+    /// Check only the API servers in --api-server, and do not request the cluster's list
+    #[arg(long, requires = "api_server")]
+    pub(super) no_discovery: bool,
+
+    /// The name of a KMS v2 provider in the EncryptionConfiguration that is another plugin. Can be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(super) other_provider: Vec<String>,
+
+    /// The directory with the `ca.crt` and the `token` of the service account
+    #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
+    pub(super) service_account: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(super) enum OutputFormat {
+    /// One JSON object
+    Json,
+    /// One line for each value
+    Text,
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than 0".into()),
+        Ok(timeout) => Ok(timeout),
+        Err(error) => Err(format!("{error}; write for example 3s or 500ms")),
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's parsers can fail")]
+fn parse_secret(text: &str) -> Result<SecretString, Infallible> {
+    Ok(SecretString::from(text))
+}
