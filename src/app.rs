@@ -201,12 +201,12 @@ impl App {
         background.spawn(health_checker.run());
         background.spawn(KekRefresher { reporter: writers.calls.clone() }.run());
         background.spawn(watch_directories(sockets, directories));
-        let rereader = watcher.rereader();
-        let watching = watcher.rereader();
+        let reload = watcher.reload_handle();
+        let watching = watcher.reload_handle();
         background.spawn(async move { watching.ended().await });
         background.spawn(async move {
             while reread.wanted().await {
-                rereader.reread().await;
+                reload.reload().await;
             }
             std::future::pending::<()>().await;
         });

@@ -1,16 +1,15 @@
-//! The rendered file: what it may say, how it is read, how its changes are seen.
+//! The config file: its settings, how it is read, and how its changes are noticed.
 //!
 //! ```text
-//! watch    events, debounce, polls      -> Observation, only when it differs
-//! source   bounded reads, fingerprints  -> Reading
-//! parse    YAML, rules, lines           -> Config
-//! settings the settings, each proven by its constructor
+//! watch     file events, debounce, polls  -> Observation, if it differs from the last one
+//! load      bounded reads, fingerprints   -> LoadedConfig
+//! parse     YAML, rules, line numbers     -> Config
+//! settings  the settings, each checked by its constructor
 //! ```
 //!
-//! Nothing here shows a value of the file in an error, a log line or a
-//! `Debug`: a mangled file may hold the token anywhere. Errors name the file,
-//! the line, the key and the rule. Paths of files are the one exception: they
-//! must be known to be mended.
+//! No error, log line or `Debug` output shows a value of the file, because a damaged file can contain the
+//! token anywhere. Errors name the file, the line, the key and the rule. Paths are the exception: an error
+//! about a file is useless without its path.
 
 mod error;
 pub mod load;
@@ -19,7 +18,7 @@ pub mod settings;
 pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
-pub use load::{Fingerprint, Reading, read};
+pub use load::{Fingerprint, LoadedConfig, load};
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
 pub use settings::{Config, Credentials, Encryption, LocalKekLimits, TlsFiles};
-pub use watch::{Observation, Rereader, WatchOptions, Watcher, watch};
+pub use watch::{Observation, ReloadHandle, WatchOptions, Watcher, watch};

@@ -1,5 +1,5 @@
-//! The settings. A value of these types has passed its rules; the constructors
-//! say which rule was broken, never by what.
+//! The settings. Each value of these types obeys its rules. The constructors return the broken rule, never the
+//! value.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,7 +12,7 @@ use transit_client::{
 };
 use url::Host;
 
-/// The login methods that are known by name; none is served yet.
+/// The names of Vault's login methods. None is supported yet.
 pub const LOGIN_METHODS: [&str; 18] = [
     "alicloud",
     "approle",
@@ -34,47 +34,47 @@ pub const LOGIN_METHODS: [&str; 18] = [
     "userpass",
 ];
 
-/// Everything that the file says. `Debug` is safe to print.
+/// All settings of the file. `Debug` shows no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// Where Vault is, in the order in which to try; never empty, none twice.
+    /// The addresses of Vault, in the order of preference; at least one, without duplicates.
     pub addresses: Vec<Address>,
-    /// How long making a connection may take, TLS included.
+    /// The maximum time to establish a connection, TLS handshake included.
     pub connect_timeout: Duration,
-    /// The Vault namespace of the token; the root namespace if none is given.
+    /// The Vault namespace of the token; by default the root namespace.
     pub namespace: Namespace,
-    /// The first encrypts, all decrypt.
+    /// The first key encrypts, all keys decrypt.
     pub keys: KeyNames,
-    /// What concerns TLS.
+    /// The files and the server name for TLS.
     pub tls: TlsFiles,
-    /// How to be let in.
+    /// How to authenticate.
     pub credentials: Credentials,
-    /// What wraps seeds.
+    /// What wraps DEK seeds.
     pub encryption: Encryption,
-    /// What the operator should know though it is no error, each a sentence.
-    /// The watch logs them, and `/readyz` shows them.
+    /// Problems that are not errors, one sentence each. They are logged, and `/readyz` shows them.
     pub warnings: Vec<String>,
 }
 
-/// The files and names of TLS. Paths are absolute; certificate and key are both there or both not.
+/// The files and the server name for TLS. Paths are absolute. The client certificate and its key are either both
+/// set or both `None`.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct TlsFiles {
-    /// PEM bundle of the authorities to trust, instead of the system's.
+    /// PEM bundle of the trusted authorities, instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// The name that the server's certificate must hold, if it is not the address's host.
+    /// The name that the server's certificate must contain, instead of the host of the address.
     pub server_name: Option<String>,
-    /// PEM chain of our certificate.
+    /// PEM chain of the client certificate.
     pub client_cert_file: Option<PathBuf>,
-    /// PEM key of our certificate.
+    /// PEM key of the client certificate.
     pub client_key_file: Option<PathBuf>,
 }
 
-/// An absolute path.
+/// Parses an absolute path.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, BrokenRule> {
     if text.is_empty() {
         return Err(BrokenRule("must not be empty"));
     }
-    // Paths are shown in errors, so they must not be able to forge a line of the log.
+    // Errors show paths, so a path must not be able to forge a line of the log.
     if text.chars().any(char::is_control) {
         return Err(BrokenRule("must be a path without control characters"));
     }
@@ -82,49 +82,49 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, BrokenRule> {
     if path.is_absolute() { Ok(path) } else { Err(BrokenRule("must be an absolute path")) }
 }
 
-/// A name that a certificate can hold. It stands in URLs as their host, so it must not be one of the
-/// many texts that URLs take for an IP address, such as `127.1`.
+/// Parses a name that a certificate can contain. It is used as the host of URLs, so it must not be a text that a
+/// URL interprets as an IP address, such as `127.1`.
 pub(super) fn server_name(text: &str) -> Result<String, BrokenRule> {
     match (ServerName::try_from(text), Host::parse(text)) {
         (Ok(ServerName::DnsName(_)), Ok(Host::Domain(_))) => Ok(text.to_owned()),
         _ => Err(BrokenRule(
-            "must be a DNS name, not an IP address: for an address whose certificate names its IP, leave it out",
+            "must be a DNS name, not an IP address: remove this setting if the certificate contains the IP address",
         )),
     }
 }
 
-/// How we are let in.
+/// How to authenticate.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Credentials {
-    /// A token that somebody renders.
+    /// A token that an agent renders.
     Token(Token),
-    /// A login that is recognised but not served yet.
+    /// A login, which is not supported yet.
     Unsupported {
         /// One of [`LOGIN_METHODS`].
         method: &'static str,
     },
 }
 
-/// What wraps seeds.
+/// What wraps DEK seeds.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum Encryption {
-    /// A local KEK, which Transit wraps.
+    /// Local KEKs wrap the seeds, and Transit wraps the local KEKs.
     LocalKek(LocalKekLimits),
-    /// Transit, each.
+    /// Transit wraps each seed.
     #[default]
     Transit,
 }
 
-/// How long and how often local KEKs are used.
+/// The limits of the use of local KEKs.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct LocalKekLimits {
-    /// Transit must have unwrapped a KEK within this time.
+    /// The maximum time since Transit last wrapped or unwrapped a KEK.
     pub max_age: Duration,
-    /// The same while Vault is unreachable.
+    /// The same maximum while Vault is unreachable.
     pub max_age_in_outage: Duration,
-    /// A KEK encrypts for so long.
+    /// The time after which a new KEK is used to encrypt.
     pub renew_after: Duration,
-    /// And so many seeds.
+    /// The number of encrypted seeds after which a new KEK is used to encrypt.
     pub renew_after_uses: u64,
 }
 
@@ -139,32 +139,31 @@ impl Default for LocalKekLimits {
     }
 }
 
-/// The shortest time in which KEKs can be looked after.
-const SHORTEST_AGE: Duration = Duration::from_secs(60);
-/// Longer than this nothing that Vault has not confirmed is used.
-const LONGEST_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// KEKs cannot be refreshed more often than health checks run.
+const MIN_AGE: Duration = Duration::from_secs(60);
+/// The maximum time for which a KEK may be used without a confirmation by Vault.
+const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// How long making a connection may take unless the file says it. A handshake costs two or three round trips, and
-/// a lost packet another second.
+/// A handshake needs two or three round trips, and each lost packet costs another second.
 pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const SHORTEST_CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
-const LONGEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const MIN_CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A time such as `500ms`.
+/// Parses a duration such as `500ms`.
 pub(super) fn connect_timeout(text: &str) -> Result<Duration, BrokenRule> {
     match humantime::parse_duration(text) {
-        Ok(time) if (SHORTEST_CONNECT_TIMEOUT..=LONGEST_CONNECT_TIMEOUT).contains(&time) => Ok(time),
+        Ok(time) if (MIN_CONNECT_TIMEOUT..=MAX_CONNECT_TIMEOUT).contains(&time) => Ok(time),
         Ok(_) => Err(BrokenRule("must be between 100ms and 30s")),
-        Err(_) => Err(BrokenRule("must be a time such as 500ms or 3s")),
+        Err(_) => Err(BrokenRule("must be a duration such as 500ms or 3s")),
     }
 }
 
-/// A time such as `90m`.
+/// Parses a duration such as `90m`.
 pub(super) fn age(text: &str) -> Result<Duration, BrokenRule> {
     match humantime::parse_duration(text) {
-        Ok(age) if (SHORTEST_AGE..=LONGEST_AGE).contains(&age) => Ok(age),
+        Ok(age) if (MIN_AGE..=MAX_AGE).contains(&age) => Ok(age),
         Ok(_) => Err(BrokenRule("must be between 1m and 30d")),
-        Err(_) => Err(BrokenRule("must be a time such as 90m or 12h")),
+        Err(_) => Err(BrokenRule("must be a duration such as 90m or 12h")),
     }
 }
 
@@ -173,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_absolute_and_names_are_names() {
+    fn paths_are_absolute_and_server_names_are_dns_names() {
         assert!(absolute_path("/etc/ca.pem").is_ok());
         for text in ["", "ca.pem", "./ca.pem", "~/ca.pem", "/a\nb", "/a\0b"] {
             assert!(absolute_path(text).is_err(), "{text}");

@@ -381,7 +381,7 @@ async fn logs_are_lines_of_text_or_of_json() {
         let sealed = calls(&daemon).await;
         rendered::by_rename(&stage.config, "token: \"\u{e9}\n\n\"{");
         eventually("a bad config is told of", PATIENCE, async || {
-            daemon.log().contains("config cannot be read")
+            daemon.log().contains("config cannot be loaded")
         })
         .await;
         daemon.terminate().await;

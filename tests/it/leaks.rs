@@ -158,7 +158,7 @@ async fn nothing_leaks(format: &str) {
         let told = |daemon: &Daemon| {
             let log = daemon.log();
             let count = |words| log.matches(words).count();
-            count("config cannot be read") + count("the new config is not in use yet")
+            count("config cannot be loaded") + count("the new config is not in use yet")
         };
         let before = told(&daemon);
         rendered::by_rename(&config, &broken);

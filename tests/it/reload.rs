@@ -142,7 +142,7 @@ async fn by_truncating_and_writing() {
         let begun = Instant::now();
         let half = rendered::in_place_half(&config, &content.yaml());
         bench.daemon.signal(Signal::HUP);
-        let looked = || bench.daemon.log().matches("looking once more").count() == turn;
+        let looked = || bench.daemon.log().matches("reading it a second time").count() == turn;
         eventually("it has read that", PATIENCE, async || looked()).await;
         half.finish();
         let took = begun.elapsed();
@@ -256,7 +256,7 @@ async fn without_inotify_by_polling() {
     let mut bench = Bench::start_with(options, plain).await;
     let config = bench.dir.path().join("config.yaml");
     let log = bench.daemon.log();
-    assert!(log.contains("cannot all be noticed at once; the files are polled"), "{log}");
+    assert!(log.contains("are not all noticed immediately; the files are polled"), "{log}");
     bench.takes(|text| rendered::by_rename(&config, text)).await;
     bench.assert_nothing_else().await;
 }

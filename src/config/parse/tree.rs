@@ -1,10 +1,8 @@
-//! YAML as a tree without opinions, and the way back from a place in the tree
-//! to a line.
+//! The YAML of the config file as a tree, and the line of each node.
 //!
-//! serde_yaml's own messages print mistyped values, so none of them is ever
-//! shown: the tree takes every type, the rules are ours, and the line of a
-//! broken rule is found by walking the text again and failing on purpose where
-//! the rule broke ([`locate`]).
+//! The messages of serde_yaml contain values of the wrong type, so no message of it is shown. The tree accepts
+//! every type, and the parser of the config checks its own rules. To find the line of a broken rule, [`locate`]
+//! walks the text again and fails deliberately at that node: the error contains the line.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,7 +15,7 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-/// Aliases can make a small text a huge tree; a real config has some twenty nodes.
+/// Aliases can expand a small text to a huge tree. A real config has about twenty nodes.
 const MAX_NODES: usize = 4096;
 
 /// A value of any type.
@@ -25,10 +23,10 @@ const MAX_NODES: usize = 4096;
 pub(super) enum Node {
     Map(Vec<(Key, Node)>),
     Null,
-    /// A number or a truth. Its text is kept as it was written: what a program makes of `0x10` or
-    /// `1_000` depends on the program, and where a name is wanted, the text is the name.
+    /// A number or a boolean, with its original text. Programs interpret `0x10` and `1_000` differently, and
+    /// where a name is expected, the text is the name.
     Plain {
-        /// What it counts, if it can count anything.
+        /// The number, if it is an unsigned integer.
         count: Option<u64>,
         text: Zeroizing<String>,
     },
@@ -36,12 +34,11 @@ pub(super) enum Node {
     Str(Zeroizing<String>),
 }
 
-/// A key, trimmed and in lower case, which is how keys are compared. A mangled
-/// file can have a secret here, so it is wiped like one, and shown to nobody
-/// unless it is a key that we know.
+/// A key, trimmed and in lower case, because keys are not case-sensitive. In a damaged file, a secret can be read
+/// as a key, so keys are wiped, and only known keys are shown.
 pub(super) type Key = Zeroizing<String>;
 
-/// One step from a node to something within.
+/// One step from a node to one of its children.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
     /// The nth entry of a mapping.
@@ -53,42 +50,45 @@ pub(super) enum Step {
 /// A line and a column, both from 1.
 pub(super) type Location = (usize, usize);
 
-/// Why there is no tree.
-pub(super) struct Unreadable {
+/// Why a text cannot be read as a tree.
+pub(super) struct TreeError {
     pub location: Option<Location>,
     pub rule: String,
-    /// The text is not YAML at all, so that the column helps.
-    pub syntax: bool,
+    /// The text is not YAML, so the column is shown too.
+    pub is_syntax: bool,
 }
 
 /// Reads the only document of `text`.
-pub(super) fn read(text: &str) -> Result<Node, Unreadable> {
-    let building =
-        Building { left: Cell::new(MAX_NODES), plain: Cell::new(false), refused: RefCell::new(None) };
+pub(super) fn read(text: &str) -> Result<Node, TreeError> {
+    let state = ReadState {
+        left: Cell::new(MAX_NODES),
+        has_plain: Cell::new(false),
+        broken_rule: RefCell::new(None),
+    };
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
         return Ok(Node::Null);
     };
-    let mut node = Build(&building).deserialize(document).map_err(|error| building.explain(&error))?;
+    let mut node = Build(&state).deserialize(document).map_err(|error| state.explain(&error))?;
     for document in documents {
-        // A `---` at the end begins a document in which nothing stands.
-        if Build(&building).deserialize(document).map_err(|error| building.explain(&error))? != Node::Null {
-            return Err(Unreadable {
+        // A `---` at the end begins an empty document.
+        if Build(&state).deserialize(document).map_err(|error| state.explain(&error))? != Node::Null {
+            return Err(TreeError {
                 location: None,
-                rule: "must hold one YAML document, not several: remove the second ---".to_owned(),
-                syntax: false,
+                rule: "must contain one YAML document, not several: remove the second ---".to_owned(),
+                is_syntax: false,
             });
         }
     }
-    if building.plain.get()
+    if state.has_plain.get()
         && let Some(document) = serde_yaml::Deserializer::from_str(text).next()
     {
-        Fill(&mut node).deserialize(document).map_err(|error| building.explain(&error))?;
+        Fill(&mut node).deserialize(document).map_err(|error| state.explain(&error))?;
     }
     Ok(node)
 }
 
-/// The line of a key (`Entry`) or an item (`Item`) of the tree that [`read`] made of `text`.
+/// Returns the location of a key (`Entry`) or an item (`Item`) in the tree that [`read`] returns for `text`.
 pub(super) fn locate(text: &str, steps: &[Step]) -> Option<Location> {
     if steps.is_empty() {
         return None;
@@ -97,42 +97,42 @@ pub(super) fn locate(text: &str, steps: &[Step]) -> Option<Location> {
     location(&Locate(steps).deserialize(document).err()?)
 }
 
-/// What all visitors of one reading share.
-struct Building {
+/// The state that all visitors of one read share.
+struct ReadState {
     left: Cell<usize>,
-    /// There are values whose text is still to be filled in.
-    plain: Cell<bool>,
-    /// Our own rule, when we and not the parser said no.
-    refused: RefCell<Option<String>>,
+    /// There are plain values, whose text must be filled in.
+    has_plain: Cell<bool>,
+    /// The broken rule, if the error is not from the YAML parser.
+    broken_rule: RefCell<Option<String>>,
 }
 
-impl Building {
+impl ReadState {
     fn count<E: de::Error>(&self) -> Result<(), E> {
         match self.left.get().checked_sub(1) {
             Some(left) => {
                 self.left.set(left);
                 Ok(())
             }
-            None => Err(self.refuse("has more values than any config needs".to_owned())),
+            None => Err(self.refuse(format!("contains more than {MAX_NODES} values"))),
         }
     }
 
     fn plain(&self, count: Option<u64>) -> Node {
-        self.plain.set(true);
+        self.has_plain.set(true);
         Node::Plain { count, text: Zeroizing::default() }
     }
 
-    /// The error only carries the location out; the words are kept here.
+    /// The returned error only transports the location. Its message is kept here.
     fn refuse<E: de::Error>(&self, rule: String) -> E {
-        self.refused.replace(Some(rule));
+        self.broken_rule.replace(Some(rule));
         E::custom("refused")
     }
 
-    fn explain(&self, error: &serde_yaml::Error) -> Unreadable {
+    fn explain(&self, error: &serde_yaml::Error) -> TreeError {
         let location = location(error);
-        match self.refused.take() {
-            Some(rule) => Unreadable { location, rule, syntax: false },
-            None => Unreadable { location, rule: syntax_rule(error), syntax: true },
+        match self.broken_rule.take() {
+            Some(rule) => TreeError { location, rule, is_syntax: false },
+            None => TreeError { location, rule: syntax_rule(error), is_syntax: true },
         }
     }
 }
@@ -141,22 +141,28 @@ fn location(error: &serde_yaml::Error) -> Option<Location> {
     error.location().map(|location| (location.line(), location.column()))
 }
 
-/// The parser's message decides which of our own words are said; it is never said itself.
+/// The parser's message can contain values, so it only selects a message of this table.
 fn syntax_rule(error: &serde_yaml::Error) -> String {
     const HINTS: [(&str, &str); 10] = [
+        ("block sequence entries are not allowed", "a list item is not allowed here: check the indentation"),
         (
-            "block sequence entries are not allowed",
-            "a list item stands where none can be: check the indentation",
+            "could not find expected ':'",
+            "a line is not of the form `key: value`; the file may be half written",
         ),
-        ("could not find expected ':'", "a line is no `key: value`; perhaps the file is half written"),
         ("did not find expected '-' indicator", "check the indentation of the list"),
-        ("did not find expected ',' or", "a { or [ that is not closed; perhaps the file is half written"),
+        ("did not find expected ',' or", "a { or [ is not closed; the file may be half written"),
         ("did not find expected key", "check the indentation and the quotes"),
-        ("did not find expected node content", "a value is missing; perhaps the file is half written"),
-        ("found a tab character", "a tab: indent with spaces"),
-        ("found character that cannot start any token", "a tab, @, ` or % begins a value: put it in quotes"),
-        ("found unexpected end of stream", "a quote that is not closed; perhaps the file is half written"),
-        ("mapping values are not allowed", "a colon where none can be: check the indentation, or use quotes"),
+        ("did not find expected node content", "a value is missing; the file may be half written"),
+        ("found a tab character", "a tab is used for indentation: use spaces"),
+        (
+            "found character that cannot start any token",
+            "a value begins with a tab, @, ` or %: put it in quotes",
+        ),
+        ("found unexpected end of stream", "a quote is not closed; the file may be half written"),
+        (
+            "mapping values are not allowed",
+            "a colon is not allowed here: check the indentation, or use quotes",
+        ),
     ];
     let message = Zeroizing::new(error.to_string());
     match HINTS.iter().find(|(start, _)| message.starts_with(start)) {
@@ -166,7 +172,7 @@ fn syntax_rule(error: &serde_yaml::Error) -> String {
 }
 
 #[derive(Clone, Copy)]
-struct Build<'a>(&'a Building);
+struct Build<'a>(&'a ReadState);
 
 impl<'de> DeserializeSeed<'de> for Build<'_> {
     type Value = Node;
@@ -212,7 +218,7 @@ impl<'de> Visitor<'de> for Build<'_> {
         Ok(Node::Str(Zeroizing::new(text.to_owned())))
     }
 
-    /// A text without any value.
+    /// A text without a value.
     fn visit_none<E: de::Error>(self) -> Result<Node, E> {
         Ok(Node::Null)
     }
@@ -241,12 +247,12 @@ impl<'de> Visitor<'de> for Build<'_> {
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
         Err(self
             .0
-            .refuse("has a YAML tag (!...), which means nothing here: put the value in quotes".to_owned()))
+            .refuse("contains a YAML tag (!...), which is not supported: put the value in quotes".to_owned()))
     }
 }
 
-/// Walks the text once more, beside the tree that was made of it, and fills in what plain values
-/// look like: asked for a string, the parser tells the text of a value of any type.
+/// Walks the text a second time, together with the tree, and fills in the text of plain values. If a string is
+/// requested, the parser returns the text of a value of any type.
 struct Fill<'a>(&'a mut Node);
 
 impl<'de> DeserializeSeed<'de> for Fill<'_> {
@@ -266,7 +272,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the same as before")
+        f.write_str("the same structure")
     }
 
     fn visit_str<E: de::Error>(self, written: &str) -> Result<(), E> {
@@ -299,11 +305,11 @@ impl<'de> Visitor<'de> for Fill<'_> {
 }
 
 #[derive(Clone, Copy)]
-struct BuildKey<'a>(&'a Building);
+struct BuildKey<'a>(&'a ReadState);
 
 impl BuildKey<'_> {
-    fn no_word<E: de::Error>(self) -> Result<Key, E> {
-        Err(self.0.refuse("has a key that is not a word".to_owned()))
+    fn not_a_string<E: de::Error>(self) -> Result<Key, E> {
+        Err(self.0.refuse("contains a key that is not a string".to_owned()))
     }
 }
 
@@ -319,31 +325,31 @@ impl<'de> Visitor<'de> for BuildKey<'_> {
     type Value = Key;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a word")
+        f.write_str("a string")
     }
 
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_i64<E: de::Error>(self, _: i64) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_i128<E: de::Error>(self, _: i128) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_u64<E: de::Error>(self, _: u64) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_u128<E: de::Error>(self, _: u128) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Key, E> {
@@ -351,26 +357,24 @@ impl<'de> Visitor<'de> for BuildKey<'_> {
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Key, E> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
-        self.no_word()
+        self.not_a_string()
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Key, A::Error> {
-        self.no_word()
+        self.not_a_string()
     }
 }
 
-/// Walks to the end of the steps and fails there: the error has the location.
-///
-/// Whatever it meets on the way that does not fit the steps makes it fail too,
-/// by the default visitors; the message is never looked at.
+/// Follows the steps and fails at their end: the error contains the location. If the text does not fit the steps,
+/// the default visitors fail too. The message of the error is not used.
 struct Locate<'a>(&'a [Step]);
 
 impl<'de> DeserializeSeed<'de> for Locate<'_> {
@@ -425,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn places_in_the_tree_have_lines() {
+    fn nodes_have_lines() {
         let text = "# c\na: 1\nb:\n  c: |\n    x\n    y\n  d: [1,\n    2]\n  e:\n    - f: 1\n      g: 2\n";
         assert!(read(text).is_ok());
         assert_eq!(line(text, &[Step::Entry(0)]), Some(2));
@@ -438,32 +442,32 @@ mod tests {
     }
 
     #[test]
-    fn plain_values_keep_the_text_that_was_written() {
+    fn plain_values_keep_their_text() {
         let text = "a: 1\nb: [0x10, 1_000, 1e3, +7, 007, true, True, .5, 18446744073709551616, -1, *x]\n";
         let text = format!("z: &x 0o17\n{text}c: {{ d: {{ e: 1.50 }} }}\nf: 12 # comment\n");
         let Ok(Node::Map(entries)) = read(&text) else { panic!("it is a mapping") };
-        let mut told = Vec::new();
-        fn tell(node: &Node, told: &mut Vec<String>) {
+        let mut texts = Vec::new();
+        fn collect(node: &Node, texts: &mut Vec<String>) {
             match node {
-                Node::Map(entries) => entries.iter().for_each(|(_, node)| tell(node, told)),
-                Node::Seq(nodes) => nodes.iter().for_each(|node| tell(node, told)),
-                Node::Plain { text, .. } | Node::Str(text) => told.push(text.to_string()),
-                Node::Null => told.push("null".into()),
+                Node::Map(entries) => entries.iter().for_each(|(_, node)| collect(node, texts)),
+                Node::Seq(nodes) => nodes.iter().for_each(|node| collect(node, texts)),
+                Node::Plain { text, .. } | Node::Str(text) => texts.push(text.to_string()),
+                Node::Null => texts.push("null".into()),
             }
         }
-        entries.iter().for_each(|(_, node)| tell(node, &mut told));
+        entries.iter().for_each(|(_, node)| collect(node, &mut texts));
         let written = "0o17 1 0x10 1_000 1e3 +7 007 true True .5 18446744073709551616 -1 0o17 1.50 12";
-        assert_eq!(told.join(" "), written);
+        assert_eq!(texts.join(" "), written);
     }
 
     #[test]
-    fn an_alias_bomb_is_a_rule_not_a_meal() {
+    fn an_alias_bomb_is_refused() {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let before = format!("*a{}, ", level - 1).repeat(10);
             text += &format!("a{level}: &a{level} [{before}]\n");
         }
         let error = read(&text).err().unwrap();
-        assert!(error.rule.contains("more values"), "{}", error.rule);
+        assert!(error.rule.contains("more than 4096 values"), "{}", error.rule);
     }
 }

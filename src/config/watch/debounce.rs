@@ -1,36 +1,35 @@
-//! When to read after a burst of events.
+//! Decides when to read after a burst of events.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Reads are due when the events have been quiet for a while, or, if they never
-/// are, some time after the first.
+/// A read is due `quiet` after the last event of a burst, and at most `max_delay` after the first one.
 #[derive(Debug)]
 pub(super) struct Debounce {
     quiet: Duration,
-    patience: Duration,
+    max_delay: Duration,
     /// The first and the last event of the burst.
     burst: Option<(Instant, Instant)>,
 }
 
 impl Debounce {
-    pub(super) fn new(quiet: Duration, patience: Duration) -> Self {
-        Self { quiet, patience, burst: None }
+    pub(super) fn new(quiet: Duration, max_delay: Duration) -> Self {
+        Self { quiet, max_delay, burst: None }
     }
 
-    /// Something happened.
+    /// Records an event.
     pub(super) fn touch(&mut self, now: Instant) {
         let first = self.burst.map_or(now, |(first, _)| first);
         self.burst = Some((first, now));
     }
 
-    /// When to read; `None` without events.
+    /// Returns when to read; `None` without events.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.burst.map(|(first, last)| (last + self.quiet).min(first + self.patience))
+        self.burst.map(|(first, last)| (last + self.quiet).min(first + self.max_delay))
     }
 
-    /// The read that was due begins.
+    /// Ends the burst, because the read begins.
     pub(super) fn clear(&mut self) {
         self.burst = None;
     }
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn later_events_put_the_read_off() {
+    async fn later_events_delay_the_read() {
         let start = Instant::now();
         let mut debounce = Debounce::new(ms(250), ms(1000));
         debounce.touch(Instant::now());
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn events_without_end_are_read_after_a_second() {
+    async fn events_without_a_pause_are_read_after_the_maximum_delay() {
         let start = Instant::now();
         let mut debounce = Debounce::new(ms(250), ms(1000));
         let mut reads = Vec::new();

@@ -1,10 +1,8 @@
-//! Hints that something may have changed: the `notify` crate, made harmless.
+//! Reports file events, through the `notify` crate.
 //!
-//! A hint is never believed, only followed by a read, so a lost one costs the
-//! time to the next poll and a false one costs a read. What must not happen is
-//! that the machinery takes the process down: `notify` panics, in `watch` and
-//! again in `Drop`, once its thread is gone (it cannot be started when a limit
-//! on threads is reached), hence the guards.
+//! An event is a hint only, and a read follows it. A missed event delays the read until the next poll, and a wrong
+//! one costs a read. But `notify` must not end the process: it panics, in `watch` and again in `Drop`, if its
+//! thread is gone. Its thread cannot start when a limit of threads is reached. Therefore panics are caught here.
 
 use std::{
     collections::BTreeMap,
@@ -21,49 +19,49 @@ use notify::{
 };
 use tokio::sync::Notify;
 
-use super::watch_set::Places;
+use super::watch_set::WatchSet;
 
-/// What `notify` calls with each event, on its own thread.
-pub(super) type Handler = Box<dyn FnMut(notify::Result<Event>) + Send>;
+/// Handles each event, on the thread of `notify`.
+pub(super) type EventHandler = Box<dyn FnMut(notify::Result<Event>) + Send>;
 
-/// How a `notify` watcher is made; tests make it fail.
-pub(super) type Make = Arc<dyn Fn(Handler) -> notify::Result<Box<dyn notify::Watcher + Send>> + Send + Sync>;
+/// Makes a `notify` watcher. Tests make it fail.
+pub(super) type MakeWatcher =
+    Arc<dyn Fn(EventHandler) -> notify::Result<Box<dyn notify::Watcher + Send>> + Send + Sync>;
 
-/// Inotify on Linux.
-pub(super) fn system() -> Make {
+/// Makes a watcher that uses inotify.
+pub(super) fn inotify() -> MakeWatcher {
     Arc::new(|handler| {
         let watcher = notify::recommended_watcher(handler)?;
         Ok(Box::new(watcher) as Box<dyn notify::Watcher + Send>)
     })
 }
 
-/// Keeps watches on the right directories, as far as it can.
+/// Keeps watches on the directories of a [`WatchSet`].
 pub(super) struct Notifier {
-    make: Make,
     hints: Arc<Notify>,
-    /// What the handler compares events with.
-    places: Arc<Mutex<Places>>,
-    watcher: Option<Guarded>,
-    /// Which directory a path was when its watch was made: device and inode.
+    make_watcher: MakeWatcher,
+    /// The event handler reads it.
+    set: Arc<Mutex<WatchSet>>,
+    /// The watched directories, each with its device and inode at the time of the call.
     watched: BTreeMap<PathBuf, (u64, u64)>,
+    watcher: Option<GuardedWatcher>,
 }
 
 impl Notifier {
-    /// Wakes `hints` when something happens at the places.
-    pub(super) fn new(make: Make, hints: Arc<Notify>) -> Self {
-        Self { make, hints, places: Arc::default(), watcher: None, watched: BTreeMap::new() }
+    /// Notifies `hints` of events in the watched directories.
+    pub(super) fn new(make_watcher: MakeWatcher, hints: Arc<Notify>) -> Self {
+        Self { hints, make_watcher, set: Arc::default(), watched: BTreeMap::new(), watcher: None }
     }
 
-    /// Watches these places and no others.
+    /// Watches the directories of `set`, and no others.
     ///
-    /// To be called before every read, also when the places are the same: a
-    /// directory that was deleted and made anew has lost its watch, even if it
-    /// got its old inode back, and a watch that is there already costs nothing.
+    /// Must be called before every read, also with the same set: a directory that was deleted and created again
+    /// has no watch, even if it has the same inode. Setting a watch that exists already costs nothing.
     ///
     /// # Errors
-    /// Why not all of them are watched. The next call tries again.
-    pub(super) fn arm(&mut self, places: &Places) -> Result<(), String> {
-        places.clone_into(&mut self.places.lock().unwrap_or_else(PoisonError::into_inner));
+    /// If not all directories can be watched. The next call tries again.
+    pub(super) fn update(&mut self, set: &WatchSet) -> Result<(), NotifyError> {
+        set.clone_into(&mut self.set.lock().unwrap_or_else(PoisonError::into_inner));
         let mut watcher = match self.watcher.take() {
             Some(watcher) => watcher,
             None => {
@@ -71,75 +69,71 @@ impl Notifier {
                 self.start()?
             }
         };
-        let mut trouble = Ok(());
         self.watched.retain(|directory, was| {
-            let stays = places.directories.contains(directory) && identity(directory) == Some(*was);
-            if !stays {
-                watcher.forget(directory);
+            let keep = set.directories.contains(directory) && identity(directory) == Some(*was);
+            if !keep {
+                watcher.unwatch(directory);
             }
-            stays
+            keep
         });
-        for directory in &places.directories {
+        let mut result = Ok(());
+        for directory in &set.directories {
             let Some(identity) = identity(directory) else {
                 continue;
             };
             match watcher.watch(directory) {
                 Ok(()) => drop(self.watched.insert(directory.clone(), identity)),
-                Err(Refusal::Gone) => {}
-                // The watcher is not put back, so that the next call makes another.
-                Err(Refusal::Broken) => return Err("the thread that listens for events is gone".to_owned()),
-                Err(Refusal::Other(error)) => trouble = Err(error),
+                // The watcher is dropped, so that the next call makes another one.
+                Err(NotifyError::Panicked) => return Err(NotifyError::Panicked),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => result = Err(error),
             }
         }
         self.watcher = Some(watcher);
-        trouble
+        result
     }
 
-    fn start(&self) -> Result<Guarded, String> {
-        let (hints, places) = (Arc::clone(&self.hints), Arc::clone(&self.places));
-        let handler: Handler = Box::new(move |event| {
-            let places = places.lock().unwrap_or_else(PoisonError::into_inner);
-            if event.map_or(true, |event| matters(&event, &places)) {
+    fn start(&self) -> Result<GuardedWatcher, NotifyError> {
+        let (hints, set) = (Arc::clone(&self.hints), Arc::clone(&self.set));
+        let handler: EventHandler = Box::new(move |event| {
+            let set = set.lock().unwrap_or_else(PoisonError::into_inner);
+            if event.map_or(true, |event| is_relevant(&event, &set)) {
                 hints.notify_one();
             }
         });
-        match catch_unwind(AssertUnwindSafe(|| (self.make)(handler))) {
-            Ok(Ok(watcher)) => Ok(Guarded(Some(watcher))),
-            Ok(Err(error)) => Err(words(&error)),
-            Err(_) => Err("the thread that listens for events could not be started".to_owned()),
+        match catch_unwind(AssertUnwindSafe(|| (self.make_watcher)(handler))) {
+            Ok(Ok(watcher)) => Ok(GuardedWatcher(Some(watcher))),
+            Ok(Err(error)) => Err(NotifyError::Start(error)),
+            Err(_) => Err(NotifyError::Panicked),
         }
     }
 }
 
-/// Whether an event is a reason to read.
-///
-/// Our own reads open and close the files, so those events would make a loop;
-/// a close after writing is never ours.
-fn matters(event: &Event, places: &Places) -> bool {
-    match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
-        EventKind::Access(_) => return false,
-        EventKind::Any
-        | EventKind::Create(_)
-        | EventKind::Modify(_)
-        | EventKind::Other
-        | EventKind::Remove(_) => {}
+/// Why directories cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotifyError {
+    #[error("the thread that receives file events has ended or could not start")]
+    Panicked,
+    #[error("{}", message(.0))]
+    Start(#[source] notify::Error),
+    #[error("{}: {}", .directory.display(), message(.source))]
+    Watch { directory: PathBuf, source: notify::Error },
+}
+
+impl NotifyError {
+    /// The directory disappeared before it could be watched. The next read watches its parent.
+    fn is_not_found(&self) -> bool {
+        let Self::Watch { source, .. } = self else { return false };
+        match &source.kind {
+            notify::ErrorKind::PathNotFound => true,
+            notify::ErrorKind::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
     }
-    // Names, not paths: one directory can have several paths (bind mounts), and the event has
-    // only one of them.
-    event.need_rescan()
-        || event.paths.is_empty()
-        || event.paths.iter().any(|path| {
-            path.file_name().is_none_or(|name| places.names.contains(name))
-                || places.directories.contains(path)
-        })
 }
 
-fn identity(directory: &Path) -> Option<(u64, u64)> {
-    fs::metadata(directory).ok().map(|found| (found.dev(), found.ino()))
-}
-
-fn words(error: &notify::Error) -> String {
+/// `notify` adds the paths to its messages; here, they are the caller's part.
+fn message(error: &notify::Error) -> String {
     match &error.kind {
         notify::ErrorKind::MaxFilesWatch => {
             "the limit of inotify watches is reached (fs.inotify.max_user_watches)".to_owned()
@@ -149,39 +143,57 @@ fn words(error: &notify::Error) -> String {
     }
 }
 
-enum Refusal {
-    Broken,
-    Gone,
-    Other(String),
+/// Returns whether an event is a reason to read.
+///
+/// Each read of this process opens and closes the files, so those events would cause a loop. This process never
+/// writes the files, so a close after a write is relevant.
+fn is_relevant(event: &Event, set: &WatchSet) -> bool {
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
+        EventKind::Access(_) => return false,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Other
+        | EventKind::Remove(_) => {}
+    }
+    // Names are compared, not paths: a directory can have several paths (bind mounts), and the event has only
+    // one of them.
+    event.need_rescan()
+        || event.paths.is_empty()
+        || event.paths.iter().any(|path| {
+            path.file_name().is_none_or(|name| set.names.contains(name)) || set.directories.contains(path)
+        })
 }
 
-/// A watcher whose panics end here. Empty once it has panicked.
-struct Guarded(Option<Box<dyn notify::Watcher + Send>>);
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    fs::metadata(directory).ok().map(|found| (found.dev(), found.ino()))
+}
 
-impl Guarded {
-    fn watch(&mut self, directory: &Path) -> Result<(), Refusal> {
+/// A watcher whose panics are caught. Empty after a panic.
+struct GuardedWatcher(Option<Box<dyn notify::Watcher + Send>>);
+
+impl GuardedWatcher {
+    fn watch(&mut self, directory: &Path) -> Result<(), NotifyError> {
         match self.call(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive)) {
-            None => Err(Refusal::Broken),
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => match &error.kind {
-                notify::ErrorKind::PathNotFound => Err(Refusal::Gone),
-                notify::ErrorKind::Io(io) if io.kind() == std::io::ErrorKind::NotFound => Err(Refusal::Gone),
-                _ => Err(Refusal::Other(format!("{}: {}", directory.display(), words(&error)))),
-            },
+            None => Err(NotifyError::Panicked),
+            Some(result) => {
+                result.map_err(|source| NotifyError::Watch { directory: directory.to_owned(), source })
+            }
         }
     }
 
-    /// The kernel may have forgotten it already; that is no error.
-    fn forget(&mut self, directory: &Path) {
+    /// Errors are ignored: the kernel removes the watch of a deleted directory itself.
+    fn unwatch(&mut self, directory: &Path) {
         let _ = self.call(|watcher| watcher.unwatch(directory));
     }
 
-    fn call<T>(&mut self, what: impl FnOnce(&mut (dyn notify::Watcher + Send)) -> T) -> Option<T> {
+    fn call<T>(&mut self, f: impl FnOnce(&mut (dyn notify::Watcher + Send)) -> T) -> Option<T> {
         let watcher = self.0.as_deref_mut()?;
-        match catch_unwind(AssertUnwindSafe(|| what(watcher))) {
+        match catch_unwind(AssertUnwindSafe(|| f(watcher))) {
             Ok(result) => Some(result),
             Err(_) => {
-                // Its thread is gone: dropping it would panic again.
+                // Dropping it would panic again, because its thread is gone.
                 std::mem::forget(self.0.take());
                 None
             }
@@ -189,152 +201,13 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl Drop for GuardedWatcher {
     fn drop(&mut self) {
         let watcher = self.0.take();
-        // A panic that leaves `drop` while another one unwinds would abort the process.
+        // A panic that leaves `drop` during another panic aborts the process.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(watcher)));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use notify::event::{CreateKind, DataChange, Flag, ModifyKind};
-
-    use super::*;
-
-    fn places() -> Places {
-        Places {
-            directories: [PathBuf::from("/d")].into_iter().collect(),
-            names: ["c.yaml".into()].into_iter().collect(),
-        }
-    }
-
-    #[test]
-    fn our_own_reads_and_the_neighbours_are_no_hints() {
-        let read =
-            Event::new(EventKind::Access(AccessKind::Open(AccessMode::Any))).add_path("/d/c.yaml".into());
-        assert!(!matters(&read, &places()));
-        let read =
-            Event::new(EventKind::Access(AccessKind::Close(AccessMode::Read))).add_path("/d/c.yaml".into());
-        assert!(!matters(&read, &places()));
-        let neighbour = Event::new(EventKind::Create(CreateKind::File)).add_path("/d/other".into());
-        assert!(!matters(&neighbour, &places()));
-    }
-
-    #[test]
-    fn what_others_write_is_a_hint() {
-        let modify = EventKind::Modify(ModifyKind::Data(DataChange::Any));
-        assert!(matters(&Event::new(modify).add_path("/d/c.yaml".into()), &places()));
-        assert!(matters(&Event::new(modify).add_path("/bind/c.yaml".into()), &places()));
-        assert!(matters(&Event::new(modify).add_path("/d".into()), &places()));
-        let closed = EventKind::Access(AccessKind::Close(AccessMode::Write));
-        assert!(matters(&Event::new(closed).add_path("/d/c.yaml".into()), &places()));
-        assert!(matters(&Event::new(EventKind::Other).set_flag(Flag::Rescan), &places()));
-    }
-
-    /// As `notify` is once its thread has gone.
-    #[derive(Debug)]
-    struct Dead;
-
-    impl notify::Watcher for Dead {
-        fn new<F: notify::EventHandler>(_: F, _: notify::Config) -> notify::Result<Self> {
-            Ok(Self)
-        }
-
-        fn watch(&mut self, _: &Path, _: RecursiveMode) -> notify::Result<()> {
-            panic!("the thread is gone");
-        }
-
-        fn unwatch(&mut self, _: &Path) -> notify::Result<()> {
-            panic!("the thread is gone");
-        }
-
-        fn kind() -> notify::WatcherKind {
-            notify::WatcherKind::NullWatcher
-        }
-    }
-
-    impl Drop for Dead {
-        fn drop(&mut self) {
-            panic!("the thread is gone");
-        }
-    }
-
-    /// Tells which directories it is asked to watch (true) and to forget (false).
-    #[derive(Debug)]
-    struct Recorder(Arc<Mutex<Vec<(bool, PathBuf)>>>);
-
-    impl notify::Watcher for Recorder {
-        fn new<F: notify::EventHandler>(_: F, _: notify::Config) -> notify::Result<Self> {
-            Ok(Self(Arc::default()))
-        }
-
-        fn watch(&mut self, path: &Path, _: RecursiveMode) -> notify::Result<()> {
-            self.0.lock().unwrap().push((true, path.to_owned()));
-            Ok(())
-        }
-
-        fn unwatch(&mut self, path: &Path) -> notify::Result<()> {
-            self.0.lock().unwrap().push((false, path.to_owned()));
-            Ok(())
-        }
-
-        fn kind() -> notify::WatcherKind {
-            notify::WatcherKind::NullWatcher
-        }
-    }
-
-    #[test]
-    fn a_directory_that_was_replaced_is_forgotten_first() {
-        let calls = Arc::new(Mutex::new(Vec::new()));
-        let recorded = Arc::clone(&calls);
-        let make: Make = Arc::new(move |_| Ok(Box::new(Recorder(Arc::clone(&recorded)))));
-        let mut notifier = Notifier::new(make, Arc::default());
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().canonicalize().unwrap();
-        let (old, here) = (base.join("old"), base.join("here"));
-        let mut arm = |path: &Path| {
-            let mut places = Places::default();
-            places.add_way_to(&path.join("c.yaml"));
-            notifier.arm(&places).unwrap();
-            std::mem::take(&mut *calls.lock().unwrap())
-        };
-        fs::create_dir(&here).unwrap();
-        assert_eq!(arm(&here), [(true, here.clone())]);
-        assert_eq!(arm(&here), [(true, here.clone())]);
-        fs::rename(&here, &old).unwrap();
-        fs::create_dir(&here).unwrap();
-        assert_eq!(arm(&here), [(false, here.clone()), (true, here.clone())]);
-        assert_eq!(arm(&base), [(false, here.clone()), (true, base)]);
-    }
-
-    #[test]
-    fn a_watcher_that_panics_is_an_error_and_is_replaced() {
-        let made = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&made);
-        let make: Make = Arc::new(move |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-            Ok(Box::new(Dead))
-        });
-        let mut notifier = Notifier::new(make, Arc::default());
-        let dir = tempfile::tempdir().unwrap();
-        let mut places = Places::default();
-        places.add_way_to(&dir.path().join("c.yaml"));
-        assert!(notifier.arm(&places).is_err());
-        assert!(notifier.arm(&places).is_err());
-        assert_eq!(made.load(Ordering::Relaxed), 2);
-    }
-
-    #[test]
-    fn dropping_a_watcher_that_panics_is_quiet_even_while_unwinding() {
-        drop(Guarded(Some(Box::new(Dead))));
-        let unwound = catch_unwind(|| {
-            let _guarded = Guarded(Some(Box::new(Dead)));
-            panic!("outer");
-        });
-        assert!(unwound.is_err());
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Which directories to watch, so that no way of replacing a file is missed.
+//! The directories to watch, so that no replacement of a file is missed.
 
 use std::{
     collections::BTreeSet,
@@ -7,42 +7,41 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// As many symlinks as the kernel follows.
+/// The kernel follows the same number of symlinks.
 const MAX_HOPS: usize = 40;
 
-/// Directories, and the names in them that matter.
+/// The directories to watch, and the names of the entries whose events count.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Places {
+pub(super) struct WatchSet {
     /// Existing directories, without symlinks in their paths.
     pub directories: BTreeSet<PathBuf>,
-    /// Names of entries of any of the directories.
+    /// Names of entries in any of the directories.
     pub names: BTreeSet<OsString>,
 }
 
-impl Places {
-    /// Adds the directory of an absolute path, and that of every symlink on the
-    /// way to it, for each of them can be replaced and then leads elsewhere. A
-    /// watch on the file itself would see only its first replacement.
+impl WatchSet {
+    /// Adds the directory of an absolute path, and the directory of every symlink on the path, because each
+    /// symlink can be replaced. A watch on the file itself would see only its first replacement.
     ///
-    /// Where the way ends early, the last directory that exists is added: it
-    /// is there that the missing part will appear.
-    pub(super) fn add_way_to(&mut self, path: &Path) {
+    /// If a part of the path does not exist, the last existing directory is added: the missing part will appear
+    /// there.
+    pub(super) fn add_path(&mut self, path: &Path) {
         let mut hops = 0;
         let mut here = PathBuf::from("/");
-        // The next component is the last of the list.
+        // In reverse order: the last component is the next one.
         let mut ahead = Vec::new();
         push_components(&mut ahead, path);
         while let Some(step) = ahead.pop() {
             let name = match step {
-                Way::Root => {
+                PathStep::Root => {
                     here = PathBuf::from("/");
                     continue;
                 }
-                Way::Up => {
+                PathStep::Up => {
                     here.pop();
                     continue;
                 }
-                Way::Down(name) => name,
+                PathStep::Down(name) => name,
             };
             let next = here.join(&name);
             let metadata = fs::symlink_metadata(&next);
@@ -61,18 +60,19 @@ impl Places {
     }
 }
 
-enum Way {
+/// One component of a path.
+enum PathStep {
     Down(OsString),
     Root,
     Up,
 }
 
-fn push_components(ahead: &mut Vec<Way>, path: &Path) {
+fn push_components(ahead: &mut Vec<PathStep>, path: &Path) {
     ahead.extend(path.components().rev().filter_map(|component| match component {
         Component::CurDir => None,
-        Component::Normal(name) => Some(Way::Down(name.to_owned())),
-        Component::ParentDir => Some(Way::Up),
-        Component::Prefix(_) | Component::RootDir => Some(Way::Root),
+        Component::Normal(name) => Some(PathStep::Down(name.to_owned())),
+        Component::ParentDir => Some(PathStep::Up),
+        Component::Prefix(_) | Component::RootDir => Some(PathStep::Root),
     }));
 }
 
@@ -82,10 +82,10 @@ mod tests {
 
     use super::*;
 
-    fn way(path: &Path) -> Places {
-        let mut places = Places::default();
-        places.add_way_to(path);
-        places
+    fn watch_set(path: &Path) -> WatchSet {
+        let mut set = WatchSet::default();
+        set.add_path(path);
+        set
     }
 
     fn set<const N: usize>(base: &Path, names: [&str; N]) -> BTreeSet<PathBuf> {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_through_a_projected_volume() {
+    fn all_directories_of_a_projected_volume_are_watched() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         fs::create_dir_all(base.join("cfg/..v1")).unwrap();
@@ -101,33 +101,33 @@ mod tests {
         symlink("..v1", base.join("cfg/..data")).unwrap();
         symlink("..data/c.yaml", base.join("cfg/c.yaml")).unwrap();
         symlink("cfg", base.join("via")).unwrap();
-        let places = way(&base.join("via/./c.yaml"));
-        assert_eq!(places.directories, set(&base, ["", "cfg", "cfg/..v1"]));
-        assert_eq!(places.names, ["via", "c.yaml", "..data"].map(OsString::from).into_iter().collect());
+        let watched = watch_set(&base.join("via/./c.yaml"));
+        assert_eq!(watched.directories, set(&base, ["", "cfg", "cfg/..v1"]));
+        assert_eq!(watched.names, ["via", "c.yaml", "..data"].map(OsString::from).into_iter().collect());
         symlink(base.join("cfg/../cfg/c.yaml"), base.join("far")).unwrap();
-        assert_eq!(way(&base.join("far")).directories, set(&base, ["", "cfg", "cfg/..v1"]));
+        assert_eq!(watch_set(&base.join("far")).directories, set(&base, ["", "cfg", "cfg/..v1"]));
     }
 
     #[test]
-    fn a_way_that_ends_early_is_watched_where_it_ends() {
+    fn a_path_that_does_not_exist_is_watched_where_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
-        let places = way(&base.join("not/there/c.yaml"));
-        assert_eq!(places.directories, set(&base, [""]));
-        assert_eq!(places.names, [OsString::from("not")].into_iter().collect());
+        let watched = watch_set(&base.join("not/there/c.yaml"));
+        assert_eq!(watched.directories, set(&base, [""]));
+        assert_eq!(watched.names, [OsString::from("not")].into_iter().collect());
         symlink("gone/c.yaml", base.join("c.yaml")).unwrap();
-        let places = way(&base.join("c.yaml"));
-        assert_eq!(places.names, ["c.yaml", "gone"].map(OsString::from).into_iter().collect());
+        let watched = watch_set(&base.join("c.yaml"));
+        assert_eq!(watched.names, ["c.yaml", "gone"].map(OsString::from).into_iter().collect());
     }
 
     #[test]
-    fn a_circle_ends() {
+    fn symlinks_in_a_circle_end() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         symlink("b", base.join("a")).unwrap();
         symlink("a", base.join("b")).unwrap();
-        assert_eq!(way(&base.join("a")).directories, set(&base, [""]));
+        assert_eq!(watch_set(&base.join("a")).directories, set(&base, [""]));
         symlink("self/x", base.join("self")).unwrap();
-        assert_eq!(way(&base.join("self")).directories, set(&base, [""]));
+        assert_eq!(watch_set(&base.join("self")).directories, set(&base, [""]));
     }
 }

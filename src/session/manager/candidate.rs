@@ -15,7 +15,7 @@ use transit_client::{
 
 use super::machine::Event;
 use crate::{
-    config::{Credentials, Reading},
+    config::{Credentials, LoadedConfig},
     session::{
         manager::Sessions,
         older_versions::OlderVersions,
@@ -32,7 +32,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A session that was verified and can be published.
 pub(super) struct VerifiedSession {
-    pub(super) config: Arc<Reading>,
+    pub(super) config: Arc<LoadedConfig>,
     pub(super) pool: Arc<Pool>,
     pub(super) session: Arc<Session>,
     /// What a lookup of the token returned, or how that failed.
@@ -42,7 +42,7 @@ pub(super) struct VerifiedSession {
 
 /// One attempt to verify a candidate.
 pub(super) struct Attempt {
-    pub(super) config: Arc<Reading>,
+    pub(super) config: Arc<LoadedConfig>,
     pub(super) metrics: Arc<ClientMetrics>,
     pub(super) older_versions: OlderVersions,
     /// The connections of the session in use, if they lead to the addresses of the candidate.

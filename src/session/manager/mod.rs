@@ -32,7 +32,7 @@ use super::{
     state::{NewSession, Outdated, SessionPublisher},
 };
 use crate::{
-    config::{Fingerprint, Observation, Reading, Watcher},
+    config::{Fingerprint, LoadedConfig, Observation, Watcher},
     observe::{
         labels::{ConfigState, ReloadResult},
         metrics::Metrics,
@@ -61,12 +61,12 @@ struct Connections {
 struct Sessions;
 
 impl Payload for Sessions {
-    type Config = Arc<Reading>;
+    type Config = Arc<LoadedConfig>;
     type Fingerprint = Fingerprint;
     type Published = PublishedSession;
     type Verified = VerifiedSession;
 
-    fn fingerprint(config: &Arc<Reading>) -> Fingerprint {
+    fn fingerprint(config: &Arc<LoadedConfig>) -> Fingerprint {
         config.fingerprint
     }
 }
@@ -149,8 +149,8 @@ impl SessionManager {
             }
             Action::ReloadConfig => {
                 info!("the token is invalid: reading the config again");
-                let rereader = self.watcher.rereader();
-                tokio::spawn(async move { rereader.reread().await });
+                let handle = self.watcher.reload_handle();
+                tokio::spawn(async move { handle.reload().await });
             }
             Action::ReportConfigInUse => {
                 debug!("the config on disk is the one in use");
@@ -191,7 +191,7 @@ impl SessionManager {
 
     fn attempt(
         &self,
-        config: Arc<Reading>,
+        config: Arc<LoadedConfig>,
         older_versions: OlderVersions,
         reports_progress: bool,
     ) -> Attempt {

@@ -1,0 +1,246 @@
+//! The rules of each setting.
+
+use transit_client::{
+    endpoint::Address,
+    key::{KeyName, KeyNames, KeyRef, MountPath, Namespace},
+    token::Token,
+};
+
+use super::{
+    ParseOptions,
+    section::{
+        Broken, ENCRYPTION_SETTINGS, FLAT, KEY_SETTINGS, SETTINGS, Section, TLS_SETTINGS, Value, WRAPPED,
+    },
+    tree::Node,
+};
+use crate::config::settings::{
+    Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, LOGIN_METHODS, LocalKekLimits, TlsFiles,
+    absolute_path, age, connect_timeout, server_name,
+};
+
+/// Returns the config that the root of the file contains, in one of the two shapes.
+pub(super) fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
+    if let Some(provider) = root.find("provider") {
+        let text = provider.string()?;
+        if !["vault", "openbao", "bao"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
+            return Err(provider.broken("must be vault, openbao or bao"));
+        }
+    }
+    let encryption = encryption(root)?;
+    let below_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
+    match root.entry("vault") {
+        Some(wrapped) => {
+            root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
+            let section = wrapped.section()?;
+            section.refuse_unknown(&[SETTINGS], below_tls)?;
+            settings(&section, encryption, options)
+        }
+        None => {
+            root.refuse_unknown(&[SETTINGS, FLAT], below_tls)?;
+            settings(root, encryption, options)
+        }
+    }
+}
+
+/// In both shapes, `encryption:` is a key of the root: it configures the plugin, not the connection to Vault.
+fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
+    let Some(section) = root.find("encryption").map(|value| value.section()).transpose()? else {
+        return Ok(Encryption::default());
+    };
+    section.refuse_unknown(&[ENCRYPTION_SETTINGS], |_| None)?;
+    let mode = section.required("mode", "transit or local-kek")?;
+    let unset = LocalKekLimits::default();
+    let limits = LocalKekLimits {
+        max_age: section.parsed("max_age", age)?.unwrap_or(unset.max_age),
+        max_age_in_outage: section.parsed("max_age_in_outage", age)?.unwrap_or(unset.max_age_in_outage),
+        renew_after: section.parsed("renew_after", age)?.unwrap_or(unset.renew_after),
+        renew_after_uses: match section.find("renew_after_uses") {
+            Some(uses) => uses.count()?,
+            None => unset.renew_after_uses,
+        },
+    };
+    if limits.max_age_in_outage < limits.max_age {
+        let rule = "max_age_in_outage must not be shorter than max_age (default: 1h)";
+        return Err(Broken { steps: section.steps.clone(), rule: format!("{}: {rule}", section.name) });
+    }
+    match mode.string()? {
+        text if text.eq_ignore_ascii_case("local-kek") => Ok(Encryption::LocalKek(limits)),
+        text if text.eq_ignore_ascii_case("transit") => Ok(Encryption::Transit),
+        _ => Err(mode.broken("must be transit or local-kek")),
+    }
+}
+
+fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions) -> Result<Config, Broken> {
+    let mut warnings = Vec::new();
+    let addresses = addresses(section, options, &mut warnings)?;
+    let namespace = section.parsed("namespace", Namespace::new)?.unwrap_or_default();
+    let mount = section.parsed("transitpath", MountPath::new)?.unwrap_or_default();
+    Ok(Config {
+        addresses,
+        connect_timeout: section
+            .parsed("connect_timeout", connect_timeout)?
+            .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        keys: keys(section, &mount, &namespace)?,
+        namespace,
+        tls: tls(section)?,
+        credentials: credentials(section, &mut warnings)?,
+        encryption,
+        warnings,
+    })
+}
+
+fn addresses(
+    section: &Section<'_>,
+    options: ParseOptions,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Address>, Broken> {
+    let (place, values) = match (section.find("addresses"), section.find("address")) {
+        (Some(_), Some(single)) => {
+            return Err(single.broken("cannot be used together with addresses: keep one of them"));
+        }
+        (Some(several), None) => {
+            let values = several.one_or_more()?;
+            (several, values)
+        }
+        (None, Some(single)) => (single.clone(), vec![single]),
+        (None, None) => {
+            let key = if section.entry("addresses").is_some() { "addresses" } else { "address" };
+            return Err(section.absent(key, "the address of Vault, such as https://vault:8200"));
+        }
+    };
+    let mut addresses = Vec::new();
+    for value in values {
+        let address = value.parsed(|text| Address::new(text, options.allow_http))?;
+        if addresses.contains(&address) {
+            warnings.push(format!("{}: contains an address twice; the second one is ignored", place.name));
+        } else {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() { Err(place.broken("must contain at least one address")) } else { Ok(addresses) }
+}
+
+/// `mount` and `namespace` apply to entries without their own.
+fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyNames, Broken> {
+    let place = section.required("keynames", "the names of the Transit keys; the first one encrypts")?;
+    let mut keys = Vec::new();
+    if let Node::Str(names) = place.node
+        && names.contains(',')
+    {
+        // Viper reads a string with commas as a list. The name of a key contains no comma.
+        for name in names.split(',') {
+            let name = KeyName::new(name).map_err(|rule| place.broken(rule))?;
+            keys.push(KeyRef::new(name, mount.clone(), namespace.clone()));
+        }
+        return KeyNames::new(keys).map_err(|rule| place.broken(rule));
+    }
+    for value in place.one_or_more()? {
+        keys.push(key(&value, mount, namespace)?);
+    }
+    KeyNames::new(keys).map_err(|rule| place.broken(rule))
+}
+
+/// A name, or a mapping with a name and the location of the key.
+fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyRef, Broken> {
+    if !matches!(value.node, Node::Map(_)) {
+        return Ok(KeyRef::new(value.parsed(KeyName::new)?, mount.clone(), namespace.clone()));
+    }
+    let section = value.section()?;
+    section.refuse_unknown(&[KEY_SETTINGS], |key| {
+        (key == "transitpath").then_some("is called mount in an entry of keynames")
+    })?;
+    let name = section.required("name", "the name of a Transit key")?.parsed(KeyName::new)?;
+    let own_mount = section.parsed("mount", MountPath::new)?;
+    let own_namespace = section.parsed("namespace", Namespace::new)?;
+    if own_mount.is_none() && own_namespace.is_none() {
+        return Ok(KeyRef::new(name, mount.clone(), namespace.clone()));
+    }
+    Ok(KeyRef::in_own_mount(
+        name,
+        own_mount.unwrap_or_else(|| mount.clone()),
+        own_namespace.unwrap_or_else(|| namespace.clone()),
+    ))
+}
+
+fn tls(section: &Section<'_>) -> Result<TlsFiles, Broken> {
+    let inner = section.find("tls").map(|tls| tls.section()).transpose()?;
+    if let Some(inner) = &inner {
+        inner.refuse_unknown(&[TLS_SETTINGS], |_| None)?;
+    }
+    let find = |key| inner.as_ref().and_then(|inner| inner.find(key));
+    let files = TlsFiles {
+        ca_file: one_spelling(find("ca_file"), section.find("vaultcacert"))?
+            .map(|value| value.parsed(absolute_path))
+            .transpose()?,
+        server_name: one_spelling(find("server_name"), section.find("tlsservername"))?
+            .map(|value| value.parsed(server_name))
+            .transpose()?,
+        client_cert_file: find("client_cert_file").map(|value| value.parsed(absolute_path)).transpose()?,
+        client_key_file: find("client_key_file").map(|value| value.parsed(absolute_path)).transpose()?,
+    };
+    match (find("client_cert_file"), find("client_key_file")) {
+        (Some(single), None) => Err(single.broken("requires client_key_file")),
+        (None, Some(single)) => Err(single.broken("requires client_cert_file")),
+        _ => Ok(files),
+    }
+}
+
+/// Accepts a setting under its name or under Trousseau's, but not under both.
+fn one_spelling<'a>(
+    value: Option<Value<'a>>,
+    trousseau: Option<Value<'a>>,
+) -> Result<Option<Value<'a>>, Broken> {
+    match (value, trousseau) {
+        (Some(value), Some(trousseau)) => {
+            Err(trousseau.broken(format!("means the same as {}: keep one of them", value.name)))
+        }
+        (value, trousseau) => Ok(value.or(trousseau)),
+    }
+}
+
+/// The token has precedence, then the first login in this order. The others are ignored with a warning.
+fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Credentials, Broken> {
+    // Trousseau's prefix of login paths. It is not used, but its type is checked.
+    section.find("authpath").map(|value| value.string()).transpose()?;
+    let token = section.parsed("token", Token::new)?;
+    let mut logins = Vec::new();
+    if let Some(auth) = section.find("auth") {
+        logins.push((auth.name.clone(), method(&auth.section()?)?));
+    }
+    for (keys, method) in [(["roleid", "secretid"], "approle"), (["clientcert", "clientkey"], "cert")] {
+        for key in keys {
+            if let Some(value) = section.find(key) {
+                value.string()?;
+                logins.push((value.name, method));
+            }
+        }
+    }
+    let (credentials, winner) = match (token, logins.first()) {
+        (Some(token), _) => (Credentials::Token(token), None),
+        (None, Some((_, method))) => (Credentials::Unsupported { method }, Some(*method)),
+        (None, None) => {
+            return Err(section.absent("token", "either token or auth is required"));
+        }
+    };
+    for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != winner) {
+        let reason = if winner.is_some() { "another login" } else { "a token" };
+        warnings.push(format!("{name}: is ignored because {reason} is configured too"));
+    }
+    Ok(credentials)
+}
+
+/// The method of an `auth:` block. Logins are not supported yet, so only the types of its other values are
+/// checked.
+fn method(auth: &Section<'_>) -> Result<&'static str, Broken> {
+    for value in auth.values() {
+        if matches!(value.node, Node::Map(_) | Node::Seq(_)) {
+            return Err(value.broken("must be a single value, not a list or a mapping"));
+        }
+    }
+    let method = auth.required("method", "the login method, such as approle")?;
+    let text = method.string()?;
+    let known = LOGIN_METHODS.iter().find(|known| text.eq_ignore_ascii_case(known));
+    known
+        .copied()
+        .ok_or_else(|| method.broken(format!("must be a known login method: {}", LOGIN_METHODS.join(", "))))
+}
