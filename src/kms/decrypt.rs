@@ -246,7 +246,7 @@ impl<'a> Failures<'a> {
             Some((_, error)) if error.kind == ErrorKind::BadCiphertext => {
                 TransitError::new(error.kind, "none of the keys in vault.keynames decrypts this ciphertext")
             }
-            Some((entry, TransitError { kind, message })) => TransitError::new(
+            Some((entry, TransitError { kind, message, .. })) => TransitError::new(
                 kind,
                 format!(
                     "key `{}`: {message}; no other key in vault.keynames decrypts this ciphertext",

@@ -276,12 +276,12 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
         row(
             "a damaged certificate in a bundle",
             trusted(to("https", "good"), site.write("bundle.pem", &format!("{ca}{damaged}{ca}"))),
-            ["certificate 2 in vault.tls.ca_file is damaged", "take it out"],
+            ["certificate 2 in vault.tls.ca_file is damaged", "remove it"],
         ),
         row(
             "no base64 in a bundle",
             trusted(to("https", "good"), site.write("bundle64.pem", &format!("{ca}{ca}{not_base64}"))),
-            ["certificate 3 in vault.tls.ca_file is damaged", "take it out"],
+            ["certificate 3 in vault.tls.ca_file is damaged", "remove it"],
         ),
         row(
             "half a bundle",
@@ -289,7 +289,7 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
                 to("https", "good"),
                 site.write("half.pem", &format!("{ca}{}", ca.get(..ca.len() / 2).unwrap())),
             ),
-            ["certificate 2 in vault.tls.ca_file is damaged", "take it out"],
+            ["certificate 2 in vault.tls.ca_file is damaged", "remove it"],
         ),
         row(
             "a key instead of the authority",

@@ -1,41 +1,41 @@
-//! What Transit calls a ciphertext: `vault:v<version>:<base64>`.
+//! Ciphertexts of Transit: `vault:v<version>:<base64>`.
 
 use std::fmt;
 
 use crate::key_id::KeyVersion;
 
-/// kube-apiserver refuses a longer one.
+/// The longest ciphertext, in bytes. kube-apiserver refuses a longer one.
 ///
 /// Source: `encryptedDEKSourceMaxSize` in k8s.io/apiserver
 /// `pkg/storage/value/encrypt/envelope/kmsv2/envelope.go`.
 pub const MAX_CIPHERTEXT_BYTES: usize = 1024;
 
-/// A ciphertext whose form, but not whose content, has been checked.
+/// A ciphertext of the right form. Only Transit can check its content.
 #[derive(Clone, Eq, Hash, PartialEq)]
 pub struct Ciphertext {
     text: String,
     version: KeyVersion,
 }
 
-/// The bytes are not a bare Transit ciphertext.
+/// Why bytes are not a ciphertext of Transit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum InvalidCiphertext {
-    /// Not of the form `vault:v<version>:<base64>`.
+    /// They are not of the form `vault:v<version>:<base64>`.
     #[error(
         "the ciphertext is not of the form vault:v<version>:<base64>: another provider made it, or it is damaged"
     )]
     Form,
-    /// Longer than [`MAX_CIPHERTEXT_BYTES`].
+    /// They are more than [`MAX_CIPHERTEXT_BYTES`].
     #[error("the ciphertext is longer than {MAX_CIPHERTEXT_BYTES} bytes")]
     TooLong,
 }
 
 impl Ciphertext {
-    /// Checks the form of what kube-apiserver stored or Transit answered.
+    /// Checks the form of a ciphertext that kube-apiserver stored or Transit returned.
     ///
     /// # Errors
-    /// If `bytes` is too long or not `vault:v<version>:<base64>`. Version 0 is refused:
-    /// Transit would quietly read it as version 1.
+    /// If `bytes` is too long, or not of the form `vault:v<version>:<base64>`. Version 0 is an error too, because
+    /// Transit would read it as version 1.
     pub fn parse(bytes: &[u8]) -> Result<Self, InvalidCiphertext> {
         if bytes.len() > MAX_CIPHERTEXT_BYTES {
             return Err(InvalidCiphertext::TooLong);
@@ -59,13 +59,13 @@ impl Ciphertext {
         &self.text
     }
 
-    /// The key version that it says it was made with.
+    /// The key version that the ciphertext names.
     #[must_use]
     pub fn version(&self) -> KeyVersion {
         self.version
     }
 
-    /// The bytes to hand to kube-apiserver.
+    /// The text as bytes, as kube-apiserver stores it.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.text.into_bytes()

@@ -1,4 +1,4 @@
-//! Where a Vault is and how to connect to it.
+//! The addresses of a Vault, and how to connect to them.
 
 use std::{fmt, time::Duration};
 
@@ -7,12 +7,12 @@ use zeroize::Zeroizing;
 
 use crate::rule::BrokenRule;
 
-/// One Vault: the addresses of its nodes, and how connections to them are made.
+/// One Vault: the addresses of its nodes, and how to connect to them.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// The addresses, in the order in which they are tried; never empty, none twice.
+    /// The addresses, in the order in which they are tried. At least one, and none twice.
     pub addresses: Vec<Address>,
-    /// How long it may take to make a connection, TLS included.
+    /// How long it may take to establish a connection, TLS included.
     pub connect_timeout: Duration,
     /// The name that certificates must carry, if it is not the host of the address.
     pub server_name: Option<String>,
@@ -20,14 +20,14 @@ pub struct Endpoint {
     pub tls: TlsMaterial,
 }
 
-/// The contents of the TLS files: PEM, not parsed yet, never empty.
+/// The contents of the TLS files: PEM that is not parsed yet, and not empty.
 #[derive(Clone, Default)]
 pub struct TlsMaterial {
-    /// The authorities to trust.
+    /// The certificate authorities to trust; those of the system if `None`.
     pub ca: Option<Vec<u8>>,
-    /// Our certificate; there if and only if the key is.
+    /// The client certificate. It is set if and only if [`Self::client_key`] is.
     pub client_cert: Option<Vec<u8>>,
-    /// The key of our certificate.
+    /// The key of the client certificate. It is wiped on drop.
     pub client_key: Option<Zeroizing<Vec<u8>>>,
 }
 
@@ -41,17 +41,17 @@ impl fmt::Debug for TlsMaterial {
     }
 }
 
-/// A Vault server: `https://host[:port][/prefix]`. Displays so, without a slash at the end.
+/// The address of a Vault server: `https://host[:port][/prefix]`. It is displayed without a slash at the end.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Address(Url);
 
 impl Address {
-    /// Takes `https://` URLs, and `http://` ones if `allow_http`; a path is
-    /// kept as prefix, its slashes at the end are not.
+    /// Accepts `https://` URLs, and `http://` URLs if `allow_http` is set. The path of the URL is a prefix of
+    /// Vault's paths. Slashes at its end are removed.
     ///
     /// # Errors
-    /// Another scheme, user information, a query, a fragment, dot segments,
-    /// empty segments, percent signs, or no URL at all.
+    /// If it is not a URL, or one with another scheme, user information, a query, a fragment, dot segments,
+    /// empty segments or percent signs.
     pub fn new(text: &str, allow_http: bool) -> Result<Self, BrokenRule> {
         let text = text.trim();
         if text.is_empty() {
@@ -62,8 +62,8 @@ impl Address {
                 "must be one address: write several as a list, addresses: [https://…, https://…]",
             ));
         }
-        // `Url` drops tabs and line breaks and turns `\` into `/`: it would read another
-        // address than the operator does.
+        // `Url` removes tabs and line breaks and replaces `\` by `/`. The address would be another one than the
+        // operator sees.
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) || text.contains('\\') {
             return Err(BrokenRule("must be a URL of visible ASCII characters without spaces"));
         }
@@ -107,7 +107,7 @@ impl Address {
         Ok(Self(url))
     }
 
-    /// As a URL. Its path is the prefix, or `/`.
+    /// The address as a URL. Its path is the prefix, or `/`.
     #[must_use]
     pub fn url(&self) -> &Url {
         &self.0
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_keep_a_prefix_and_lose_slashes() {
+    fn an_address_keeps_its_prefix_without_slashes_at_the_end() {
         for (text, shown) in [
             ("https://vault:8200", "https://vault:8200"),
             ("HTTPS://Vault:8200/", "https://vault:8200"),
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_mean_two_things_are_refused() {
+    fn ambiguous_addresses_are_refused() {
         for text in [
             "",
             "vault:8200",

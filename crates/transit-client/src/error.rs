@@ -1,6 +1,8 @@
 //! How a request to a Transit engine can fail.
 
-/// Why a request failed. The caller decides what follows from it.
+use std::{error::Error, sync::Arc};
+
+/// Why a request failed. The caller decides what follows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ErrorKind {
     /// The ciphertext is damaged, or another key made it.
@@ -21,11 +23,12 @@ pub enum ErrorKind {
     Throttled,
     /// The token is expired, revoked, used up or unknown.
     TokenInvalid,
-    /// Refused connection, timeout, sealed, standby without a leader, 5xx.
+    /// No node can serve the request: connections fail or time out, Vault is sealed, has no leader, or
+    /// answers 5xx.
     Unreachable,
     /// The version is below `min_encryption_version` or `min_decryption_version`.
     VersionTooOld,
-    /// The node does not know the version yet, or not any more, as after a backup is restored.
+    /// The node does not know the version: it lags behind, or an older backup was restored.
     VersionUnavailable,
 }
 
@@ -50,20 +53,29 @@ impl ErrorKind {
     }
 }
 
-/// An [`ErrorKind`] with what an operator needs to know: the cause and the next step, never a secret.
+/// A failed request: its [`ErrorKind`], and a message with the cause and the next step.
+///
+/// It never contains a secret, nor does its [`source`](Error::source).
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TransitError {
     /// What kind of failure it is.
     pub kind: ErrorKind,
-    /// The cause and the next step.
+    /// The cause and the next step, for an operator.
     pub message: String,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl TransitError {
-    /// An error of this kind.
+    /// An error without a source.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The same error with a source. Neither `Display` nor `Debug` of the source may show a secret.
+    #[must_use]
+    pub fn with_source(self, source: impl Error + Send + Sync + 'static) -> Self {
+        Self { source: Some(Arc::new(source)), ..self }
     }
 }

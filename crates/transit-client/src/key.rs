@@ -8,15 +8,15 @@ use std::{
 
 use crate::rule::BrokenRule;
 
-/// A Vault namespace without slashes around it. `root` and nothing are the same.
+/// A Vault namespace, without slashes around it. `root` and the empty text are the root namespace.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Namespace(String);
 
 impl Namespace {
-    /// Trims slashes; `root` becomes the empty name.
+    /// Trims slashes. `root` becomes the empty text.
     ///
     /// # Errors
-    /// Empty or dot segments, and characters that cannot stand in a path.
+    /// If it has empty or dot segments, or characters that need an escape in a URL.
     pub fn new(text: &str) -> Result<Self, BrokenRule> {
         let text = text.trim().trim_matches('/');
         if text.is_empty() || text == "root" {
@@ -26,20 +26,20 @@ impl Namespace {
         Ok(Self(text.to_owned()))
     }
 
-    /// The name, empty for the root namespace.
+    /// The path of the namespace; empty for the root namespace.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// True for the root namespace.
+    /// Whether it is the root namespace.
     #[must_use]
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// Where a secrets engine is mounted, without slashes around it.
+/// The path on which a secrets engine is mounted, without slashes around it.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct MountPath(String);
 
@@ -47,7 +47,7 @@ impl MountPath {
     /// Trims slashes.
     ///
     /// # Errors
-    /// Nothing left, empty or dot segments, and characters that cannot stand in a path.
+    /// If it is empty, has empty or dot segments, or characters that need an escape in a URL.
     pub fn new(text: &str) -> Result<Self, BrokenRule> {
         let text = text.trim().trim_matches('/');
         if text.is_empty() {
@@ -65,14 +65,14 @@ impl MountPath {
 }
 
 impl Default for MountPath {
-    /// `transit`, as Vault itself has it.
+    /// `transit`, the default of `vault secrets enable`.
     fn default() -> Self {
         Self("transit".to_owned())
     }
 }
 
-/// Whatever needs an escape in a URL, or might be normalised away on its way, is refused:
-/// what the operator wrote, what key_id hashes and what Vault sees must be one text.
+/// Refuses whatever needs an escape in a URL, or may be normalised on the way: the text in the config, the text
+/// that the key_id hashes and the path that Vault sees must be the same.
 fn plain_path(text: &str) -> Result<(), BrokenRule> {
     if text.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
         return Err(BrokenRule("must not have empty, . or .. segments"));
@@ -86,15 +86,15 @@ fn plain_path(text: &str) -> Result<(), BrokenRule> {
     Ok(())
 }
 
-/// The name of a Transit key; cheap to clone.
+/// The name of a Transit key. It is cheap to clone.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyName(Arc<str>);
 
 impl KeyName {
-    /// Takes what Vault takes: letters, digits and `_` anywhere, `.` and `-` within.
+    /// Accepts the names that Vault accepts: letters, digits and `_`, and `.` and `-` except at both ends.
     ///
     /// # Errors
-    /// Anything else, with the rule.
+    /// If the name breaks this rule.
     pub fn new(text: &str) -> Result<Self, BrokenRule> {
         let text = text.trim();
         let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -123,66 +123,66 @@ impl fmt::Display for KeyName {
     }
 }
 
-/// A key and where it is; cheap to clone.
+/// A Transit key: its name, mount and namespace. It is cheap to clone.
 ///
-/// Two of them are equal if they are the same key, however its place is spelled: the mount
-/// `transit` of namespace `team-a` is the mount `team-a/transit` of the root namespace.
-/// Displays as its name, or as its whole path if it is not in the place of the session.
+/// Two values are equal if they name the same key, however mount and namespace are written: the mount `transit`
+/// of namespace `team-a` is the mount `team-a/transit` of the root namespace. A key is displayed as its name, or
+/// as its whole path if it has a mount of its own.
 #[derive(Clone, Debug)]
-pub struct KeyRef(Arc<Place>);
+pub struct KeyRef(Arc<KeyData>);
 
 #[derive(Debug)]
-struct Place {
-    /// The config names this place for this key alone.
-    elsewhere: bool,
+struct KeyData {
+    /// The config names mount and namespace for this key, and not for all keys.
+    has_own_mount: bool,
     mount: MountPath,
     name: KeyName,
     namespace: Namespace,
-    /// Namespace and mount as one path, which is the same for every spelling.
+    /// Namespace and mount as one path. It is the same however they are written.
     path: String,
 }
 
 impl KeyRef {
-    /// The key `name` in the place of the session.
+    /// The key `name` in the mount of all keys.
     #[must_use]
     pub fn new(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
-        Self::placed(name, mount, namespace, false)
+        Self::with(name, mount, namespace, false)
     }
 
     /// The key `name` in the mount `transit` of the root namespace.
     ///
     /// # Panics
-    /// If `name` is no name of a key.
+    /// If `name` is not the name of a key.
     #[cfg(any(test, feature = "testing"))]
     #[must_use]
     #[allow(clippy::expect_used, reason = "for tests")]
     pub fn in_transit(name: &str) -> Self {
-        let name = KeyName::new(name).expect("a test names a key");
+        let name = KeyName::new(name).expect("the test names a valid key");
         Self::new(name, MountPath::default(), Namespace::default())
     }
 
-    /// The key `name` in a place that the config names for it alone.
+    /// The key `name` in a mount of its own.
     #[must_use]
     pub fn in_own_mount(name: KeyName, mount: MountPath, namespace: Namespace) -> Self {
-        Self::placed(name, mount, namespace, true)
+        Self::with(name, mount, namespace, true)
     }
 
-    fn placed(name: KeyName, mount: MountPath, namespace: Namespace, elsewhere: bool) -> Self {
+    fn with(name: KeyName, mount: MountPath, namespace: Namespace, has_own_mount: bool) -> Self {
         let path = if namespace.is_root() {
             mount.as_str().to_owned()
         } else {
             format!("{}/{}", namespace.as_str(), mount.as_str())
         };
-        Self(Arc::new(Place { elsewhere, mount, name, namespace, path }))
+        Self(Arc::new(KeyData { has_own_mount, mount, name, namespace, path }))
     }
 
-    /// Where the Transit engine of the key is mounted in its namespace.
+    /// The mount of the key's Transit engine, in the namespace.
     #[must_use]
     pub fn mount(&self) -> &MountPath {
         &self.0.mount
     }
 
-    /// Its name in the mount.
+    /// The name of the key in its mount.
     #[must_use]
     pub fn name(&self) -> &KeyName {
         &self.0.name
@@ -194,16 +194,16 @@ impl KeyRef {
         &self.0.namespace
     }
 
-    /// Namespace and mount as one path without slashes around it, the same for every spelling.
+    /// Namespace and mount as one path, without slashes around it. It is the same however they are written.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.0.path
     }
 
-    /// As an entry of `keynames` that names its place in full.
+    /// The key as an entry of `keynames` in the config, with mount and namespace.
     #[must_use]
     pub fn config_entry(&self) -> String {
-        // No name or path has a character that needs an escape within double quotes.
+        // Names and paths have no characters that need an escape within double quotes.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b'-');
         let quoted = |text: &str| match text {
             "" => "root".to_owned(),
@@ -236,11 +236,11 @@ impl PartialEq for KeyRef {
 
 impl fmt::Display for KeyRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.elsewhere { write!(f, "{}/{}", self.path(), self.name()) } else { self.name().fmt(f) }
+        if self.0.has_own_mount { write!(f, "{}/{}", self.path(), self.name()) } else { self.name().fmt(f) }
     }
 }
 
-/// One key or more, none twice.
+/// The keys of a session: at least one, and none twice.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct KeyNames {
     primary: KeyRef,
@@ -248,10 +248,10 @@ pub struct KeyNames {
 }
 
 impl KeyNames {
-    /// The first key encrypts.
+    /// The first key is the primary one.
     ///
     /// # Errors
-    /// No key, or one twice.
+    /// If there is no key, or one twice.
     pub fn new(keys: impl IntoIterator<Item = KeyRef>) -> Result<Self, BrokenRule> {
         let mut keys = keys.into_iter();
         let primary = keys.next().ok_or(BrokenRule("must name at least one key"))?;
@@ -271,7 +271,7 @@ impl KeyNames {
         &self.primary
     }
 
-    /// All of them, the primary first.
+    /// All keys, the primary one first.
     pub fn iter(&self) -> impl Iterator<Item = &KeyRef> {
         std::iter::once(&self.primary).chain(&self.others)
     }
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_no_namespace() {
+    fn root_is_the_empty_namespace() {
         for text in ["", "/", "root", "/root/", " root "] {
             assert!(Namespace::new(text).unwrap().is_root(), "{text}");
         }
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn key_names_are_what_vault_takes() {
+    fn key_names_follow_the_rule_of_vault() {
         for text in ["k", "kms", "my-key.v1", "_x_", " kms "] {
             assert!(KeyName::new(text).is_ok(), "{text}");
         }
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_is_one_key_however_its_place_is_spelled() {
+    fn one_key_is_equal_however_its_mount_is_written() {
         let one = key("kms", "transit", "team-a");
         for same in [
             key("kms", "team-a/transit", ""),
@@ -338,14 +338,14 @@ mod tests {
         ] {
             assert_eq!(one, same);
             assert_eq!(same.to_string(), "team-a/transit/kms");
-            assert!(KeyNames::new([one.clone(), same]).is_err(), "it would stand there twice");
+            assert!(KeyNames::new([one.clone(), same]).is_err(), "the key would be there twice");
         }
         let others =
             [key("kms", "transit", ""), key("other", "transit", "team-a"), key("kms", "transit", "team-b")];
         for other in others {
             assert_ne!(one, other);
         }
-        // A mount below a mount is another place, though the bare texts join to one.
+        // Without the namespace, a mount below a mount is another mount.
         assert_ne!(key("kms", "transit", "team"), key("kms", "a/transit", "team"));
     }
 }

@@ -1,24 +1,25 @@
-//! key_id: our public name for one version of one Transit key.
+//! key_id: the public name of one version of one Transit key.
 //!
 //! `tk1.<scope>.<version>.<birth>`, where
 //!
 //! - *scope* is the first 16 bytes, in hex, of SHA-256 over the path of the mount
-//!   and the key's name, each preceded by its length as four bytes, big end first.
+//!   and the name of the key, each after its length as four bytes, big-endian.
 //!   The path is namespace and mount, joined by a slash, without slashes around
-//!   it; the root namespace, whether written as `root` or not at all, adds nothing.
-//!   So the mount `transit` of namespace `team-a` and the mount `team-a/transit` of
-//!   the root namespace, which are one mount, have one scope;
+//!   it. The root namespace adds nothing, whether it is written as `root` or left
+//!   out. So the mount `transit` of namespace `team-a` and the mount
+//!   `team-a/transit` of the root namespace, which are the same mount, have the
+//!   same scope;
 //! - *version* is the key version, decimal, without leading zeros;
 //! - *birth* is the first 8 bytes, in hex, of SHA-256 over the 16 bytes of the
 //!   scope, the version as four bytes and the Unix time in seconds at which
-//!   Transit made that version as eight, both big end first.
+//!   Transit created that version as eight, both big-endian.
 //!
-//! It depends on nothing but the key, so every node and every restart arrives at
-//! the same one. It tells nobody where the key is or what it is called. A key
-//! that is deleted and made anew under the same name has another birth.
+//! It depends on the key only, so it is the same on every node and after every
+//! restart. It reveals neither the path nor the name of the key. A key that is
+//! deleted and created again under the same name has another birth.
 //!
-//! The format is frozen: key_ids are stored beside every value in etcd. The
-//! golden vectors below hold it in place.
+//! The format cannot change: key_ids are stored beside every value in etcd. The
+//! tests compare it with the golden vectors in `tests/golden/key_id.tsv`.
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
@@ -28,24 +29,24 @@ use crate::key::KeyRef;
 
 const FORMAT: &str = "tk1";
 
-/// The number of a key version; Transit counts from 1.
+/// The number of a key version. Transit counts from 1.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct KeyVersion(NonZeroU32);
 
 impl KeyVersion {
-    /// `None` for zero, which Transit takes for an alias of version 1.
+    /// `None` for 0, which Transit reads as version 1.
     #[must_use]
     pub fn new(number: u32) -> Option<Self> {
         NonZeroU32::new(number).map(Self)
     }
 
-    /// The number itself.
+    /// The number.
     #[must_use]
     pub fn number(self) -> u32 {
         self.0.get()
     }
 
-    /// Reads decimal digits in their one canonical form: no sign, no leading zero.
+    /// Reads decimal digits in their canonical form: without sign and leading zeros.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
@@ -59,17 +60,17 @@ impl fmt::Display for KeyVersion {
     }
 }
 
-/// Which Transit key, without saying which.
+/// A hash that stands for a Transit key: see the [module](self).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Scope([u8; 16]);
 
 impl Scope {
-    /// The scope of a key, by its place in Vault.
+    /// The scope of a key.
     #[must_use]
     pub fn of(key: &KeyRef) -> Self {
         let mut hash = Sha256::new();
         for part in [key.path(), key.name().as_str()] {
-            // Lengths are far below 4 GiB: the whole config file is at most 64 KiB.
+            // The conversion cannot fail: the whole config file is at most 64 KiB.
             let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
             hash.update(length.to_be_bytes());
             hash.update(part);
@@ -78,12 +79,12 @@ impl Scope {
     }
 }
 
-/// When one version of a key was made, without saying when.
+/// A hash that stands for the creation time of a key version: see the [module](self).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Birth([u8; 8]);
 
 impl Birth {
-    /// `created` is in Unix seconds, as the key's `keys` map has it.
+    /// The birth of a key version. `created` is in Unix seconds, as in the field `keys` of the key.
     #[must_use]
     pub fn of(scope: Scope, version: KeyVersion, created: i64) -> Self {
         let hash = Sha256::new()
@@ -100,25 +101,25 @@ fn first_bytes<const N: usize>(hash: Sha256) -> [u8; N] {
     first
 }
 
-/// A key_id of ours, taken apart.
+/// The parts of a key_id.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct KeyId {
-    /// Which key.
+    /// The key.
     pub scope: Scope,
-    /// Which version.
+    /// The version of the key.
     pub version: KeyVersion,
-    /// Which making of it.
+    /// When that version was created.
     pub birth: Birth,
 }
 
 impl KeyId {
-    /// Names `version` of the key in `scope`, made at `created` (Unix seconds).
+    /// The key_id of `version` of the key with this scope, created at `created` (Unix seconds).
     #[must_use]
     pub fn new(scope: Scope, version: KeyVersion, created: i64) -> Self {
         Self { scope, version, birth: Birth::of(scope, version, created) }
     }
 
-    /// Whether `text` claims to be a key_id of ours, well-formed or not.
+    /// Whether `text` begins as a key_id of transit-kms, well-formed or not.
     #[must_use]
     pub fn has_prefix(text: &str) -> bool {
         text.strip_prefix(FORMAT).is_some_and(|rest| rest.starts_with('.'))
@@ -132,7 +133,7 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The text is not a key_id of ours.
+/// The text is not a well-formed key_id of transit-kms.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("not a key_id of the form tk1.<scope>.<version>.<birth>")]
 pub struct InvalidKeyId;
@@ -140,7 +141,7 @@ pub struct InvalidKeyId;
 impl FromStr for KeyId {
     type Err = InvalidKeyId;
 
-    /// Accepts the canonical form only, so that two texts never name one version.
+    /// Accepts the canonical form only, so that no two texts name the same version.
     fn from_str(text: &str) -> Result<Self, InvalidKeyId> {
         let mut parts = text.split('.');
         let (Some(FORMAT), Some(scope), Some(version), Some(birth), None) =
@@ -156,7 +157,7 @@ impl FromStr for KeyId {
     }
 }
 
-/// The hash under which kube-apiserver's metrics and logs name a key_id.
+/// The hash by which kube-apiserver's metrics and logs name a key_id; empty for an empty key_id.
 ///
 /// Source: `GetHashIfNotEmpty` in k8s.io/apiserver
 /// `pkg/storage/value/encrypt/envelope/metrics/metrics.go`.
@@ -197,7 +198,7 @@ mod tests {
         KeyId::new(scope(namespace, mount, key), KeyVersion::new(version).unwrap(), created).to_string()
     }
 
-    /// Computed apart from this code, by `tests/golden/key_id.py`.
+    /// The vectors were computed by `tests/golden/key_id.py`, independently of this code.
     #[test]
     fn golden_vectors() {
         for line in
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_place_written_differently_has_one_scope() {
+    fn one_mount_has_one_scope_however_it_is_written() {
         assert_eq!(scope("", "transit", "kms"), scope("root", "/transit/", "kms"));
         assert_eq!(scope("team-a", "transit", "kms"), scope("/team-a/", "transit", "kms"));
         assert_ne!(scope("", "transit", "kms"), scope("team-a", "transit", "kms"));

@@ -1,6 +1,7 @@
-//! Rules that values of settings must keep.
+//! The rules for values of settings.
 
-/// A rule in words that follow the name of a setting: "must not be empty". It never quotes the value.
+/// A rule that a value breaks, in words that follow the name of the setting, such as "must not be empty". It
+/// never quotes the value, which may be a secret.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct BrokenRule(pub &'static str);

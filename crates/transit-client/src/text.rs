@@ -1,12 +1,12 @@
-//! What an error chain has to say.
+//! Text from error chains and from peers, for messages.
 
 use std::{error::Error, io, iter};
 
-/// The longest line that a peer can put into a log.
-const LONGEST: usize = 300;
+/// The longest line, in characters, that a peer can put into a log.
+const MAX_CHARS: usize = 300;
 
-/// The errors of the chain, the outermost first. [`io::Error`] hides the error that it holds from
-/// [`Error::source`], so this looks into it.
+/// The errors of the chain, the outermost first. It includes the error within an [`io::Error`], which
+/// [`Error::source`] skips.
 pub fn chain<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> + use<'a> {
@@ -18,17 +18,17 @@ pub fn chain<'a>(
     })
 }
 
-/// The last error of the chain, on one line: what the operating system or the peer said. The errors
-/// around it say who passed it on, and some of them repeat whole URLs.
+/// The innermost error of the chain, on one line: that of the operating system or of the peer. The errors around
+/// it only say which library passed it on, and some of them repeat whole URLs.
 #[must_use]
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     chain(error).last().map(|cause| one_line(&cause.to_string())).unwrap_or_default()
 }
 
-/// A peer's words on one line: bounded, and without control characters.
+/// The words of a peer on one line of bounded length, without control characters.
 #[must_use]
 pub fn one_line(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_CHARS).collect();
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -37,10 +37,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_is_found_inside_io_errors_and_stays_on_one_line() {
+    fn the_root_cause_is_found_within_io_errors_and_is_on_one_line() {
         let inner = io::Error::other(io::Error::other("a\n\tb\u{1b}[31m"));
         assert_eq!(root_cause(&inner), "a b [31m");
         assert_eq!(chain(&inner).count(), 3);
-        assert_eq!(one_line(&"x".repeat(5000)).len(), LONGEST);
+        assert_eq!(one_line(&"x".repeat(5000)).len(), MAX_CHARS);
     }
 }

@@ -6,10 +6,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::rule::BrokenRule;
 
-/// The longest token in bytes. Batch tokens are a few hundred.
+/// The longest token, in bytes. Batch tokens have a few hundred.
 pub const MAX_TOKEN_BYTES: usize = 4096;
 
-/// A Vault token: a legal header value, wiped when the last clone goes.
+/// A Vault token. It is a valid header value, and is wiped when the last clone is dropped.
 #[derive(Clone)]
 pub struct Token(Arc<SecretString>);
 
@@ -17,7 +17,7 @@ impl Token {
     /// Trims white space around the token.
     ///
     /// # Errors
-    /// Nothing left, more than [`MAX_TOKEN_BYTES`], or what is not visible ASCII.
+    /// If the token is empty, longer than [`MAX_TOKEN_BYTES`], or has characters other than visible ASCII.
     pub fn new(text: &str) -> Result<Self, BrokenRule> {
         let text = text.trim();
         if text.is_empty() {
@@ -31,7 +31,7 @@ impl Token {
         }
     }
 
-    /// The token itself. Whoever calls this keeps it out of logs and errors.
+    /// The token itself. It must not get into logs or errors.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
@@ -47,7 +47,7 @@ impl fmt::Debug for Token {
 impl Eq for Token {}
 
 impl PartialEq for Token {
-    /// Both sides are ours: nobody measures how long this takes.
+    /// It does not take constant time: both tokens come from the config, and no peer can measure it.
     fn eq(&self, other: &Self) -> bool {
         self.expose() == other.expose()
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_header_values_and_stay_hidden() {
+    fn a_token_is_a_header_value_and_is_not_shown() {
         let token = Token::new(" hvs.abc \n").unwrap();
         assert_eq!(token.expose(), "hvs.abc");
         assert_eq!(format!("{token:?}"), "Token(***)");

@@ -1,4 +1,4 @@
-//! What the KMS rules need of a Transit engine, and how it can fail them.
+//! What callers need of a Transit engine.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -13,61 +13,64 @@ use crate::{
     key_id::KeyVersion,
 };
 
-/// One call's identity and the time by which its answer must be there.
+/// The identity and the deadline of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// Everything below gives up at this moment.
+    /// The call returns at this time at the latest, retries and waiting included.
     pub deadline: Instant,
-    /// Names the call in our log and in Vault's audit log.
+    /// Names the call in logs and in Vault's audit log. A value that cannot be sent in a header is left out
+    /// there.
     pub uid: &'a str,
 }
 
-/// A node of Vault, as a session knows it.
+/// A node of Vault, as a session knows it. The id is unique in the session's pool, and is not reused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NodeId(pub usize);
 
-/// What Transit tells of a key.
+/// What Transit reports about a key.
 ///
 /// Source: <https://developer.hashicorp.com/vault/api-docs/secret/transit#read-key>
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct KeyDescription {
     /// Whether keys of this type decrypt at all.
     pub decrypts: bool,
-    /// The node that told it.
-    pub reported_by: NodeId,
-    /// Derived keys need a context with every call.
+    /// Whether the key is derived: every call would need a context.
     pub derived: bool,
+    /// The type, such as `aes256-gcm96`.
+    pub kind: String,
     /// The newest version.
     pub latest: KeyVersion,
-    /// Versions below this one are refused by Decrypt.
+    /// Decrypt refuses versions below this one. Transit counts versions from 1, so 0 and 1 mean the same.
     pub min_decryption: u32,
-    /// Marked as deleted, and refusing work, but restorable.
+    /// The node that answered.
+    pub reported_by: NodeId,
+    /// The key is marked as deleted: it encrypts and decrypts nothing until it is restored.
     pub soft_deleted: bool,
-    /// Such as `aes256-gcm96`.
-    pub kind: String,
-    /// Unix time in seconds at which each version was made, from `min_decryption` up.
+    /// The creation time of each version from `min_decryption` up, in Unix seconds. It is empty for types of
+    /// keys whose versions have no creation time.
     pub versions: BTreeMap<KeyVersion, i64>,
 }
 
-/// Bytes that Transit has wrapped.
+/// What Transit encrypted.
 #[derive(Debug)]
 pub struct Encrypted {
-    /// Its version is the one that was asked for.
+    /// The ciphertext. Its version is the one that was asked for.
     pub ciphertext: Ciphertext,
-    /// The `request.id` of the entry in Vault's audit log.
+    /// `request.id` of the entry in Vault's audit log; empty if Vault has not sent it.
     pub request_id: String,
 }
 
-/// Bytes that Transit has unwrapped.
+/// What Transit decrypted.
 #[derive(Clone)]
 pub struct Decrypted {
-    /// Wiped when dropped.
+    /// The plaintext. It is wiped on drop.
     pub plaintext: Zeroizing<Vec<u8>>,
-    /// The `request.id` of the entry in Vault's audit log.
+    /// `request.id` of the entry in Vault's audit log; empty if Vault has not sent it.
     pub request_id: String,
 }
 
 impl fmt::Debug for Decrypted {
+    /// Shows the length of the plaintext only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Decrypted")
             .field("plaintext_bytes", &self.plaintext.len())
@@ -76,13 +79,31 @@ impl fmt::Debug for Decrypted {
     }
 }
 
-/// A session with a Transit engine: one token.
+/// A session with a Transit engine: one token, and the keys that it is for.
+///
+/// Callers may rely on this:
+///
+/// - Every method returns by the deadline of its [`Call`]. Retries, failover to other nodes and waiting for a
+///   node all end before it.
+/// - A method may send its request more than once. That is safe: Encrypt, Decrypt and reading a key change
+///   nothing in Vault.
+/// - A future may be dropped at any time. Its requests are cancelled.
+/// - An error of one call says nothing about the next one, except for [`ErrorKind::TokenInvalid`]: then only
+///   another session helps.
+/// - Every error names its cause and the next step, and contains no secret. An error with
+///   [`ErrorKind::Denied`], [`ErrorKind::KeyNotFound`] or [`ErrorKind::TokenInvalid`] is Vault's own word: an
+///   answer of a proxy or of another cluster never becomes one of these.
+///
+/// [`ErrorKind::Denied`]: crate::ErrorKind::Denied
+/// [`ErrorKind::KeyNotFound`]: crate::ErrorKind::KeyNotFound
+/// [`ErrorKind::TokenInvalid`]: crate::ErrorKind::TokenInvalid
 #[async_trait]
 pub trait Transit: Send + Sync + 'static {
-    /// Unwraps with whichever version the ciphertext names.
+    /// Decrypts `ciphertext` with the version of `key` that it names.
     ///
     /// # Errors
-    /// See [`ErrorKind`](crate::ErrorKind).
+    /// See [`ErrorKind`](crate::ErrorKind). [`BadCiphertext`](crate::ErrorKind::BadCiphertext) if another key
+    /// made the ciphertext.
     async fn decrypt(
         &self,
         key: &KeyRef,
@@ -90,10 +111,12 @@ pub trait Transit: Send + Sync + 'static {
         call: Call<'_>,
     ) -> Result<Decrypted, TransitError>;
 
-    /// Unwraps many in one call: an answer for each, in their order.
+    /// Decrypts several ciphertexts in one request. The results are as many as the ciphertexts, and in their
+    /// order.
     ///
     /// # Errors
-    /// What failed the call as a whole; [`ErrorKind::BatchTooLarge`](crate::ErrorKind::BatchTooLarge) if it would not have with fewer.
+    /// An error of the request as a whole. It is [`BatchTooLarge`](crate::ErrorKind::BatchTooLarge) if a
+    /// smaller batch may succeed.
     async fn decrypt_batch(
         &self,
         key: &KeyRef,
@@ -101,10 +124,11 @@ pub trait Transit: Send + Sync + 'static {
         call: Call<'_>,
     ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError>;
 
-    /// Wraps with exactly `version`, and has checked that the answer did.
+    /// Encrypts `plaintext` with exactly `version` of `key`. An answer with another version is an error.
     ///
     /// # Errors
-    /// See [`ErrorKind`](crate::ErrorKind).
+    /// See [`ErrorKind`](crate::ErrorKind). [`VersionTooOld`](crate::ErrorKind::VersionTooOld) or
+    /// [`VersionUnavailable`](crate::ErrorKind::VersionUnavailable) if the version cannot be used.
     async fn encrypt(
         &self,
         key: &KeyRef,
@@ -113,19 +137,20 @@ pub trait Transit: Send + Sync + 'static {
         call: Call<'_>,
     ) -> Result<Encrypted, TransitError>;
 
-    /// Whether `node` is the active one of its cluster. If another one is, that one is asked first from
-    /// now on.
+    /// Whether `node` is the active node of its cluster. If another node is, later calls may ask that one
+    /// first, so that reading a key again reaches the active node.
     ///
     /// # Errors
-    /// See [`ErrorKind`](crate::ErrorKind).
+    /// If no node says whether it is active or a standby.
     async fn is_active(&self, node: NodeId, call: Call<'_>) -> Result<bool, TransitError>;
 
-    /// The keys that this session was configured with: the first encrypts, all decrypt.
+    /// The keys of the session: the first one encrypts, all decrypt.
     fn keys(&self) -> &KeyNames;
 
-    /// Describes a key.
+    /// Describes a key. A standby node may answer, and lag behind: see [`Self::is_active`].
     ///
     /// # Errors
-    /// See [`ErrorKind`](crate::ErrorKind).
+    /// See [`ErrorKind`](crate::ErrorKind). [`KeyNotFound`](crate::ErrorKind::KeyNotFound) only after a second
+    /// answer confirmed it.
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError>;
 }

@@ -58,7 +58,7 @@ async fn a_refusal_is_found_by_the_health_check() {
     let bench = SessionBench::with_health_checker(Model::new()).await;
     bench.session.kill_token();
     pass(31).await;
-    assert!(bench.healthz().contains("token is dead"));
+    assert!(bench.healthz().contains("token is invalid"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn the_reason_also_says_why_the_newest_config_is_not_in_use() {
     bench.writers.sessions.set_config_error(Some("line 3: vault.token must not be empty".into()));
     pass(31).await;
     let reason = bench.healthz();
-    assert!(reason.contains("token is dead") && reason.contains("line 3"), "{reason}");
+    assert!(reason.contains("token is invalid") && reason.contains("line 3"), "{reason}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
-//! A Transit engine in memory, for tests of the rules alone.
+//! A Transit engine in memory.
 //!
-//! It stands in where a real server cannot be made to show a fault, or an order of
-//! events, at will. Whatever a real server can show is tested against one in `tests/it`.
+//! Tests use it for faults and orders of events that a real server does not produce on demand. `tests/it` tests the
+//! rest against a real server.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,15 +27,15 @@ use crate::{
 #[derive(Clone)]
 pub struct FakeKey {
     pub derived: bool,
-    /// How whatever is done with it fails.
+    /// All operations with the key fail with this kind.
     pub fails: Option<ErrorKind>,
     pub kind: &'static str,
-    /// Tells two makings of a key apart, as its secret would.
+    /// Stands for the secret key material: keys with different values cannot decrypt each other's ciphertexts.
     pub material: u64,
     pub min_decryption: u32,
     pub min_encryption: u32,
     pub soft_deleted: bool,
-    /// Creation time of each version, from version 1.
+    /// The creation time of each version in Unix seconds, from version 1.
     pub versions: Vec<i64>,
 }
 
@@ -58,22 +58,23 @@ impl FakeKey {
     }
 }
 
-/// What the engine does; changed by tests while it runs.
+/// The state of the engine. Tests change it while calls run.
 #[derive(Default)]
 pub struct State {
-    /// Each call takes one and yields so often before it looks, and again before it answers.
+    /// Each call takes the next value, and yields that many times before it reads the state, and again before it
+    /// answers.
     pub delays: VecDeque<u8>,
     pub fails: BTreeMap<&'static str, ErrorKind>,
     pub keys: BTreeMap<String, FakeKey>,
-    /// Larger ones are too much.
+    /// Larger batches fail with `BatchTooLarge`.
     pub largest_batch: Option<usize>,
-    /// The node that answers has not heard of the newest so many versions.
+    /// How many of the newest versions the answering node does not know.
     pub lag: u32,
-    /// It does not answer at all.
+    /// The engine does not answer.
     pub silent: bool,
 }
 
-/// A cluster; sessions of it share its state.
+/// A fake cluster. Its sessions share its state.
 #[derive(Clone, Default)]
 pub struct FakeTransit {
     calls: Arc<AtomicUsize>,
@@ -81,13 +82,13 @@ pub struct FakeTransit {
 }
 
 impl FakeTransit {
-    /// With a key `kms` of one version.
+    /// An engine with a key `kms` of one version.
     pub fn new() -> Self {
-        let model = Self::default();
-        model.change(|state| {
+        let engine = Self::default();
+        engine.change(|state| {
             state.keys.insert("kms".into(), FakeKey::new(1, &[100]));
         });
-        model
+        engine
     }
 
     pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -101,7 +102,7 @@ impl FakeTransit {
         });
     }
 
-    /// Calls that reached the engine so far.
+    /// The number of calls so far.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -111,7 +112,7 @@ impl FakeTransit {
         Arc::new(FakeSession {
             refused: Mutex::new(None),
             keys: KeyNames::new(keys).unwrap(),
-            model: self.clone(),
+            engine: self.clone(),
         })
     }
 
@@ -120,12 +121,12 @@ impl FakeTransit {
     }
 }
 
-/// A session with the model.
+/// A session with the fake engine.
 pub struct FakeSession {
-    /// What all calls with its token fail with.
+    /// All calls of this session fail with this kind.
     refused: Mutex<Option<ErrorKind>>,
     keys: KeyNames,
-    model: FakeTransit,
+    engine: FakeTransit,
 }
 
 impl FakeSession {
@@ -133,40 +134,40 @@ impl FakeSession {
         self.refuse(ErrorKind::TokenInvalid);
     }
 
-    /// Whatever is asked with this token fails so from now on; other sessions go on.
+    /// All calls of this session fail with `kind` from now on. Other sessions are not affected.
     pub fn refuse(&self, kind: ErrorKind) {
         *self.refused.lock().unwrap() = Some(kind);
     }
 
-    /// Comes and goes as a request does; what it finds is of one moment in between.
-    async fn at_some_moment<T>(
+    /// Runs one call: it waits as a request does, and reads the state at one moment.
+    async fn run_call<T>(
         &self,
         what: &'static str,
-        look: impl FnOnce(&State) -> Result<T, TransitError>,
+        read: impl FnOnce(&State) -> Result<T, TransitError>,
     ) -> Result<T, TransitError> {
-        self.model.calls.fetch_add(1, Ordering::Relaxed);
-        let delay = self.model.lock().delays.pop_front().unwrap_or(0);
+        self.engine.calls.fetch_add(1, Ordering::Relaxed);
+        let delay = self.engine.lock().delays.pop_front().unwrap_or(0);
         for _ in 0..delay {
             tokio::task::yield_now().await;
         }
-        if self.model.lock().silent {
+        if self.engine.lock().silent {
             std::future::pending::<()>().await;
         }
-        let found = {
-            let state = self.model.lock();
+        let result = {
+            let state = self.engine.lock();
             let refused = *self.refused.lock().unwrap();
             match refused.or_else(|| state.fails.get(what).copied()) {
                 Some(ErrorKind::TokenInvalid) => {
-                    Err(TransitError::new(ErrorKind::TokenInvalid, "the token is dead"))
+                    Err(TransitError::new(ErrorKind::TokenInvalid, "the token is invalid"))
                 }
                 Some(kind) => Err(TransitError::new(kind, format!("{what}: {}", kind.name()))),
-                None => look(&state),
+                None => read(&state),
             }
         };
         for _ in 0..delay {
             tokio::task::yield_now().await;
         }
-        found
+        result
     }
 }
 
@@ -181,7 +182,7 @@ fn visible<'a>(state: &'a State, key: &KeyRef) -> Result<(&'a FakeKey, u32), Tra
     Ok((key, key.latest() - state.lag.min(key.latest() - 1)))
 }
 
-fn open(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Decrypted, TransitError> {
+fn decrypt(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Decrypted, TransitError> {
     let (key, latest) = visible(state, key)?;
     let version = ciphertext.version().number();
     if version > latest {
@@ -207,7 +208,7 @@ impl Transit for FakeSession {
         ciphertext: &Ciphertext,
         _: Call<'_>,
     ) -> Result<Decrypted, TransitError> {
-        self.at_some_moment("decrypt", |state| open(state, key, ciphertext)).await
+        self.run_call("decrypt", |state| decrypt(state, key, ciphertext)).await
     }
 
     async fn decrypt_batch(
@@ -216,12 +217,12 @@ impl Transit for FakeSession {
         ciphertexts: &[&Ciphertext],
         _: Call<'_>,
     ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
-        self.at_some_moment("decrypt_batch", |state| {
+        self.run_call("decrypt_batch", |state| {
             if state.largest_batch.is_some_and(|largest| ciphertexts.len() > largest) {
                 return Err(TransitError::new(ErrorKind::BatchTooLarge, "high complexity"));
             }
             visible(state, key)?;
-            let ask = |ciphertext: &&Ciphertext| open(state, key, ciphertext);
+            let ask = |ciphertext: &&Ciphertext| decrypt(state, key, ciphertext);
             Ok(ciphertexts.iter().map(ask).collect())
         })
         .await
@@ -234,7 +235,7 @@ impl Transit for FakeSession {
         plaintext: &[u8],
         _: Call<'_>,
     ) -> Result<Encrypted, TransitError> {
-        self.at_some_moment("encrypt", |state| {
+        self.run_call("encrypt", |state| {
             let (key, latest) = visible(state, key)?;
             if key.soft_deleted {
                 return Err(TransitError::new(ErrorKind::KeyNotFound, "soft-deleted"));
@@ -253,7 +254,7 @@ impl Transit for FakeSession {
     }
 
     async fn is_active(&self, _: NodeId, _: Call<'_>) -> Result<bool, TransitError> {
-        self.at_some_moment("is_active", |state| Ok(state.lag == 0)).await
+        self.run_call("is_active", |state| Ok(state.lag == 0)).await
     }
 
     fn keys(&self) -> &KeyNames {
@@ -261,7 +262,7 @@ impl Transit for FakeSession {
     }
 
     async fn read_key(&self, key: &KeyRef, _: Call<'_>) -> Result<KeyDescription, TransitError> {
-        self.at_some_moment("read_key", |state| {
+        self.run_call("read_key", |state| {
             let (key, latest) = visible(state, key)?;
             let versions = key.versions.iter().zip(1..=latest);
             Ok(KeyDescription {

@@ -1,4 +1,4 @@
-//! A server that answers with whatever bytes a test gives it.
+//! A server that answers with the bytes that a test gives it.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -31,113 +31,117 @@ use crate::{
 /// An answer to Encrypt under version 2.
 pub const GOOD: &str = r#"{"request_id":"r","data":{"ciphertext":"vault:v2:QUJD","key_version":2}}"#;
 
-/// An answer to a look at its health, whatever the status.
+/// The body of an answer to a health check, whatever the status.
 pub const HEALTH: &str = r#"{"initialized":true,"sealed":false,"standby":false}"#;
 
-/// Answers each call with the next of its answers, and the last one for ever. Looks at its health
-/// are no calls.
-pub struct Fake {
+/// Answers each call with the next of its answers, and repeats the last one. Health checks do not count as calls.
+pub struct FakeVault {
     pub address: String,
     pub port: u16,
-    seen: Arc<Seen>,
+    recorded: Arc<Recorded>,
     _serving: tokio_util::task::AbortOnDropHandle<()>,
 }
 
-struct Seen {
+struct Recorded {
     answers: Vec<Answer>,
     connections: AtomicUsize,
-    /// Calls whose connection was closed while they waited for an answer.
-    forsaken: AtomicUsize,
+    /// Calls whose connection the client closed before an answer.
+    abandoned: AtomicUsize,
     heads: Mutex<Vec<String>>,
     health: AtomicU16,
-    looks: AtomicUsize,
+    health_checks: AtomicUsize,
 }
 
 #[derive(Clone)]
 pub enum Answer {
     Bytes(Vec<u8>),
-    /// Closes the connection without a word.
+    /// Closes the connection without an answer.
     Close,
-    /// After a while.
+    /// Answers after a pause.
     Late(Duration, Box<Self>),
     Silence,
 }
 
-impl Fake {
+impl FakeVault {
     pub async fn with(answers: Vec<Answer>) -> Self {
         Self::at(Ipv4Addr::LOCALHOST.into(), 0, answers).await
     }
 
-    /// At this address of the loopback; port 0 stands for any.
+    /// A server at this loopback address. Port 0 means any free port.
     pub async fn at(ip: IpAddr, port: u16, answers: Vec<Answer>) -> Self {
         let listener = TcpListener::bind((ip, port)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Seen {
+        let recorded = Arc::new(Recorded {
             answers,
             connections: AtomicUsize::new(0),
-            forsaken: AtomicUsize::new(0),
+            abandoned: AtomicUsize::new(0),
             heads: Mutex::default(),
             health: AtomicU16::new(200),
-            looks: AtomicUsize::new(0),
+            health_checks: AtomicUsize::new(0),
         });
-        let serving = serve(listener, Arc::clone(&seen));
+        let serving = serve(listener, Arc::clone(&recorded));
         Self {
             address: format!("http://{address}"),
             port: address.port(),
-            seen,
+            recorded,
             _serving: tokio_util::task::AbortOnDropHandle::new(tokio::spawn(serving)),
         }
     }
 
-    /// The heads of all calls so far, in lower case.
+    /// The request lines and headers of all calls so far, in lower case.
     pub fn heads(&self) -> Vec<String> {
-        self.seen.heads.lock().unwrap().clone()
+        self.recorded.heads.lock().unwrap().clone()
     }
 
-    /// Calls so far.
+    /// The number of calls so far.
     pub fn requests(&self) -> usize {
-        self.seen.heads.lock().unwrap().len()
+        self.recorded.heads.lock().unwrap().len()
     }
 
     pub fn connections(&self) -> usize {
-        self.seen.connections.load(Ordering::Relaxed)
+        self.recorded.connections.load(Ordering::Relaxed)
     }
 
-    pub fn forsaken(&self) -> usize {
-        self.seen.forsaken.load(Ordering::Relaxed)
+    pub fn abandoned(&self) -> usize {
+        self.recorded.abandoned.load(Ordering::Relaxed)
     }
 
-    pub fn looks(&self) -> usize {
-        self.seen.looks.load(Ordering::Relaxed)
+    pub fn health_checks(&self) -> usize {
+        self.recorded.health_checks.load(Ordering::Relaxed)
     }
 
-    /// What looks are answered from now on; 0 stands for nothing.
+    /// Sets the status of health checks from now on. With 0, they get no answer.
     pub fn set_health(&self, status: u16) {
-        self.seen.health.store(status, Ordering::Relaxed);
+        self.recorded.health.store(status, Ordering::Relaxed);
     }
 }
 
-async fn serve(listener: TcpListener, seen: Arc<Seen>) {
-    // Connections end with the server.
+async fn serve(listener: TcpListener, recorded: Arc<Recorded>) {
+    // Dropping the set closes the connections.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        seen.connections.fetch_add(1, Ordering::Relaxed);
-        connections.spawn(connection(stream, Arc::clone(&seen)));
+        recorded.connections.fetch_add(1, Ordering::Relaxed);
+        connections.spawn(connection(stream, Arc::clone(&recorded)));
     }
 }
 
-async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
+async fn connection(mut stream: TcpStream, recorded: Arc<Recorded>) {
     while let Some(head) = read_request(&mut stream).await {
         let answer = if head.contains("/v1/sys/health ") && !head.contains("content-type") {
-            seen.looks.fetch_add(1, Ordering::Relaxed);
-            match seen.health.load(Ordering::Relaxed) {
+            recorded.health_checks.fetch_add(1, Ordering::Relaxed);
+            match recorded.health.load(Ordering::Relaxed) {
                 0 => Answer::Silence,
                 status => json(status, HEALTH),
             }
         } else {
-            let mut heads = seen.heads.lock().unwrap();
+            let mut heads = recorded.heads.lock().unwrap();
             heads.push(head);
-            seen.answers.get(heads.len() - 1).or(seen.answers.last()).cloned().unwrap_or(Answer::Close)
+            recorded
+                .answers
+                .get(heads.len() - 1)
+                .or(recorded.answers.last())
+                .cloned()
+                .unwrap_or(Answer::Close)
         };
         let answer = match answer {
             Answer::Late(pause, answer) => {
@@ -150,7 +154,7 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
             Answer::Bytes(bytes) => stream.write_all(&bytes).await.unwrap_or_default(),
             Answer::Silence => {
                 drop(stream.read_u8().await);
-                seen.forsaken.fetch_add(1, Ordering::Relaxed);
+                recorded.abandoned.fetch_add(1, Ordering::Relaxed);
                 return;
             }
             Answer::Close | Answer::Late(..) => return,
@@ -176,7 +180,7 @@ pub fn json(status: u16, body: &str) -> Answer {
     json_with(status, "", body)
 }
 
-/// With further headers, each with its line end.
+/// As [`json`], with further headers, each with its line end.
 pub fn json_with(status: u16, headers: &str, body: &str) -> Answer {
     let length = body.len();
     let text = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {length}\r\n\r\n{body}");
@@ -191,7 +195,7 @@ pub async fn session(addresses: &[&str]) -> Session {
     session_in("", addresses).await
 }
 
-/// A session whose token and key are in `namespace`.
+/// A session with token and key in `namespace`.
 pub async fn session_in(namespace: &str, addresses: &[&str]) -> Session {
     let pool = Pool::new(&endpoint(addresses)).await.unwrap();
     session_on(&access(namespace), pool, metrics(addresses))
@@ -212,7 +216,7 @@ pub fn access(namespace: &str) -> Access {
     Access { keys: KeyNames::new([key]).unwrap(), namespace, token: Token::new("fake").unwrap() }
 }
 
-/// Metrics in a registry of their own, for these addresses.
+/// Metrics for these addresses, in a registry of their own.
 pub fn metrics(addresses: &[&str]) -> Arc<ClientMetrics> {
     let metrics = ClientMetrics::register(&Registry::new()).unwrap();
     metrics.set_nodes(addresses.iter().map(|address| (*address).to_owned()));
@@ -227,7 +231,7 @@ pub fn call() -> Call<'static> {
     Call { deadline: Instant::now() + Duration::from_secs(5), uid: "uid" }
 }
 
-/// The deadline of a caller that has little time, for calls that cannot succeed.
+/// A short deadline, for calls that cannot succeed.
 pub fn soon() -> Instant {
     Instant::now() + Duration::from_millis(300)
 }

@@ -1,4 +1,4 @@
-//! Test doubles, for faults and orders of events that a real server does not show on demand.
+//! Test doubles, for faults and orders of events that a real server does not produce on demand.
 
 #![allow(
     missing_docs,

@@ -1,7 +1,7 @@
 //! A JSON value of any type, for optional fields of answers.
 //!
-//! Servers, versions and proxies differ in the optional parts: a field is absent, null, or a number in
-//! quotes. An answer must not be lost for a field that nobody needs.
+//! Servers, versions and proxies differ in optional fields: a field is absent, null, or a number in quotes.
+//! Such a field must not make an answer unusable.
 
 use std::fmt;
 
@@ -10,12 +10,12 @@ use serde::{
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-/// What a field holds, if it is of a type that is of use.
+/// The value of a field, if it has one of the types that are used here.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) enum Lenient {
     Bool(bool),
     List(Vec<Self>),
-    /// Null, absent, or of another type.
+    /// Null, absent, or of another type, such as an object.
     #[default]
     Nothing,
     Number(i64),
@@ -23,12 +23,12 @@ pub(super) enum Lenient {
 }
 
 impl Lenient {
-    /// Whether there is anything.
+    /// Whether the field has a value of one of these types.
     pub(super) fn is_there(&self) -> bool {
         *self != Self::Nothing
     }
 
-    /// A number, or one in quotes.
+    /// The number, which may be in quotes.
     pub(super) fn number(&self) -> Option<i64> {
         match self {
             Self::Number(number) => Some(*number),
@@ -37,7 +37,7 @@ impl Lenient {
         }
     }
 
-    /// A boolean, or one in quotes.
+    /// The boolean, which may be in quotes.
     pub(super) fn bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
@@ -46,7 +46,7 @@ impl Lenient {
         }
     }
 
-    /// A text that is not empty.
+    /// The text; `None` if it is empty.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) if !text.is_empty() => Some(text),
@@ -54,7 +54,7 @@ impl Lenient {
         }
     }
 
-    /// The texts of a list, or the one that stands alone.
+    /// The texts of a list. A text alone counts as a list of one.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
         let list = match self {
             Self::List(list) => list.as_slice(),
@@ -93,7 +93,7 @@ impl<'de> Visitor<'de> for AnyType {
 
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "the cast saturates, and a fraction of a second is nothing"
+        reason = "the cast saturates, and fractions of a second do not matter"
     )]
     fn visit_f64<E>(self, value: f64) -> Result<Lenient, E> {
         Ok(Lenient::Number(value as i64))
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_is_read_and_the_useful_ones_are_kept() {
+    fn every_type_is_accepted_and_the_used_ones_are_kept() {
         let read = |json: &str| serde_json::from_str::<Lenient>(json).unwrap();
         for json in ["null", "{}", r#"{"a":[1,{"b":2}]}"#] {
             assert!(!read(json).is_there(), "{json}");

@@ -99,16 +99,17 @@ impl Members {
             match resolution {
                 Ok(ips) => list.update(index, &name.address, &as_resolved(&ips))?,
                 Err(error) => {
-                    unresolved = Some(format!(
+                    let message = format!(
                         "`{}` cannot be resolved: {error}; correct the address, or look at the DNS of this \
                          node (/etc/resolv.conf; a pod with hostNetwork has the node's)",
                         name.host
-                    ));
+                    );
+                    unresolved = Some(TransitError::new(ErrorKind::Unreachable, message).with_source(error));
                 }
             }
         }
-        if let Some(message) = unresolved.filter(|_| list.nodes().is_empty()) {
-            return Err(TransitError::new(ErrorKind::Unreachable, message));
+        if let Some(error) = unresolved.filter(|_| list.nodes().is_empty()) {
+            return Err(error);
         }
         let mut resolving = JoinSet::new();
         for name in names {

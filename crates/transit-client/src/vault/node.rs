@@ -145,7 +145,7 @@ impl Node {
         if let Some(ip) = pinned_to {
             builder = builder.dns_resolver(Arc::new(PinnedResolver { ip }));
         }
-        let client = builder.build().map_err(|error| transport.client_error(&error))?;
+        let client = builder.build().map_err(|error| transport.client_error(error))?;
         Ok(Self {
             name: address.to_string(),
             id,
@@ -178,7 +178,7 @@ impl Node {
             builder = builder.header(header::HOST, host);
         }
         let exchange = async {
-            let response = builder.send().await.map_err(|error| self.exchange_error(&error))?;
+            let response = builder.send().await.map_err(|error| self.exchange_error(error))?;
             let status = response.status().as_u16();
             let retry_after = retry_after(response.headers());
             let body = self.read_body(response).await?;
@@ -206,7 +206,7 @@ impl Node {
         }
         // Allocated once: a vector that grows leaves copies of secrets in memory that is not wiped.
         let mut body = Zeroizing::new(Vec::with_capacity(announced.max(4096)));
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.exchange_error(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.exchange_error(error))? {
             if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 return Err(too_long());
             }
@@ -215,18 +215,18 @@ impl Node {
         Ok(body)
     }
 
-    fn exchange_error(&self, error: &reqwest::Error) -> ExchangeError {
+    /// The error keeps its source, which has neither headers nor bodies, and so no secrets. The URL is removed:
+    /// the message names the address.
+    fn exchange_error(&self, error: reqwest::Error) -> ExchangeError {
+        let is_connect = error.is_connect();
         if error.is_builder() {
-            let message = format!("no request can be made: {}", root_cause(error));
-            return ExchangeError::Unusable(TransitError::new(ErrorKind::InvalidResponse, message));
+            let message = format!("no request can be made: {}", root_cause(&error));
+            let unusable = TransitError::new(ErrorKind::InvalidResponse, message);
+            return ExchangeError::Unusable(unusable.with_source(error.without_url()));
         }
-        let message = format!("Vault at {} cannot be reached: {}", self.name, self.transport.explain(error));
-        let unreachable = TransitError::new(ErrorKind::Unreachable, message);
-        if error.is_connect() {
-            ExchangeError::Connect(unreachable)
-        } else {
-            ExchangeError::Broken(unreachable)
-        }
+        let message = format!("Vault at {} cannot be reached: {}", self.name, self.transport.explain(&error));
+        let unreachable = TransitError::new(ErrorKind::Unreachable, message).with_source(error.without_url());
+        if is_connect { ExchangeError::Connect(unreachable) } else { ExchangeError::Broken(unreachable) }
     }
 
     /// See [`NodeHealth::is_healthy`].

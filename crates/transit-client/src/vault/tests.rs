@@ -1,6 +1,6 @@
-//! Faults that a real server cannot be made to show, shown by a fake that answers with
-//! whatever bytes a test gives it. Everything else is tested against a real server in
-//! `tests/it`; who is asked next, in `failover/tests.rs`.
+//! Faults that a real server does not produce on demand, with a fake server that answers with the bytes that a
+//! test gives it. `failover/attempts/tests.rs` tests which node is asked, and `tests/it` the rest, against a real
+//! server.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use crate::{
     ciphertext::Ciphertext,
     key::{KeyName, KeyRef, MountPath, Namespace},
     testing::fake_vault::{
-        Answer, Fake, GOOD, HEALTH, call, encrypt, encrypt_by, json, session, session_in, soon,
+        Answer, FakeVault, GOOD, HEALTH, call, encrypt, encrypt_by, json, session, session_in, soon,
     },
     transit::{Call, NodeId},
 };
 
 #[tokio::test]
-async fn an_answer_with_another_version_than_asked_for_never_leaves() {
-    let fake = Fake::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
+async fn an_answer_with_another_version_is_an_error() {
+    let fake = FakeVault::with(vec![json(200, &GOOD.replace("vault:v2", "vault:v3"))]).await;
     let error = encrypt_by(&session(&[&fake.address]).await, soon()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidResponse);
     assert!(error.message.contains("asked for version 2 and used 3"), "{error}");
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
+async fn an_answer_that_is_too_long_is_an_error() {
     let announced = b"HTTP/1.1 200 X\r\ncontent-length: 99999999\r\n\r\n".to_vec();
     let mut unannounced = b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
     for _ in 0..40 {
@@ -35,7 +35,7 @@ async fn an_answer_without_end_is_cut_off() {
         unannounced.extend_from_slice(b"\r\n");
     }
     for bytes in [announced, unannounced] {
-        let fake = Fake::with(vec![Answer::Bytes(bytes)]).await;
+        let fake = FakeVault::with(vec![Answer::Bytes(bytes)]).await;
         let error = encrypt(&session(&[&fake.address]).await).await.unwrap_err();
         assert!(error.message.contains("more than 1048576 bytes"), "{error}");
     }
@@ -43,10 +43,10 @@ async fn an_answer_without_end_is_cut_off() {
 
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
-    let elsewhere = Fake::with(vec![json(200, GOOD)]).await;
+    let elsewhere = FakeVault::with(vec![json(200, GOOD)]).await;
     let redirect =
         format!("HTTP/1.1 307 X\r\nlocation: {}/x\r\ncontent-length: 0\r\n\r\n", elsewhere.address);
-    let fake = Fake::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
+    let fake = FakeVault::with(vec![Answer::Bytes(redirect.into_bytes())]).await;
     let session = session(&[&fake.address]).await;
     assert_eq!(encrypt_by(&session, soon()).await.unwrap_err().kind, ErrorKind::Unreachable);
     assert_eq!(lease::lookup(&session, call().deadline).await.unwrap_err().kind, ErrorKind::Unreachable);
@@ -54,9 +54,9 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn what_is_not_vault_is_said_to_be_something_else() {
+async fn an_answer_that_is_not_vaults_is_an_invalid_response() {
     for body in ["", "<html>", "{}", r#"{"data":{}}"#, r#"{"data":{"ciphertext":"secret:1"}}"#] {
-        let fake = Fake::with(vec![json(200, body)]).await;
+        let fake = FakeVault::with(vec![json(200, body)]).await;
         let session = session(&[&fake.address]).await;
         assert_eq!(
             encrypt_by(&session, soon()).await.unwrap_err().kind,
@@ -84,36 +84,37 @@ async fn what_is_not_vault_is_said_to_be_something_else() {
 }
 
 #[tokio::test]
-async fn optional_parts_of_an_answer_may_be_null_or_of_another_type() {
+async fn optional_fields_of_an_answer_may_be_null_or_of_another_type() {
     let key = KeyRef::in_transit("kms");
     for body in [
         r#"{"data":{"latest_version":2,"type":"aes256-gcm96","keys":{"1":7,"2":8}}}"#,
         r#"{"request_id":null,"data":{"latest_version":"2","type":"aes256-gcm96","keys":{"1":"7","2":8},
             "derived":null,"soft_deleted":null,"min_decryption_version":null}}"#,
     ] {
-        let fake = Fake::with(vec![json(200, body)]).await;
+        let fake = FakeVault::with(vec![json(200, body)]).await;
         let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
         assert_eq!(read.versions.into_values().collect::<Vec<_>>(), [7, 8], "{body}");
         assert_eq!((read.latest.number(), read.derived, read.soft_deleted), (2, false, false), "{body}");
     }
     let odd =
         r#"{"data":{"latest_version":2,"type":"rsa-2048","keys":null,"soft_deleted":"true","derived":true}}"#;
-    let fake = Fake::with(vec![json(200, odd)]).await;
+    let fake = FakeVault::with(vec![json(200, odd)]).await;
     let read = session(&[&fake.address]).await.read_key(&key, call()).await.unwrap();
     assert!(read.derived && read.soft_deleted && read.versions.is_empty());
 
     let fake =
-        Fake::with(vec![json(200, r#"{"request_id":null,"data":{"ciphertext":"vault:v2:QUJD"}}"#)]).await;
+        FakeVault::with(vec![json(200, r#"{"request_id":null,"data":{"ciphertext":"vault:v2:QUJD"}}"#)])
+            .await;
     assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
     let batch = r#"{"request_id":null,"data":{"batch_results":[{"plaintext":"QQ==","error":null}]}}"#;
-    let fake = Fake::with(vec![json(200, batch)]).await;
+    let fake = FakeVault::with(vec![json(200, batch)]).await;
     let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA"]).await.unwrap();
     assert_eq!(opened[0].as_ref().unwrap().as_slice(), b"A");
 }
 
 #[tokio::test]
-async fn a_silent_server_is_given_up_at_the_deadline() {
-    let fake = Fake::with(vec![Answer::Silence]).await;
+async fn a_call_to_a_silent_server_ends_at_the_deadline() {
+    let fake = FakeVault::with(vec![Answer::Silence]).await;
     let session = session(&[&fake.address]).await;
     let deadline = Instant::now() + Duration::from_millis(200);
     let key = KeyRef::in_transit("kms");
@@ -122,24 +123,24 @@ async fn a_silent_server_is_given_up_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_is_no_reason_to_give_up() {
-    let fake = Fake::with(vec![Answer::Close, json(200, GOOD)]).await;
+async fn a_request_is_sent_again_after_a_broken_connection() {
+    let fake = FakeVault::with(vec![Answer::Close, json(200, GOOD)]).await;
     assert_eq!(encrypt(&session(&[&fake.address]).await).await.unwrap(), "vault:v2:QUJD");
     assert_eq!(fake.requests(), 2);
 }
 
 #[tokio::test]
-async fn a_node_that_lags_is_asked_again_and_others_are_asked_too() {
+async fn a_node_that_lags_is_asked_again_and_other_nodes_are_asked_too() {
     let lagging = r#"{"errors":["requested version for encryption is higher than the latest key version"]}"#;
-    let alone = Fake::with(vec![json(400, lagging), json(200, GOOD)]).await;
+    let alone = FakeVault::with(vec![json(400, lagging), json(200, GOOD)]).await;
     assert!(encrypt(&session(&[&alone.address]).await).await.is_ok());
 
-    let behind = Fake::with(vec![json(400, lagging)]).await;
-    let current = Fake::with(vec![json(200, GOOD)]).await;
+    let behind = FakeVault::with(vec![json(400, lagging)]).await;
+    let current = FakeVault::with(vec![json(200, GOOD)]).await;
     assert!(encrypt(&session(&[&behind.address, &current.address]).await).await.is_ok());
     assert_eq!((behind.requests(), current.requests()), (1, 1));
 
-    // But not for ever.
+    // The attempts are limited.
     let error = encrypt(&session(&[&behind.address]).await).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::VersionUnavailable);
     assert_eq!(behind.requests(), 4);
@@ -148,8 +149,8 @@ async fn a_node_that_lags_is_asked_again_and_others_are_asked_too() {
 #[tokio::test]
 async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let good = Fake::with(vec![json(200, GOOD)]).await;
-    let third = Fake::with(vec![json(200, GOOD)]).await;
+    let good = FakeVault::with(vec![json(200, GOOD)]).await;
+    let third = FakeVault::with(vec![json(200, GOOD)]).await;
     let session = session(&[&format!("http://{closed}"), &good.address, &third.address]).await;
     for _ in 0..3 {
         assert!(encrypt(&session).await.is_ok());
@@ -158,15 +159,15 @@ async fn addresses_are_tried_in_order_and_the_one_that_answers_is_kept() {
 }
 
 #[tokio::test]
-async fn a_standby_that_was_asked_gives_way_to_the_active_node() {
-    let standby = Fake::with(vec![json(429, HEALTH)]).await;
-    let active = Fake::with(vec![json(200, HEALTH)]).await;
+async fn a_standby_that_was_asked_is_not_preferred_to_the_active_node() {
+    let standby = FakeVault::with(vec![json(429, HEALTH)]).await;
+    let active = FakeVault::with(vec![json(200, HEALTH)]).await;
     let pair = session(&[&standby.address, &active.address]).await;
-    // Whichever node is asked first by now, it is about the one that answered before.
+    // The question is about the node that answered before, whichever node is asked first by now.
     pair.pool.prefer(&pair.pool.nodes()[1]);
-    assert!(!pair.is_active(NodeId(0), call()).await.unwrap(), "what was read before came from the standby");
+    assert!(!pair.is_active(NodeId(0), call()).await.unwrap(), "the key was read from the standby");
     assert!(pair.is_active(NodeId(1), call()).await.unwrap());
-    assert!(!pair.is_active(NodeId(7), call()).await.unwrap(), "it is gone");
+    assert!(!pair.is_active(NodeId(7), call()).await.unwrap(), "there is no such node");
     assert_eq!(pair.pool.nodes()[0].name, active.address);
 
     for (status, body) in [
@@ -175,14 +176,14 @@ async fn a_standby_that_was_asked_gives_way_to_the_active_node() {
         (472, HEALTH),
         (503, HEALTH),
     ] {
-        let neither = Fake::with(vec![json(status, body)]).await;
+        let neither = FakeVault::with(vec![json(status, body)]).await;
         assert!(session(&[&neither.address]).await.is_active(NodeId(0), call()).await.is_err(), "{status}");
     }
 }
 
 #[tokio::test]
-async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
-    let fake = Fake::with(vec![json(200, GOOD), json(200, HEALTH), json(200, GOOD)]).await;
+async fn a_request_names_the_call_and_a_health_check_has_no_token() {
+    let fake = FakeVault::with(vec![json(200, GOOD), json(200, HEALTH), json(200, GOOD)]).await;
     let session = session_in("team-a", &[&fake.address]).await;
     encrypt(&session).await.unwrap();
     let head = fake.heads().pop().unwrap();
@@ -195,7 +196,7 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
     let head = fake.heads().pop().unwrap();
     assert!(head.contains("/v1/sys/health") && !head.contains("team-a") && !head.contains("fake"), "{head}");
 
-    // What cannot be in a header is left out.
+    // A uid that cannot be in a header is left out.
     let key = KeyRef::in_transit("kms");
     let odd = Call { uid: "a\nb", ..call() };
     drop(session.read_key(&key, odd).await);
@@ -203,8 +204,8 @@ async fn a_request_names_the_call_and_a_nodes_health_is_nobodys_business() {
 }
 
 #[tokio::test]
-async fn each_key_is_asked_for_in_its_own_namespace_and_mount_and_the_token_in_the_configs() {
-    let fake = Fake::with(vec![json(404, r#"{"errors":[]}"#)]).await;
+async fn requests_for_a_key_have_its_namespace_and_mount_and_those_for_the_token_have_the_tokens() {
+    let fake = FakeVault::with(vec![json(404, r#"{"errors":[]}"#)]).await;
     let session = session_in("team-a", &[&fake.address]).await;
     let key = |mount, namespace| {
         KeyRef::in_own_mount(
@@ -244,12 +245,12 @@ async fn decrypt_batch(
 }
 
 #[tokio::test]
-async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
+async fn a_batch_in_which_some_items_fail_has_a_result_for_each() {
     let results = r#"{"request_id":"r","data":{"batch_results":[{"plaintext":"QUJD","reference":""},
         {"plaintext":"","error":"cipher: message authentication failed","reference":""},
         {"error":"invalid ciphertext: version is too new"}]}}"#;
     for status in [200, 207, 400, 500] {
-        let fake = Fake::with(vec![json(status, results)]).await;
+        let fake = FakeVault::with(vec![json(status, results)]).await;
         let opened =
             decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB", "CCCC"]).await.unwrap();
         assert_eq!(opened[0].as_deref().unwrap(), b"ABC");
@@ -260,7 +261,7 @@ async fn a_batch_of_which_some_fail_is_an_answer_to_all() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_refused_as_a_whole_says_why() {
+async fn a_batch_that_is_refused_as_a_whole_has_one_error() {
     let complex = "refused JSON input due to high complexity: exceeded maximum number of strings";
     for (status, words, kind) in [
         (400, complex, ErrorKind::BatchTooLarge),
@@ -268,14 +269,14 @@ async fn a_batch_that_is_refused_as_a_whole_says_why() {
         (400, "encryption key not found", ErrorKind::KeyNotFound),
         (403, "permission denied", ErrorKind::TokenInvalid),
     ] {
-        let fake = Fake::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
+        let fake = FakeVault::with(vec![json(status, &format!(r#"{{"errors":["{words}"]}}"#))]).await;
         let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
         assert_eq!(error.kind, kind, "{error}");
     }
 }
 
 #[tokio::test]
-async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
+async fn a_batch_whose_results_do_not_match_its_items_is_an_invalid_response() {
     for results in [
         r#"[{"plaintext":"QUJD"}]"#,
         r#"[{"plaintext":"QUJD"},{"plaintext":"QUJD"},{"plaintext":"QUJD"}]"#,
@@ -283,13 +284,13 @@ async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
         r#"{"0":{"plaintext":"QUJD"}}"#,
     ] {
         let body = format!(r#"{{"data":{{"batch_results":{results}}}}}"#);
-        let fake = Fake::with(vec![json(200, &body)]).await;
+        let fake = FakeVault::with(vec![json(200, &body)]).await;
         let error = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidResponse, "{results}");
     }
     for result in ["{}", r#"{"plaintext":null}"#, r#"{"plaintext":"!"}"#, r#"{"error":""}"#] {
         let body = format!(r#"{{"data":{{"batch_results":[{{"plaintext":"QUJD"}},{result}]}}}}"#);
-        let fake = Fake::with(vec![json(200, &body)]).await;
+        let fake = FakeVault::with(vec![json(200, &body)]).await;
         let opened = decrypt_batch(&session(&[&fake.address]).await, &["AAAA", "BBBB"]).await.unwrap();
         assert!(opened[0].is_ok());
         assert_eq!(opened[1].as_ref().unwrap_err().kind, ErrorKind::InvalidResponse, "{result}");
@@ -297,18 +298,23 @@ async fn a_batch_whose_results_cannot_be_told_apart_is_nonsense() {
 }
 
 #[tokio::test]
-async fn an_error_says_where_but_not_with_what() {
+async fn an_error_names_the_address_keeps_its_source_and_never_shows_the_token() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let error = encrypt_by(&session(&[&format!("http://{closed}/prefix")]).await, soon()).await.unwrap_err();
     assert!(error.message.contains(&format!("http://{closed}/prefix cannot be reached")), "{error}");
     assert!(error.message.contains("refused"), "{error}");
-    assert!(!error.message.contains("fake"), "the token: {error}");
+    let chain: Vec<_> = crate::text::chain(&error).collect();
+    let io_error = chain.iter().find_map(|error| error.downcast_ref::<std::io::Error>()).unwrap();
+    assert_eq!(io_error.kind(), std::io::ErrorKind::ConnectionRefused);
+    for shown in chain.iter().flat_map(|error| [error.to_string(), format!("{error:?}")]) {
+        assert!(!shown.contains("fake"), "the token: {shown}");
+    }
 }
 
 #[tokio::test]
-async fn a_key_without_a_version_speaks_against_the_key_and_not_the_node() {
+async fn a_key_without_a_version_is_an_error_that_ejects_no_node() {
     let answer = r#"{"data":{"type":"managed_key","keys":null,"latest_version":0}}"#;
-    let fake = Fake::with(vec![json(200, answer)]).await;
+    let fake = FakeVault::with(vec![json(200, answer)]).await;
     let session = session(&[&fake.address]).await;
     let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied, "{error}");

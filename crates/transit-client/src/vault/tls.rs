@@ -1,5 +1,4 @@
-//! TLS to a node of Vault: what the config's files give to a client, and what to do when no connection
-//! comes about.
+//! TLS to a node: the client's certificates, and a remedy for each way in which a connection fails.
 
 use std::{
     error::Error,
@@ -22,7 +21,7 @@ use crate::{
     text::{chain, root_cause},
 };
 
-/// How a node is spoken to, as far as it explains why it cannot be.
+/// What the address and the TLS settings of a node say about why a connection fails.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Transport {
     /// Whether the config names a client certificate.
@@ -36,10 +35,10 @@ impl Transport {
         Self { client_certificate: material.client_cert.is_some(), tls: url.scheme() == "https" }
     }
 
-    /// Gives what the files hold to a client that is to speak so.
+    /// Configures an HTTP client with the contents of the TLS files.
     ///
     /// # Errors
-    /// If certificates or keys cannot be used, with what to do about it.
+    /// If a certificate or key cannot be used. The message says what to do.
     pub(super) fn configure(
         self,
         builder: ClientBuilder,
@@ -47,7 +46,7 @@ impl Transport {
     ) -> Result<ClientBuilder, TransitError> {
         let mut builder = builder.https_only(self.tls);
         if !self.tls {
-            // Without this, the client loads the system's certificates, which a bare image does not have.
+            // Otherwise the client loads the certificates of the system, which a minimal image does not have.
             builder = builder.tls_certs_only([]);
         } else if let Some(pem) = &material.ca {
             builder = builder.tls_certs_only(authorities(pem)?);
@@ -58,12 +57,12 @@ impl Transport {
         Ok(builder)
     }
 
-    /// Why a client that was equipped here cannot be made.
-    pub(super) fn client_error(self, error: &reqwest::Error) -> TransitError {
+    /// The error for a client that cannot be built.
+    pub(super) fn client_error(self, error: reqwest::Error) -> TransitError {
         use rustls::Error::{General, InconsistentKeys, InvalidCertificate};
 
-        // The authorities are known to be good: what rustls refuses is the client's own.
-        let message = match find::<rustls::Error>(error) {
+        // `authorities` has checked the CA certificates, so rustls refuses those of the client.
+        let message = match find::<rustls::Error>(&error) {
             Some(InconsistentKeys(_)) if self.client_certificate => {
                 "vault.tls.client_key_file is not the key of the first certificate in \
                  vault.tls.client_cert_file: render both from the same issuance, the client's own \
@@ -74,16 +73,16 @@ impl Transport {
                 "a certificate in vault.tls.client_cert_file is damaged: issue and render it again".into()
             }
             Some(General(_)) if self.client_certificate => {
-                "the key in vault.tls.client_key_file is damaged or of a type that cannot be used: take RSA, \
+                "the key in vault.tls.client_key_file is damaged or of a type that cannot be used: use RSA, \
                  ECDSA (P-256, P-384, P-521) or Ed25519"
                     .into()
             }
-            _ => format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(error)),
+            _ => format!("no TLS client can be made: {}; is vault.tls.ca_file set?", root_cause(&error)),
         };
-        config_error(message)
+        config_error(message).with_source(error)
     }
 
-    /// Why there is no answer, and what to do about it: never the one without the other.
+    /// The cause of an error, and its remedy.
     pub(super) fn explain(self, error: &reqwest::Error) -> String {
         let cause = root_cause(error);
         format!("{cause}; {}", self.remedy(error))
@@ -93,15 +92,15 @@ impl Transport {
         if let Some(error) = find::<rustls::Error>(error) {
             return self.tls_remedy(error);
         }
-        // The innermost is the operating system's; those around it are `Other`.
+        // The innermost I/O error is that of the operating system. Those around it have the kind `Other`.
         let kind = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last();
         if let Some(remedy) = kind.and_then(|error| self.io_remedy(error.kind())) {
             return remedy.into();
         }
         if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse) {
             return match self.tls {
-                false => "what answers does not speak HTTP: if it is a TLS port, write https:// in the address",
-                true => "what answers does not speak HTTP: is this the port of Vault's API, and not its cluster port?",
+                false => "the server there does not speak HTTP: if it is a TLS port, write https:// in the address",
+                true => "the server there does not speak HTTP: is this the port of Vault's API, and not its cluster port?",
             }
             .into();
         }
@@ -111,7 +110,7 @@ impl Transport {
         if error.is_timeout() {
             return "nothing answers: does a firewall drop the packets, is the server frozen, or is the address wrong?".into();
         }
-        LOOK.into()
+        CURL.into()
     }
 
     fn io_remedy(self, kind: io::ErrorKind) -> Option<&'static str> {
@@ -123,11 +122,11 @@ impl Transport {
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::NetworkDown => {
-                "has this node a route to that address, and does a firewall refuse it?"
+                "does this node have a route to that address, and does a firewall refuse it?"
             }
             io::ErrorKind::PermissionDenied => "does a firewall or a security module of this node forbid it?",
             io::ErrorKind::AddrNotAvailable => {
-                "has this node an address of that kind (IPv4, IPv6), and ports left?"
+                "does this node have an address of that kind (IPv4, IPv6), and free ports?"
             }
             io::ErrorKind::BrokenPipe
             | io::ErrorKind::ConnectionAborted
@@ -137,8 +136,8 @@ impl Transport {
         })
     }
 
-    /// A server that refuses a client certificate sometimes closes the connection before its reason is
-    /// read.
+    /// The remedy for a closed connection. A server that refuses a client certificate sometimes closes the
+    /// connection before the client reads the reason.
     fn closed(self) -> &'static str {
         match (self.tls, self.client_certificate) {
             (false, _) => {
@@ -160,30 +159,30 @@ impl Transport {
         match error {
             Tls::InvalidCertificate(error) => certificate_remedy(error),
             Tls::AlertReceived(alert) => self.alert_remedy(*alert),
-            // What a plain HTTP server answers to a handshake is not TLS.
+            // The answer of a plain HTTP server to a handshake.
             Tls::InvalidMessage(_) | Tls::InappropriateMessage { .. } => {
-                "what answers does not speak TLS: is it a plain listener, or another port? Give Vault a \
+                "the server there does not speak TLS: is it a plain listener, or another port? Give Vault a \
                  listener with TLS; for a test only, write http:// in the address and start with --allow-http"
                     .into()
             }
             Tls::PeerIncompatible(_) => {
-                "the server must speak TLS 1.2 or 1.3 with a cipher suite of today: look at tls_min_version \
+                "the server must speak TLS 1.2 or 1.3 with a current cipher suite: look at tls_min_version \
                  and tls_cipher_suites of Vault's listener"
                     .into()
             }
             Tls::NoCertificatesPresented => "is it Vault's port?".into(),
             Tls::FailedToGetCurrentTime => "set this node's clock".into(),
-            _ => LOOK.into(),
+            _ => CURL.into(),
         }
     }
 
-    /// An alert is what the other side says of the client.
+    /// The remedy for an alert, which is what the server says about the client.
     fn alert_remedy(self, alert: AlertDescription) -> String {
         use AlertDescription as Alert;
         let ask = "Vault asks for vault.tls.client_cert_file and client_key_file";
         match alert {
             Alert::CertificateRequired | Alert::NoCertificate => ask.into(),
-            // Before TLS 1.3 there is no alert of its own for a certificate that is missing.
+            // TLS 1.2 has no alert for a missing certificate.
             Alert::BadCertificate | Alert::HandshakeFailure if !self.client_certificate => ask.into(),
             Alert::CertificateExpired => {
                 "Vault says that the certificate in vault.tls.client_cert_file has expired: issue a new one, \
@@ -206,7 +205,7 @@ impl Transport {
                     .into()
             }
             Alert::ProtocolVersion | Alert::HandshakeFailure | Alert::InsufficientSecurity => {
-                "the server must speak TLS 1.2 or 1.3 with a cipher suite of today: look at tls_min_version \
+                "the server must speak TLS 1.2 or 1.3 with a current cipher suite: look at tls_min_version \
                  and tls_cipher_suites of Vault's listener"
                     .into()
             }
@@ -218,13 +217,13 @@ impl Transport {
                  cluster port?"
                     .into()
             }
-            _ => LOOK.into(),
+            _ => CURL.into(),
         }
     }
 }
 
-/// A way on that is always there.
-const LOOK: &str = "`curl -v` of its /v1/sys/health, from this node, shows more";
+/// The remedy if nothing better is known.
+const CURL: &str = "`curl -v` of its /v1/sys/health, from this node, shows more";
 
 fn certificate_remedy(error: &CertificateError) -> String {
     use CertificateError as Wrong;
@@ -252,22 +251,22 @@ fn certificate_remedy(error: &CertificateError) -> String {
             "renew Vault's certificate, or set this node's clock".into()
         }
         Wrong::Revoked => "Vault's certificate is revoked: issue a new one".into(),
-        Wrong::BadSignature => "the signature does not fit: vault.tls.ca_file holds an authority of the same \
-                                name with another key; take the one that issued Vault's certificate"
+        Wrong::BadSignature => "the signature is not valid: vault.tls.ca_file holds an authority of the same \
+                                name with another key; use the one that issued Vault's certificate"
             .into(),
         Wrong::InvalidPurpose | Wrong::InvalidPurposeContext { .. } => {
             "issue Vault's certificate for servers (extended key usage serverAuth)".into()
         }
-        #[allow(deprecated, reason = "an older verifier says it so")]
+        #[allow(deprecated, reason = "older verifiers return it")]
         Wrong::UnsupportedSignatureAlgorithm
         | Wrong::UnsupportedSignatureAlgorithmContext { .. }
         | Wrong::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "Vault's certificate is signed in an old or rare way: issue it with SHA-256 and RSA (2048 bits or \
+            "the signature algorithm of Vault's certificate is not supported: issue it with SHA-256 and RSA (2048 bits or \
              more), ECDSA or Ed25519"
                 .into()
         }
-        // Its type is of a crate that rustls does not show; its words are held to a real listener by
-        // `tests/it/remedies.rs`.
+        // The type of this error is in a crate that rustls does not re-export. `tests/it/remedies.rs` checks
+        // its words against a real listener.
         Wrong::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "Vault's certificate is an authority's (CA:TRUE), as `openssl req -x509` makes it: issue one for \
              the server (CA:FALSE), and put the authority that signs it into vault.tls.ca_file"
@@ -279,13 +278,12 @@ fn certificate_remedy(error: &CertificateError) -> String {
 }
 
 fn date(time: UnixTime) -> String {
-    // A certificate may end in a year that cannot be printed.
+    // The last second of the year 9999, in Unix time: later dates cannot be formatted.
     const LAST: u64 = 253_402_300_799;
     format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs().min(LAST))).to_string()
 }
 
-/// The certificates of `vault.tls.ca_file`. Each is tried alone, so that the one that is broken can be
-/// named.
+/// The certificates of `vault.tls.ca_file`. Each is checked alone, so that the message can name the damaged one.
 fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TransitError> {
     let mut good = Vec::new();
     for (number, found) in (1..).zip(CertificateDer::pem_slice_iter(pem)) {
@@ -295,7 +293,7 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TransitError> {
         });
         good.push(certificate.ok_or_else(|| {
             config_error(format!(
-                "certificate {number} in vault.tls.ca_file is damaged: put it there again, or take it out"
+                "certificate {number} in vault.tls.ca_file is damaged: replace it, or remove it"
             ))
         })?);
     }
@@ -308,7 +306,7 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TransitError> {
     Ok(good)
 }
 
-/// The client's certificate and its key.
+/// The client certificate and its key.
 fn identity(certificate: &[u8], key: &[u8]) -> Result<Identity, TransitError> {
     for (number, found) in (1..).zip(CertificateDer::pem_slice_iter(certificate)) {
         if found.is_err() {

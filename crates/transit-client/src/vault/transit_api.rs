@@ -1,4 +1,4 @@
-//! The Transit engine's API, over a [`Session`].
+//! The API of the Transit engine, over a [`Session`].
 //!
 //! Source: <https://developer.hashicorp.com/vault/api-docs/secret/transit>
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
-    exchange::HttpResponse,
+    exchange::{HttpResponse, invalid_response},
     failover::{Operation, RequestPath, classify::classify_item},
     lenient::Lenient,
     session::Session,
@@ -43,7 +43,7 @@ struct EncryptData {
 
 #[derive(Deserialize)]
 struct DecryptData<'a> {
-    /// Borrowed from the body, which is wiped.
+    /// Borrowed from the body, which is wiped on drop.
     #[serde(borrow)]
     plaintext: Cow<'a, str>,
 }
@@ -57,7 +57,8 @@ struct BatchData<'a> {
 #[derive(Deserialize)]
 struct BatchResult<'a> {
     error: Option<String>,
-    /// Borrowed, as in [`DecryptData`]; what cannot be is no base64, and refused as a whole.
+    /// Borrowed, as in [`DecryptData`]. A text with escapes cannot be borrowed; it is not base64, and the whole
+    /// answer is refused.
     plaintext: Option<&'a str>,
 }
 
@@ -86,7 +87,7 @@ impl Transit for Session {
         ciphertext: &Ciphertext,
         call: Call<'_>,
     ) -> Result<Decrypted, TransitError> {
-        // The alphabet of a checked ciphertext needs no escapes in JSON.
+        // The characters of a checked ciphertext need no escapes in JSON.
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
@@ -95,7 +96,7 @@ impl Transit for Session {
                 serde_json::from_slice(&answer.body).map_err(|_| invalid_response(Operation::Decrypt))?;
             let text = match envelope.data.plaintext {
                 Cow::Borrowed(text) => text,
-                // Base64 never needs escapes. If it had some, serde would have made a copy that is not wiped.
+                // Base64 needs no escapes. For a text with escapes, serde makes a copy that is not wiped.
                 Cow::Owned(_) => return Err(invalid_response(Operation::Decrypt)),
             };
             Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
@@ -174,7 +175,7 @@ impl Transit for Session {
         let described = self.send_in(key.namespace(), Operation::ReadKey, path, body, call, |answer| {
             let data = parse::<Envelope<KeyData>>(Operation::ReadKey, answer)?.data;
             let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
-                // It is Vault's answer, so it speaks against the key and not against the node.
+                // The answer is Vault's: the key is unusable, and the node is healthy.
                 return Ok(None);
             };
             let versions = data
@@ -202,7 +203,7 @@ impl Transit for Session {
     }
 }
 
-/// Where the engine does `what` with `key`, in the key's namespace.
+/// The path, in the namespace of the key, on which the engine does `what` with it.
 fn path(what: &str, key: &KeyRef) -> String {
     format!("{}/{what}/{}", key.mount().as_str(), key.name())
 }
@@ -222,7 +223,8 @@ fn decoded(text: &str) -> Result<Zeroizing<Vec<u8>>, TransitError> {
     Ok(plaintext)
 }
 
-/// Written straight into one buffer that is wiped, with nothing to reallocate.
+/// The body of an Encrypt, in one buffer that is wiped. The buffer is large enough: one that grows leaves
+/// copies of the plaintext in memory. Returns `None` if the length overflows.
 fn encrypt_body(plaintext: &[u8], version: KeyVersion) -> Option<Zeroizing<Vec<u8>>> {
     let encoded = base64::encoded_len(plaintext.len(), true)?;
     let mut body = Zeroizing::new(Vec::with_capacity(encoded + 64));
@@ -238,18 +240,12 @@ fn parse<T: DeserializeOwned>(operation: Operation, answer: &HttpResponse) -> Re
     serde_json::from_slice(&answer.body).map_err(|_| invalid_response(operation))
 }
 
-fn invalid_response(operation: Operation) -> TransitError {
-    let message =
-        format!("the answer to {} is not Vault's: is something else listening there?", operation.name());
-    TransitError::new(ErrorKind::InvalidResponse, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_body_of_an_encrypt_pins_the_version_and_is_json() {
+    fn the_body_of_an_encrypt_is_json_and_names_the_version() {
         let body = encrypt_body(b"\x00\xffseed", KeyVersion::new(42).unwrap()).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(json, serde_json::json!({ "plaintext": "AP9zZWVk", "key_version": 42 }));

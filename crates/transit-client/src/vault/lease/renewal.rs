@@ -1,47 +1,50 @@
-//! What a renewal that failed means: will a later one work, or does only a new login help?
+//! What a failed renewal means: whether a later renewal can succeed, or only a new login helps.
 
 use crate::{ErrorKind, TransitError};
 
-/// The refusals that no retry heals, in words that Vault or OpenBao use, and what they mean.
+/// The refusals that no retry changes, in the words of Vault and OpenBao, and their meaning.
 ///
-/// They come as 400 or 500, wrapped in other words. Whatever is not in this table may heal.
-/// Source: `vault/expiration.go`, `vault/token_store.go` and the `pathLoginRenew` of each login method
-const LOG_IN_AGAIN: [(&str, &str); 8] = [
+/// They come with status 400 or 500, within other words. A refusal that is not in this table may be temporary.
+/// Source: `vault/expiration.go`, `vault/token_store.go` and `pathLoginRenew` of each login method
+const LOGIN_REQUIRED: [(&str, &str); 8] = [
     ("policies have changed", "the policies of its user or role have changed since the login"),
     ("does not exist during renewal", "the role that it was issued for does not exist any more"),
     ("could not be found, not renewing", "the token role that it was issued for does not exist any more"),
     ("client identity during renewal not matching", "it was issued for another client certificate"),
     ("lease is not renewable", "it is not renewable"),
     ("lease expired or is not renewable", "it is not renewable"),
-    ("batch tokens cannot be renewed", "it is a batch token, and those have no renewal"),
+    ("batch tokens cannot be renewed", "it is a batch token, and those cannot be renewed"),
     ("past the max TTL", "it has reached its maximum TTL"),
 ];
 
-/// What kind of failure it is.
+/// The kind of a failed renewal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RenewalFailure {
-    /// Vault does not answer, or not sensibly: the next try may work, and this one may have worked.
-    Unreachable,
+    /// The policy does not allow the renewal now.
+    Denied,
     /// Only a new login brings a token that lives longer.
     LoginRequired,
-    /// The policy does not allow it now.
-    Denied,
     /// Vault does not accept the token.
     TokenInvalid,
+    /// Vault did not answer, or not as Vault does. The next attempt may succeed, and this one may have
+    /// succeeded, with its answer lost.
+    Unreachable,
 }
 
 /// Why a token was not renewed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
 pub struct RenewalError {
-    /// What Vault said, and the next step.
+    /// The cause with Vault's words, and the next step.
     pub error: TransitError,
-    /// Whether a later renewal can work.
+    /// Whether a later renewal can succeed.
     pub failure: RenewalFailure,
 }
 
 impl RenewalError {
-    /// Vault takes the request of a token whose user or role is gone, and renews nothing.
-    pub fn nothing_was_renewed() -> Self {
+    /// Vault accepted the request, and renewed nothing. That is its answer if the user or role of the token was
+    /// deleted.
+    pub(super) fn nothing_renewed() -> Self {
         let error = TransitError::new(
             ErrorKind::Denied,
             "Vault renewed nothing: the user or role that it was issued for does not exist any more",
@@ -52,9 +55,9 @@ impl RenewalError {
 
 impl From<TransitError> for RenewalError {
     fn from(error: TransitError) -> Self {
-        let known = LOG_IN_AGAIN.iter().find(|(words, _)| error.message.contains(words));
-        if let Some((_, why)) = known {
-            let error = TransitError::new(error.kind, format!("{why} ({})", error.message));
+        let known = LOGIN_REQUIRED.iter().find(|(words, _)| error.message.contains(words));
+        if let Some((_, meaning)) = known {
+            let error = TransitError::new(error.kind, format!("{meaning} ({})", error.message));
             return Self { error, failure: RenewalFailure::LoginRequired };
         }
         let failure = match error.kind {
@@ -70,9 +73,9 @@ impl From<TransitError> for RenewalError {
 mod tests {
     use super::*;
 
-    /// As OpenBao 2.7.2 was observed to say it, and as Vault's sources have it.
+    /// In the words that OpenBao 2.7.2 was observed to use, and that Vault's sources have.
     #[test]
-    fn what_no_retry_heals_is_told_apart_from_what_may_heal() {
+    fn a_failure_that_needs_a_login_is_recognised_by_vaults_words() {
         for (kind, message, failure) in [
             (
                 ErrorKind::Unreachable,
@@ -125,7 +128,7 @@ mod tests {
         ] {
             let found = RenewalError::from(TransitError::new(kind, message));
             assert_eq!(found.failure, failure, "{message}");
-            assert!(found.error.message.contains(message), "Vault's own words stay: {}", found.error);
+            assert!(found.error.message.contains(message), "Vault's words are missing: {}", found.error);
         }
     }
 }

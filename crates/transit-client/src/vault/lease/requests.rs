@@ -1,8 +1,7 @@
-//! The token's own affairs: looking it up and renewing it, by `vaultrs`' endpoints over
-//! the session's connections.
+//! Looks the token up and renews it, with requests of `vaultrs` over the connections of the session.
 //!
-//! The requests are `vaultrs`', the answers are read here: of its types an answer fails for any
-//! optional field. Both answers repeat the token, which is never read out of the body.
+//! Only the requests are those of `vaultrs`. Its response types fail if any optional field is missing, so the
+//! answers are read here. Both answers repeat the token, which is never read from the body.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -18,44 +17,53 @@ use super::{renewal::RenewalError, schedule::Expiry};
 use crate::{
     ErrorKind, TransitError,
     transit::Call,
-    vault::{Operation, exchange::HttpResponse, lenient::Lenient, session::Session},
+    vault::{
+        Operation,
+        exchange::{HttpResponse, invalid_response},
+        lenient::Lenient,
+        session::Session,
+    },
 };
 
-/// A token that cannot be renewed and has less than this to live needs an agent that is awake.
+/// A token that is not renewable is warned about if less than this remains: the agent must render the next one
+/// soon.
 const SHORT_TTL: Duration = Duration::from_secs(10 * 60);
 
-/// A hundred years, in seconds; beyond it, sums of times might overflow.
-const LONGEST_TTL: u64 = 100 * 365 * 86_400;
+/// A hundred years in seconds. With longer TTLs, sums of times could overflow.
+const MAX_TTL_SECONDS: u64 = 100 * 365 * 86_400;
 
-/// What Vault answers to a request that it took and that changed nothing.
+/// The status of a request that Vault accepted and that changed nothing.
 const NO_CONTENT: u16 = 204;
 
-/// What Vault says of a token; never the token.
+/// What Vault says about a token. It never contains the token.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TokenInfo {
-    /// A use is spent with every call.
-    pub has_limited_uses: bool,
-    /// How long it lives.
+    /// When it expires.
     pub expiry: Expiry,
+    /// Every request with the token uses up one of a limited number of uses.
+    pub has_limited_uses: bool,
     /// The names of its policies, those of its identity included.
     pub policies: Vec<String>,
-    /// Unless Vault has not said it.
+    /// `None` if Vault has not said it.
     pub renewable: Option<bool>,
 }
 
 impl TokenInfo {
-    /// Refuses what would wear out: every call, even a lookup, spends a use.
+    /// Refuses a token with a limited number of uses: every request, even a lookup, uses up one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Denied`] with the next step.
     pub fn check(&self) -> Result<(), TransitError> {
         if self.has_limited_uses {
             return Err(TransitError::new(
                 ErrorKind::Denied,
-                "the token has a limited number of uses and would wear out: issue it with num_uses=0",
+                "the token has a limited number of uses, and every request uses up one: issue it with num_uses=0",
             ));
         }
         Ok(())
     }
 
-    /// What is allowed but not wise.
+    /// Logs a warning about what is allowed, but not advisable.
     pub fn warn(&self) {
         if self.policies.iter().any(|policy| policy == "root") {
             warn!(
@@ -66,25 +74,25 @@ impl TokenInfo {
                 "the token has the policy `default`, which makes every call cost the server 2 to 4 times as much: issue it with token_no_default_policy=true"
             );
         }
-        if let Some(left) =
+        if let Some(remaining) =
             self.expiry.remaining().filter(|left| self.renewable == Some(false) && *left < SHORT_TTL)
         {
             warn!(
-                ttl_seconds = left.as_secs(),
+                ttl_seconds = remaining.as_secs(),
                 "the token is not renewable and ends soon: the agent must render the next one before that"
             );
         }
     }
 }
 
-/// What became of a renewal.
+/// The answer to a renewal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Renewal {
-    /// Unknown if Vault renewed it and did not say for how long.
-    pub expiry: Expiry,
-    /// Vault said that its maximum is reached.
+    /// The maximum TTL of the token has capped the renewal.
     pub capped: bool,
-    /// Unless Vault has not said it.
+    /// [`Expiry::Unknown`] if Vault did not say it.
+    pub expiry: Expiry,
+    /// `None` if Vault has not said it.
     pub renewable: Option<bool>,
 }
 
@@ -108,99 +116,100 @@ struct LookupData {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RenewalAnswer {
-    auth: Option<Lease>,
+    auth: Option<LeaseData>,
     request_id: Lenient,
     warnings: Lenient,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Lease {
+struct LeaseData {
     lease_duration: Lenient,
     renewable: Lenient,
 }
 
-/// Asks what the token is and how long it lives.
+/// Looks up the token of the session.
+///
+/// # Errors
+/// If the policy does not allow it, the token is invalid, or Vault does not answer.
 pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, TransitError> {
-    let request = LookupTokenSelfRequest::builder().build().map_err(|_| garbled(Operation::LookupSelf))?;
-    // The time that it took to answer is not taken for time to live.
-    let asked = Instant::now();
-    let read = move |answer: &HttpResponse| {
-        let data = serde_json::from_slice::<LookupAnswer>(&answer.body).ok()?.data;
-        let is_vaults = [&data.ttl, &data.expire_time, &data.policies, &data.renewable];
-        is_vaults.iter().any(|field| field.is_there()).then(|| data.info(asked))
+    let operation = Operation::LookupSelf;
+    let request = LookupTokenSelfRequest::builder().build().map_err(|_| invalid_response(operation))?;
+    // TTLs count from here: the time that the answer took must not be added to them.
+    let sent_at = Instant::now();
+    let read = move |response: &HttpResponse| {
+        let data = serde_json::from_slice::<LookupAnswer>(&response.body).ok()?.data;
+        let known_fields = [&data.ttl, &data.expire_time, &data.policies, &data.renewable];
+        known_fields.iter().any(|field| field.is_there()).then(|| data.info(sent_at))
     };
-    ask(session, Operation::LookupSelf, deadline, request, read).await
+    send(session, operation, deadline, request, read).await
 }
 
-/// Asks for another full TTL.
+/// Renews the token of the session by its whole TTL.
+///
+/// # Errors
+/// If the token was not renewed. [`RenewalError::failure`] says whether a later renewal can succeed.
 pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, RenewalError> {
-    let request = RenewTokenSelfRequest::builder().build().map_err(|_| garbled(Operation::RenewSelf))?;
-    let asked = Instant::now();
-    let read = move |answer: &HttpResponse| {
-        if answer.status == NO_CONTENT {
+    let operation = Operation::RenewSelf;
+    let request = RenewTokenSelfRequest::builder().build().map_err(|_| invalid_response(operation))?;
+    let sent_at = Instant::now();
+    let read = move |response: &HttpResponse| {
+        if response.status == NO_CONTENT {
             return Some(None);
         }
-        let answer: RenewalAnswer = serde_json::from_slice(&answer.body).ok()?;
+        let answer: RenewalAnswer = serde_json::from_slice(&response.body).ok()?;
         let capped = answer.warnings.texts().any(|warning| warning.contains("capped"));
         match answer.auth {
             Some(lease) => {
-                Some(Some(Renewal { expiry: lease.expiry(asked), capped, renewable: lease.renewable.bool() }))
+                let (expiry, renewable) = (lease.expiry(sent_at), lease.renewable.bool());
+                Some(Some(Renewal { capped, expiry, renewable }))
             }
             None => answer.request_id.is_there().then_some(None),
         }
     };
-    ask(session, Operation::RenewSelf, deadline, request, read)
-        .await?
-        .ok_or_else(RenewalError::nothing_was_renewed)
+    send(session, operation, deadline, request, read).await?.ok_or_else(RenewalError::nothing_renewed)
 }
 
 impl LookupData {
-    fn info(&self, asked: Instant) -> TokenInfo {
+    fn info(&self, sent_at: Instant) -> TokenInfo {
         let policies = self.policies.texts().chain(self.identity_policies.texts());
         TokenInfo {
-            // It is negative once the last use is spent.
+            expiry: self.expiry(sent_at),
+            // The number is negative after the last use.
             has_limited_uses: self.num_uses.number().is_some_and(|uses| uses != 0),
-            expiry: self.expiry(asked),
             policies: policies.map(str::to_owned).collect(),
             renewable: self.renewable.bool(),
         }
     }
 
-    fn expiry(&self, asked: Instant) -> Expiry {
-        let has_an_end =
+    fn expiry(&self, sent_at: Instant) -> Expiry {
+        let expires =
             self.expire_time.text().is_some() || self.creation_ttl.number().is_some_and(|ttl| ttl > 0);
         match self.ttl.number() {
-            // The TTL is in whole seconds: a token in its last one has 0, as has one that never ends.
-            Some(0) if !has_an_end => Expiry::Never,
-            Some(ttl) => Expiry::At(asked + seconds(ttl)),
+            // The TTL is in whole seconds. It is 0 for a token in its last second, and for one that never
+            // expires.
+            Some(0) if !expires => Expiry::Never,
+            Some(ttl) => Expiry::At(sent_at + seconds(ttl)),
             None => Expiry::Unknown,
         }
     }
 }
 
-impl Lease {
-    fn expiry(&self, asked: Instant) -> Expiry {
+impl LeaseData {
+    fn expiry(&self, sent_at: Instant) -> Expiry {
         match self.lease_duration.number() {
-            Some(ttl) if ttl > 0 => Expiry::At(asked + seconds(ttl)),
+            Some(ttl) if ttl > 0 => Expiry::At(sent_at + seconds(ttl)),
             _ => Expiry::Unknown,
         }
     }
 }
 
 fn seconds(count: i64) -> Duration {
-    Duration::from_secs(u64::try_from(count).unwrap_or(0).min(LONGEST_TTL))
+    Duration::from_secs(u64::try_from(count).unwrap_or(0).min(MAX_TTL_SECONDS))
 }
 
-fn garbled(operation: Operation) -> TransitError {
-    TransitError::new(
-        ErrorKind::InvalidResponse,
-        format!("the answer to {} is not Vault's: is something else listening there?", operation.name()),
-    )
-}
-
-/// Sends one of `vaultrs`' requests over the session; `read` answers `None` to what is not Vault's.
-async fn ask<T: Send>(
+/// Sends a request of `vaultrs` over the session. `read` returns `None` for an answer that is not Vault's.
+async fn send<T: Send>(
     session: &Session,
     operation: Operation,
     deadline: Instant,
@@ -208,12 +217,12 @@ async fn ask<T: Send>(
     read: impl Fn(&HttpResponse) -> Option<T> + Send + Sync,
 ) -> Result<T, TransitError> {
     let carrier = Carrier { deadline, operation, outcome: Mutex::new(None), read, session };
-    // What matters is left in `outcome`: rustify's results have no room for it.
+    // The result of rustify has no room for the outcome, which the carrier keeps.
     drop(request.exec(&carrier).await);
-    carrier.outcome.into_inner().ok().flatten().unwrap_or_else(|| Err(garbled(operation)))
+    carrier.outcome.into_inner().ok().flatten().unwrap_or_else(|| Err(invalid_response(operation)))
 }
 
-/// Carries a request of `vaultrs` over the session.
+/// Carries a request of `vaultrs` over the session, as the HTTP client of rustify.
 struct Carrier<'a, T, R> {
     deadline: Instant,
     operation: Operation,
@@ -228,17 +237,18 @@ impl<T: Send, R: Fn(&HttpResponse) -> Option<T> + Send + Sync> Client for Carrie
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().trim_start_matches('/').to_owned();
         let call = Call { deadline: self.deadline, uid: "token" };
-        // The body repeats the token; it is wiped with the answer, and nothing of it is kept.
-        let accept = |answer: &HttpResponse| (self.read)(answer).ok_or_else(|| garbled(self.operation));
-        let outcome = self.session.send(self.operation, path, body.into(), call, accept).await;
-        if let Ok(mut place) = self.outcome.lock() {
-            *place = Some(outcome);
+        // The body of the answer repeats the token. It is wiped with the answer, and not passed on to rustify.
+        let parse =
+            |response: &HttpResponse| (self.read)(response).ok_or_else(|| invalid_response(self.operation));
+        let outcome = self.session.send(self.operation, path, body.into(), call, parse).await;
+        if let Ok(mut slot) = self.outcome.lock() {
+            *slot = Some(outcome);
         }
         Ok(Response::new(Vec::new()))
     }
 
     fn base(&self) -> &str {
-        // Only the path is used; the session knows the addresses.
+        // Only the path of the URL is used: the pool knows the addresses.
         "https://vault.invalid"
     }
 }
@@ -247,17 +257,17 @@ impl<T: Send, R: Fn(&HttpResponse) -> Option<T> + Send + Sync> Client for Carrie
 mod tests {
     use super::*;
     use crate::{
-        testing::fake_vault::{Fake, call, json, session},
+        testing::fake_vault::{FakeVault, call, json, session},
         vault::lease::RenewalFailure,
     };
 
     async fn looked_up(data: &str) -> Result<TokenInfo, TransitError> {
-        let fake = Fake::with(vec![json(200, &format!(r#"{{"data":{data}}}"#))]).await;
+        let fake = FakeVault::with(vec![json(200, &format!(r#"{{"data":{data}}}"#))]).await;
         lookup(&session(&[&fake.address]).await, call().deadline).await
     }
 
     async fn renewed(status: u16, body: &str) -> Result<Renewal, RenewalError> {
-        let fake = Fake::with(vec![json(status, body)]).await;
+        let fake = FakeVault::with(vec![json(status, body)]).await;
         renew(&session(&[&fake.address]).await, call().deadline).await
     }
 
@@ -265,9 +275,9 @@ mod tests {
         expiry.remaining().unwrap_or_else(|| panic!("{expiry:?}")).as_secs_f64().ceil() as u64
     }
 
-    /// A real server and a real agent are in `tests/it/token.rs`; these are what they might send.
+    /// `tests/it/token.rs` has a real server and a real agent. These are answers that they may send.
     #[tokio::test]
-    async fn of_a_lookup_nothing_is_required_that_is_not_needed() {
+    async fn a_lookup_needs_none_of_its_optional_fields() {
         let full = looked_up(
             r#"{"id":"s.x","accessor":"a","ttl":60,"expire_time":"2026-11-25T13:01:41Z","renewable":true,
                 "num_uses":0,"policies":["a"],"identity_policies":["b"]}"#,
@@ -300,21 +310,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_in_its_last_second_is_not_one_that_never_ends() {
-        for (data, endless) in [
+    async fn a_token_in_its_last_second_is_not_one_that_never_expires() {
+        for (data, never) in [
             (r#"{"ttl":0,"expire_time":null,"creation_ttl":0}"#, true),
             (r#"{"ttl":0}"#, true),
             (r#"{"ttl":0,"expire_time":"2026-11-25T13:00:44Z","creation_ttl":2}"#, false),
             (r#"{"ttl":0,"creation_ttl":2}"#, false),
             (r#"{"ttl":-1}"#, false),
         ] {
-            assert_eq!(looked_up(data).await.unwrap().expiry == Expiry::Never, endless, "{data}");
+            assert_eq!(looked_up(data).await.unwrap().expiry == Expiry::Never, never, "{data}");
         }
     }
 
     #[tokio::test]
-    async fn of_a_renewal_only_the_lease_is_needed() {
-        // Of a real server with an identity-only token, and of a real agent that adds its own token.
+    async fn a_renewal_needs_the_lease_only() {
+        // From a server, for a token with identity policies only, and from an agent that adds its own token.
         for auth in [
             r#"{"client_token":"s.x","policies":["p"],"identity_policies":["p"],"lease_duration":60,"renewable":true}"#,
             r#"{"client_token":"","accessor":"","policies":null,"token_policies":null,"lease_duration":60,"renewable":true}"#,
@@ -333,7 +343,7 @@ mod tests {
         }
         let capped = r#"{"auth":{"lease_duration":5},"warnings":["TTL of \"1h\" ... capped accordingly"]}"#;
         assert!(renewed(200, capped).await.unwrap().capped);
-        // The user is gone.
+        // The user was deleted.
         for (status, body) in [(204, ""), (200, r#"{"request_id":"r","auth":null}"#)] {
             assert_eq!(
                 renewed(status, body).await.unwrap_err().failure,
