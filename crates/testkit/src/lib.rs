@@ -16,60 +16,45 @@
     reason = "a part that does not work fails the test that uses it"
 )]
 
-mod agent;
-pub mod authority;
-mod caller;
-pub mod calls;
-pub mod cgroup;
 pub mod cluster;
-pub mod command;
-pub mod credentials;
 pub mod daemon;
-mod disk;
-pub mod faults;
-pub mod figures;
-mod gaps;
-pub mod http;
-mod load;
-mod no_inotify;
-mod observed;
-mod own_folder;
-pub mod port;
+pub mod files;
+pub mod kms;
+pub mod measurements;
+pub mod net;
 pub mod process;
-pub mod program;
-pub mod raw;
-mod redial;
-pub mod rendered;
-pub mod repository;
-mod scratch;
-mod seed;
-mod server;
-mod stage;
-mod trio;
+pub mod vault;
 mod wait;
-mod wire;
 
-pub use agent::{Agent, AgentOptions, Login};
-pub use caller::{Caller, version_of_ciphertext, version_of_key_id};
-pub use calls::TIMEOUT;
-pub use command::command;
-pub use daemon::{Daemon, DaemonOptions, Kms, connect, kms_client, unix_url};
-pub use disk::SmallDisk;
-pub use faults::{Fault, FaultProxy};
-pub use gaps::Gaps;
-pub use load::Load;
-pub use no_inotify::without_inotify;
-pub use observed::{LoadReport, Observer};
-pub use own_folder::own_folder;
-pub use port::closed_address;
-pub use redial::{LastingKms, lasting_client};
-pub use rendered::Rendered;
-pub use scratch::scratch;
-pub use server::{Bao, BaoOptions, KEY, MOUNT, POLICY, Program, policy};
-pub use stage::{Stage, TAKEN_WITHIN, probes, wait_for_session_after};
-pub use trio::Trio;
+pub use daemon::{
+    cli as program, config_file as rendered,
+    config_file::Rendered,
+    process::{Daemon, DaemonOptions, Kms, connect, kms_client, unix_url},
+    test_env::{Stage, TAKEN_WITHIN, probes, wait_for_session_after},
+};
+pub use files::{process_dir::own_folder, repository, small_disk::SmallDisk, temp_dir::scratch};
+pub use kms::{
+    caller::{Caller, version_of_ciphertext, version_of_key_id},
+    calls,
+    calls::TIMEOUT,
+    gaps::Gaps,
+    load::Load,
+    raw,
+    reconnect::{LastingKms, lasting_client},
+    report::{LoadReport, Observer},
+};
+pub use measurements as figures;
+pub use net::{authority, http, link::Wire, port, port::closed_address};
+pub use process::{cgroup, command, command::command, no_inotify::without_inotify};
+pub use vault::{
+    agent::{Agent, AgentOptions, Login},
+    fault_proxy as faults,
+    fault_proxy::{Fault, FaultProxy},
+    login as credentials,
+    server::{Bao, BaoOptions, KEY, MOUNT, POLICY, Program, policy},
+    three_nodes::Trio,
+};
 pub use wait::{Verdict, eventually};
-pub use wire::Wire;
 
 /// Whether the long versions of tests are asked for (`scripts/test --full`).
 pub fn full() -> bool {

@@ -3,28 +3,28 @@
 //! All of it ends with the values that stand for it, by process id.
 
 mod api;
+mod api_load;
 mod api_server;
+mod control_plane;
 mod encryption;
 mod etcd;
-mod figures;
 mod kms_calls;
 mod kubectl;
-mod load;
+mod measurements;
 mod pki;
-mod plane;
 mod stored;
 mod tools;
 
 pub use api::{Api, CONFIG_MAPS, SECRETS};
+pub use api_load::ApiLoad;
 pub use api_server::{ApiServer, ApiServerOptions, READY_WITHIN};
+pub use control_plane::Plane;
 pub use encryption::{EncryptionConfig, NAME, Provider};
 pub use etcd::Etcd;
-pub use figures::figure;
 pub use kms_calls::KmsCalls;
 pub use kubectl::{Kubectl, Ran};
-pub use load::ApiLoad;
+pub use measurements::figure;
 pub use pki::Pki;
-pub use plane::Plane;
 pub use tools::tool;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{command::command, process::Process, program, repository, wait::eventually};
+use crate::{daemon::cli, files::repository, process::Process, process::command::command, wait::eventually};
 
 /// A client as kube-apiserver has one.
 pub type Kms = KeyManagementServiceClient<Channel>;
@@ -114,7 +114,7 @@ impl Daemon {
         let mut command = if let Some(uid) = options.uid {
             assert!(words.is_empty(), "another user's daemon is not wrapped");
             std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).unwrap();
-            program::of_user(uid, dir.path())
+            cli::of_user(uid, dir.path())
         } else {
             words.push(repository::daemon().into());
             let mut command = command(words.remove(0));

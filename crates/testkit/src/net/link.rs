@@ -8,7 +8,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::{port, server::Bao, wait::eventually};
+use crate::{net::port, vault::server::Bao, wait::eventually};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Mode {

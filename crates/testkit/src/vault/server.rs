@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::{
-    authority::Authority, command::command, disk::SmallDisk, http::client, port, process::Process,
-    repository, scratch::scratch, seed::Seed, wait::eventually,
+use crate::{
+    files::repository, files::small_disk::SmallDisk, files::temp_dir::scratch, net::authority::Authority,
+    net::http::client, net::port, process::Process, process::command::command,
+    vault::initialized_storage::Seed, wait::eventually,
 };
 
 /// The Transit key that every server has.
@@ -50,12 +51,12 @@ path "auth/token/renew-self"  {{ capabilities = ["update"] }}
 /// What makes a server one of a cluster.
 pub struct Member {
     /// Has its audit log on a disk of its own, `audit` in its folder.
-    pub(super) audit_disk: bool,
+    pub(crate) audit_disk: bool,
     /// That of all members.
-    pub(super) authority: Arc<Authority>,
+    pub(crate) authority: Arc<Authority>,
     /// The address of the member to join, if it is not the first.
-    pub(super) leader: Option<String>,
-    pub(super) name: String,
+    pub(crate) leader: Option<String>,
+    pub(crate) name: String,
 }
 
 /// How a server is to be.
@@ -119,7 +120,7 @@ impl Bao {
     }
 
     /// A server that listens: without a seed not initialised, with one sealed.
-    pub(super) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
+    pub(crate) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
         let dir = scratch("bao-");
         let audit_disk = options.member.as_ref().filter(|member| member.audit_disk).and_then(|_| {
             let at = dir.path().join("audit");
@@ -171,7 +172,7 @@ impl Bao {
     }
 
     /// What calls are made with from now on.
-    pub(super) fn adopt(&mut self, root_token: &str, unseal_key: &str) {
+    pub(crate) fn adopt(&mut self, root_token: &str, unseal_key: &str) {
         root_token.clone_into(&mut self.root_token);
         unseal_key.clone_into(&mut self.unseal_key);
     }
@@ -192,7 +193,7 @@ impl Bao {
     }
 
     /// A client that trusts this server.
-    pub(super) fn http(&self) -> &Client {
+    pub(crate) fn http(&self) -> &Client {
         &self.http
     }
 
@@ -400,7 +401,7 @@ impl Bao {
         whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    pub(super) fn storage(&self) -> PathBuf {
+    pub(crate) fn storage(&self) -> PathBuf {
         self.dir.path().join("storage")
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write};
 
-use super::repository::shared_folder;
+use crate::files::repository::shared_folder;
 
 const FILE: &str = "e2e-figures.txt";
 

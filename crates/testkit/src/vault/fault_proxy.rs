@@ -12,9 +12,9 @@ use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{
-    http::{Answer, HttpServer, Seen, answer},
-    server::Bao,
+use crate::{
+    net::http::{Answer, HttpServer, Seen, answer},
+    vault::server::Bao,
 };
 
 /// What happens to a request.

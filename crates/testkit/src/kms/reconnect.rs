@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use kms_plugin::v2::key_management_service_client::KeyManagementServiceClient;
 use tonic::body::Body;
 
-use super::daemon::connect;
+use crate::daemon::process::connect;
 
 /// A client that outlives the daemon that it calls.
 pub type LastingKms = KeyManagementServiceClient<Redial>;

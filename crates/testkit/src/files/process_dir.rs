@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use super::repository::shared_folder;
+use crate::files::repository::shared_folder;
 
 /// In each folder; locked by the process that it belongs to.
 const LOCK: &str = "lock";

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::server::{Bao, KEY, MOUNT};
+use crate::vault::server::{Bao, KEY, MOUNT};
 
 /// What the file says.
 #[derive(Clone)]

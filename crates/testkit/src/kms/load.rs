@@ -16,11 +16,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
-use super::{
-    calls::{TIMEOUT, timed},
-    daemon::Daemon,
-    observed::{LoadReport, Observer},
-    redial::{LastingKms, lasting_client},
+use crate::{
+    daemon::process::Daemon,
+    kms::calls::{TIMEOUT, timed},
+    kms::reconnect::{LastingKms, lasting_client},
+    kms::report::{LoadReport, Observer},
 };
 
 /// Status, Encrypt, Status, Decrypt.

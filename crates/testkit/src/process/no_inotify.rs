@@ -1,9 +1,9 @@
 //! A place where inotify has run out.
 
-use super::command::command;
+use crate::process::command::command;
 
 /// A wrapper for a daemon that then finds no inotify instance left; see
-/// [`super::DaemonOptions::wrapper`]. None where user namespaces are forbidden; in CI that is a failure.
+/// [`crate::DaemonOptions::wrapper`]. None where user namespaces are forbidden; in CI that is a failure.
 pub fn without_inotify() -> Option<Vec<String>> {
     const NONE: &str = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$@""#;
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", NONE, "sh"];

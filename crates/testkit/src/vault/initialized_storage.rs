@@ -11,14 +11,14 @@ use std::{
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-use super::server::{Bao, BaoOptions, MOUNT};
+use crate::vault::server::{Bao, BaoOptions, MOUNT};
 
 /// Storage is mostly holes; what is written is whole blocks of this size.
 const BLOCK: usize = 4096;
 
 static SEED: OnceCell<Seed> = OnceCell::const_new();
 
-pub(super) struct Seed {
+pub(crate) struct Seed {
     files: Vec<SparseFile>,
     /// Every server must replace it, or a token of one would be good for all.
     pub(super) root_token: String,

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, time::timeout};
 
-use super::{command::command, repository::daemon};
+use crate::{files::repository::daemon, process::command::command};
 
 /// Whatever it is told, it has said all by then.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -56,7 +56,7 @@ pub async fn run_as(uid: u32, dir: &Path, arguments: &[&str]) -> Ran {
 }
 
 /// The program as `uid`: a copy in `dir`, because where cargo puts it that user may not get to.
-pub(super) fn of_user(uid: u32, dir: &Path) -> Command {
+pub(crate) fn of_user(uid: u32, dir: &Path) -> Command {
     let copy = dir.join("transit-kms");
     if !copy.exists() {
         fs::copy(daemon(), &copy).unwrap();

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::command::command;
+use crate::process::command::command;
 
 /// It is unmounted with this value.
 pub struct SmallDisk(PathBuf);

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::wait::eventually;
+use crate::wait::eventually;
 
 /// How much of its output a failing test shows.
 const TAIL: usize = 80;

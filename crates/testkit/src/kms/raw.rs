@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{daemon::connect, wait::eventually};
+use crate::{daemon::process::connect, wait::eventually};
 
 /// What an HTTP/2 connection begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -10,9 +10,9 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL}
 use rcgen::{KeyPair, PKCS_ED25519, SigningKey};
 use serde_json::{Value, json};
 
-use super::{
-    rendered,
-    server::{Bao, POLICY},
+use crate::{
+    daemon::config_file,
+    vault::server::{Bao, POLICY},
 };
 
 /// The role that agents log in to, of any method.
@@ -81,6 +81,6 @@ impl Jwt {
         let part = |value: Value| BASE64URL.encode(value.to_string());
         let signed = format!("{}.{}", part(json!({"alg": "EdDSA", "typ": "JWT"})), part(claims));
         let signature = BASE64URL.encode(self.key.sign(signed.as_bytes()).unwrap());
-        rendered::by_rename(&self.path, &format!("{signed}.{signature}"));
+        config_file::by_rename(&self.path, &format!("{signed}.{signature}"));
     }
 }

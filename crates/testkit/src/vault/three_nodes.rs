@@ -5,13 +5,13 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::{
-    authority::Authority,
-    rendered::Rendered,
-    scratch::scratch,
-    server::{Bao, BaoOptions, KEY, MOUNT, Member, POLICY, policy},
+use crate::{
+    daemon::config_file::Rendered,
+    files::temp_dir::scratch,
+    net::authority::Authority,
+    net::link::Wire,
+    vault::server::{Bao, BaoOptions, KEY, MOUNT, Member, POLICY, policy},
     wait::eventually,
-    wire::Wire,
 };
 
 /// How long the cluster may take to elect a leader, or a member to join.

@@ -4,12 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use tempfile::TempDir;
 
-use super::{
-    caller::Caller,
-    daemon::{Daemon, DaemonOptions},
-    rendered::{self, Rendered},
-    scratch::scratch,
-    server::Bao,
+use crate::{
+    daemon::config_file::{self, Rendered},
+    daemon::process::{Daemon, DaemonOptions},
+    files::temp_dir::scratch,
+    kms::caller::Caller,
+    vault::server::Bao,
     wait::eventually,
 };
 
@@ -49,7 +49,7 @@ impl Stage {
     /// Renders the file with this token, as an agent does.
     pub fn render(&mut self, token: &str) {
         self.rendered = self.rendered.with_token(token);
-        rendered::by_rename(&self.config, &self.rendered.yaml());
+        config_file::by_rename(&self.config, &self.rendered.yaml());
     }
 
     /// Renders the file with this token and waits until the daemon uses it.

@@ -9,7 +9,7 @@ use kms_plugin::v2::EncryptRequest;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{calls::timed, redial::lasting_client};
+use crate::{kms::calls::timed, kms::reconnect::lasting_client};
 
 /// Calls without end, and how long there was no answer.
 pub struct Gaps {

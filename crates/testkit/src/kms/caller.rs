@@ -5,9 +5,9 @@ use std::time::Duration;
 use kms_plugin::v2::{EncryptResponse, StatusResponse};
 use tonic::Status;
 
-use super::{
-    calls,
-    daemon::{Daemon, Kms},
+use crate::{
+    daemon::process::{Daemon, Kms},
+    kms::calls,
     wait::eventually,
 };
 

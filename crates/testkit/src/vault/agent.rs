@@ -10,12 +10,12 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{
-    command::command,
-    credentials::{self, Jwt, ROLE},
+use crate::{
+    daemon::config_file::Rendered,
     process::Process,
-    rendered::Rendered,
-    server::{Bao, Program},
+    process::command::command,
+    vault::login::{self, Jwt, ROLE},
+    vault::server::{Bao, Program},
     wait::eventually,
 };
 
@@ -170,7 +170,7 @@ async fn prepare_login(bao: &Bao, dir: &TempDir, options: &AgentOptions) -> (Val
     let file = |name: &str| dir.path().join(name);
     let (kind, settings, jwt) = match options.login {
         Login::AppRole => {
-            credentials::approle(bao, dir.path(), &options.role).await;
+            login::approle(bao, dir.path(), &options.role).await;
             let settings = json!({
                 "role_id_file_path": file("role_id"),
                 "secret_id_file_path": file("secret_id"),

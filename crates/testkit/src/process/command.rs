@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use super::repository;
+use crate::files::repository;
 
 /// What a program gets of the environment of the tests: where temporary files go, where `cargo llvm-cov` wants its
 /// files, and where a version manager keeps the `python3` that is first in `PATH`.

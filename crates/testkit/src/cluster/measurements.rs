@@ -1,9 +1,9 @@
 //! What was measured on the way, and with which Kubernetes.
 
 use super::tools::versions;
-use crate::figures;
+use crate::measurements;
 
 /// Notes a line. Nothing is asserted on it.
 pub fn figure(scenario: &str, text: &str) {
-    figures::figure(scenario, &format!("{text} ({})", versions()));
+    measurements::figure(scenario, &format!("{text} ({})", versions()));
 }

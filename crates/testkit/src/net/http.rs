@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{port, server::Bao};
+use crate::{net::port, vault::server::Bao};
 
 /// The start of every client of the tests: it heeds no proxy of the user's.
 #[expect(clippy::disallowed_methods, reason = "the one place")]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use tonic::{Request, Status};
 
-use super::daemon::Kms;
+use crate::daemon::process::Kms;
 
 /// kube-apiserver's timeout for each call.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
