@@ -21,7 +21,7 @@ use std::{
 use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use serde_json::json;
 use tempfile::TempDir;
-use testkit::{Bao, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered};
+use testkit::{Bao, ConfigFile, Daemon, DaemonOptions, KEY, Kms, MOUNT};
 
 const STARTS: usize = 20;
 const LATENCY_ROUNDS: usize = 5000;
@@ -36,7 +36,7 @@ async fn main() {
     let bao = Bao::start().await;
     let dir = TempDir::new().unwrap();
     let config = dir.path().join("config.yaml");
-    fs::write(&config, Rendered::with_new_token(&bao).await.yaml()).unwrap();
+    fs::write(&config, ConfigFile::with_new_token(&bao).await.yaml()).unwrap();
 
     let binary = fs::metadata(testkit::repository::daemon()).unwrap().len();
     println!("binary: {:.1} MiB", binary as f64 / f64::from(1 << 20));

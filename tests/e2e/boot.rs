@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 use testkit::{
-    Daemon, DaemonOptions, Stage, calls,
-    cluster::{ApiServerOptions, Cluster, EncryptionConfig, READY_WITHIN, figure},
-    eventually, scratch,
+    Daemon, DaemonOptions, TestEnv, calls,
+    cluster::{ApiServerOptions, Cluster, EncryptionConfig, READY_WITHIN, record_measurement},
+    eventually, temp_dir,
 };
 
 /// How often kube-apiserver asks a plugin that is not healthy.
@@ -15,9 +15,9 @@ const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn the_plugin_comes_after_kube_apiserver() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("late-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("late-"));
     let socket = dir.path().join("kms.sock");
-    let mut server = cluster.api_server(&EncryptionConfig::ours(&socket), ApiServerOptions::default());
+    let mut server = cluster.api_server(&EncryptionConfig::with_kms(&socket), ApiServerOptions::default());
     eventually("kube-apiserver says what is missing", READY_WITHIN, async || {
         let (status, text) = server.api().text("/readyz?verbose").await;
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
@@ -32,14 +32,14 @@ async fn the_plugin_comes_after_kube_apiserver() {
 
     let begun = Instant::now();
     let daemon =
-        Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket), ..DaemonOptions::default() })
+        Daemon::start_with(&env.config, DaemonOptions { socket: Some(socket), ..DaemonOptions::default() })
             .await;
     server.wait_ready(READY_WITHIN).await;
     let took = begun.elapsed();
     server.api().create_secret("late", "stored").await.unwrap();
     assert_eq!(server.api().secret("late").await.unwrap(), "stored");
     drop(daemon);
-    figure(
+    record_measurement(
         "5 boot",
         &format!(
             "kube-apiserver is ready {:.1} s after the start of a plugin that was missing",
@@ -50,12 +50,12 @@ async fn the_plugin_comes_after_kube_apiserver() {
 
 #[tokio::test]
 async fn vault_comes_after_everything() {
-    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
-    stage.bao.stop();
+    let (cluster, mut env) = (Cluster::start().await, TestEnv::start().await);
+    env.bao.stop();
     // With its defaults, as an operator would have it.
-    let daemon = Daemon::start_with(&stage.config, DaemonOptions::arguments(["--log-level", "debug"])).await;
+    let daemon = Daemon::start_with(&env.config, DaemonOptions::arguments(["--log-level", "debug"])).await;
     let mut server =
-        cluster.api_server(&EncryptionConfig::ours(daemon.socket()), ApiServerOptions::default());
+        cluster.api_server(&EncryptionConfig::with_kms(daemon.socket()), ApiServerOptions::default());
     eventually("kube-apiserver waits for the plugin", READY_WITHIN, async || {
         let (status, text) = server.api().text("/readyz?verbose").await;
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
@@ -64,12 +64,12 @@ async fn vault_comes_after_everything() {
     let reason = calls::status(&daemon.kms().await).await.unwrap_err();
     assert!(reason.message().contains("cannot be reached"), "{reason}");
 
-    stage.bao.start_again().await;
+    env.bao.start_again().await;
     let begun = Instant::now();
     // The bound is the promise: nothing here waits for longer than these two clocks say.
     server.wait_ready(ASKS_EVERY + HEALTH_CHECK_INTERVAL).await;
     let took = begun.elapsed();
     server.api().create_secret("late", "stored").await.unwrap();
     assert_eq!(server.api().secret("late").await.unwrap(), "stored");
-    figure("5 boot", &format!("kube-apiserver is ready {:.1} s after Vault", took.as_secs_f64()));
+    record_measurement("5 boot", &format!("kube-apiserver is ready {:.1} s after Vault", took.as_secs_f64()));
 }

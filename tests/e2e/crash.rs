@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use testkit::{
-    Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN, calls,
-    cluster::{ApiLoad, Cluster, EncryptionConfig, figure},
-    eventually, kms_client, scratch,
+    Caller, Daemon, DaemonOptions, KEY, Load, RELOAD_TIMEOUT, TestEnv, calls,
+    cluster::{ApiLoad, Cluster, EncryptionConfig, record_measurement},
+    eventually, kms_client, temp_dir,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -15,15 +15,15 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_notice() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("crash-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("crash-"));
     let socket = dir.path().join("kms.sock");
     let start = async || {
         let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
-        Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await
+        Daemon::start_with(&env.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await
     };
     let mut daemon = start().await;
     daemon.wait_ready().await;
-    let server = cluster.ready(&EncryptionConfig::ours(&socket)).await;
+    let server = cluster.ready(&EncryptionConfig::with_kms(&socket)).await;
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
     let load = Load::start_on(&socket, 2, Duration::from_millis(10)).await;
     let goes_on = async || {
@@ -55,13 +55,13 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     // It has found the new process: a rotation reaches it.
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
-    stage.bao.rotate_key(KEY).await;
-    let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
-    cluster.wait_moved(server.api(), &key_id, "after").await;
+    env.bao.rotate_key(KEY).await;
+    let key_id = caller.wait_key_id_after(&before, RELOAD_TIMEOUT).await;
+    cluster.wait_for_key_id(server.api(), &key_id, "after").await;
     for (name, value) in &api.written {
         assert_eq!(server.api().secret(name).await.unwrap(), *value);
     }
-    figure(
+    record_measurement(
         "6 crash",
         &format!(
             "SIGKILL under load, started again at once: listening after {:.0} ms, answering after {:.0} ms; of {} \

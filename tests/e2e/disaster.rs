@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 use testkit::{
-    Bao, Caller, Daemon, DaemonOptions, KEY, MOUNT, POLICY, Rendered, Stage, TAKEN_WITHIN,
-    cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Plane, READY_WITHIN},
-    eventually, policy, rendered, scratch, version_of_key_id,
+    Bao, Caller, ConfigFile, Daemon, DaemonOptions, KEY, MOUNT, POLICY, RELOAD_TIMEOUT, TestEnv,
+    cluster::{ApiServer, ApiServerOptions, Cluster, ControlPlane, EncryptionConfig, READY_WITHIN},
+    config_file, eventually, policy, temp_dir, version_of_key_id,
 };
 
 /// A key for which there is no other use.
@@ -15,18 +15,18 @@ const NEW_KEY: &str = "kms-2";
 /// (a) Vault goes back to before the last rotation.
 #[tokio::test]
 async fn a_vault_that_is_restored_from_before_a_rotation() {
-    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
-    let snapshot = stage.bao.snapshot().await;
-    stage.bao.rotate_key(KEY).await;
-    let (daemon, caller) = stage.ready([]).await;
-    let config = EncryptionConfig::ours(daemon.socket());
+    let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
+    let snapshot = env.bao.snapshot().await;
+    env.bao.rotate_key(KEY).await;
+    let (daemon, caller) = env.ready([]).await;
+    let config = EncryptionConfig::with_kms(daemon.socket());
     let server = cluster.ready(&config).await;
     server.api().create_secret("kept", "from before").await.unwrap();
     let lost = caller.round_trip().await;
     assert_eq!(cluster.etcd.key_ids().await, [lost.key_id.clone()].into());
 
-    stage.bao.restore(&snapshot).await;
-    let back = caller.wait_key_id_after(&lost.key_id, TAKEN_WITHIN).await;
+    env.bao.restore(&snapshot).await;
+    let back = caller.wait_key_id_after(&lost.key_id, RELOAD_TIMEOUT).await;
     daemon.wait_printed("Vault keeps reporting an older key version, as after a backup was restored").await;
     assert_eq!(version_of_key_id(&back), 1);
     assert_eq!(daemon.metric("transit_kms_key_version_regressions_total", &[]).await, 1.0);
@@ -42,15 +42,15 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
     assert_ne!(late.api().text("/readyz").await.0, 200);
 
     // Who was there knows the seeds.
-    cluster.wait_moved(server.api(), &back, "again").await;
+    cluster.wait_for_key_id(server.api(), &back, "again").await;
     rewrite(&server).await;
     assert_eq!(cluster.etcd.key_ids().await, [back.clone()].into());
     late.wait_ready(READY_WITHIN).await;
     assert_eq!(late.api().secret("kept").await.unwrap(), "from before");
 
     // The number comes again, the name does not.
-    stage.bao.rotate_key(KEY).await;
-    let next = caller.wait_key_id_after(&back, TAKEN_WITHIN).await;
+    env.bao.rotate_key(KEY).await;
+    let next = caller.wait_key_id_after(&back, RELOAD_TIMEOUT).await;
     assert_eq!(version_of_key_id(&next), 2);
     assert_ne!(next, lost.key_id);
     let error = caller.decrypt(&lost).await.unwrap_err();
@@ -60,26 +60,26 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
 /// (a) As above, but the restored Vault rotates the key before transit-kms has looked.
 #[tokio::test]
 async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
-    let mut stage = Stage::start().await;
+    let mut env = TestEnv::start().await;
     // It takes three probes to believe in an older version: by then there is a newer one again.
-    let (mut daemon, caller) = stage.ready(["--health-check-interval", "5s"]).await;
-    let token = stage.bao.token().await;
-    let snapshot = stage.bao.snapshot().await;
-    stage.bao.rotate_key(KEY).await;
-    stage.render_and_wait(&daemon, &token).await;
+    let (mut daemon, caller) = env.ready(["--health-check-interval", "5s"]).await;
+    let token = env.bao.token().await;
+    let snapshot = env.bao.snapshot().await;
+    env.bao.rotate_key(KEY).await;
+    env.render_and_wait(&daemon, &token).await;
     let lost = caller.round_trip().await;
     assert_eq!(version_of_key_id(&lost.key_id), 2);
 
-    stage.bao.restore(&snapshot).await;
-    stage.bao.rotate_key(KEY).await;
+    env.bao.restore(&snapshot).await;
+    env.bao.rotate_key(KEY).await;
     let another = "key `kms` is not the one that was in use under that name";
-    eventually("Status is an error", TAKEN_WITHIN, async || {
+    eventually("Status is an error", RELOAD_TIMEOUT, async || {
         let said = caller.health().await;
         if said.starts_with("FailedPrecondition") && said.contains(another) { Ok(()) } else { Err(said) }
     })
     .await;
     daemon.terminate().await;
-    let (_daemon, caller) = stage.ready([]).await;
+    let (_daemon, caller) = env.ready([]).await;
     caller.round_trip().await;
     caller.decrypt(&lost).await.unwrap_err();
 }
@@ -87,33 +87,33 @@ async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
 /// (b) Nothing is left of Vault but a backup of the key.
 #[tokio::test]
 async fn a_key_that_is_restored_into_a_new_vault() {
-    let mut plane = Plane::ready([]).await;
-    let Plane { caller, daemon, server, stage, .. } = &mut plane;
-    stage.bao.rotate_key(KEY).await;
+    let mut control_plane = ControlPlane::ready([]).await;
+    let ControlPlane { caller, daemon, server, env, .. } = &mut control_plane;
+    env.bao.rotate_key(KEY).await;
     let allowed = json!({"allow_plaintext_backup": true, "exportable": true});
-    stage.bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), allowed).await;
-    let backup = stage.bao.api("GET", &format!("{MOUNT}/backup/{KEY}"), Value::Null).await;
-    let key_id = eventually("version 2", TAKEN_WITHIN, async || {
+    env.bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), allowed).await;
+    let backup = env.bao.api("GET", &format!("{MOUNT}/backup/{KEY}"), Value::Null).await;
+    let key_id = eventually("version 2", RELOAD_TIMEOUT, async || {
         let key_id = caller.key_id().await;
         (version_of_key_id(&key_id) == 2).then_some(key_id)
     })
     .await;
     server.api().create_secret("kept", "from before").await.unwrap();
-    stage.bao.stop();
-    caller.wait_health("Vault has not been usable for", TAKEN_WITHIN).await;
+    env.bao.stop();
+    caller.wait_health("Vault has not been usable for", RELOAD_TIMEOUT).await;
 
     let new = Bao::start().await;
     let restored = json!({"backup": backup["data"]["backup"], "force": true});
     new.api("POST", &format!("{MOUNT}/restore/{KEY}"), restored).await;
-    let rendered = Rendered::with_new_token(&new).await;
-    rendered::by_rename(&stage.config, &rendered.yaml());
-    caller.wait_ok(TAKEN_WITHIN).await;
+    let rendered = ConfigFile::with_new_token(&new).await;
+    config_file::by_rename(&env.config, &rendered.yaml());
+    caller.wait_ok(RELOAD_TIMEOUT).await;
     assert_eq!(caller.key_id().await, key_id, "the times of its versions came along, so it has its name");
 
     // With nothing cached, neither here nor there.
     daemon.terminate().await;
     let options = DaemonOptions { socket: Some(daemon.socket().to_path_buf()), ..DaemonOptions::default() };
-    let daemon = Daemon::start_with(&stage.config, options).await;
+    let daemon = Daemon::start_with(&env.config, options).await;
     server.kill();
     server.start_again();
     server.wait_ready(READY_WITHIN).await;
@@ -124,27 +124,27 @@ async fn a_key_that_is_restored_into_a_new_vault() {
 /// (c) etcd goes back to before a rotation that was thought to be complete.
 #[tokio::test]
 async fn an_etcd_that_is_restored_needs_the_versions_of_its_time() {
-    let mut plane = Plane::ready([]).await;
-    let Plane { caller, cluster, server, stage, .. } = &mut plane;
+    let mut control_plane = ControlPlane::ready([]).await;
+    let ControlPlane { caller, cluster, server, env, .. } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     let old = caller.key_id().await;
-    let copy = cluster.etcd.copy().await;
+    let snapshot = cluster.etcd.snapshot().await;
     server.kill();
-    stage.bao.rotate_key(KEY).await;
-    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
+    env.bao.rotate_key(KEY).await;
+    let new = caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
     server.start_again();
     server.wait_ready(READY_WITHIN).await;
     rewrite(server).await;
     assert_eq!(cluster.etcd.key_ids().await, [new.clone()].into());
-    least_version(&stage.bao, 2).await;
+    least_version(&env.bao, 2).await;
 
     server.kill();
-    cluster.etcd.go_back_to(&copy).await;
+    cluster.etcd.restore(&snapshot).await;
     server.start_again();
     wait_unreadable(server, "the ciphertext's key version is below min_decryption_version of the key").await;
     assert_eq!(caller.health().await, "ok", "the key itself is well");
 
-    least_version(&stage.bao, 1).await;
+    least_version(&env.bao, 1).await;
     server.wait_ready(READY_WITHIN).await;
     assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
     rewrite(server).await;
@@ -160,30 +160,30 @@ async fn delete_key(bao: &Bao) {
 /// (d) The key is gone for good, and an API server is still up.
 #[tokio::test]
 async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
-    let mut plane = Plane::ready([]).await;
-    let Plane { caller, cluster, daemon, server, stage } = &mut plane;
+    let mut control_plane = ControlPlane::ready([]).await;
+    let ControlPlane { caller, cluster, daemon, server, env } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     server.api().create_config_map("kept", "from before").await.unwrap();
-    delete_key(&stage.bao).await;
-    eventually("Status is an error", TAKEN_WITHIN, async || caller.status().await.err()).await;
+    delete_key(&env.bao).await;
+    eventually("Status is an error", RELOAD_TIMEOUT, async || caller.status().await.err()).await;
 
-    let saved = scratch("saved-");
+    let saved = temp_dir("saved-");
     let saved = saved.path().join("objects.json");
     export(server, &saved).await;
 
     // Another key, under another name; the old one must not be named any more.
-    stage.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
-    stage.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
-    stage.rendered.keys = vec![NEW_KEY.into(), KEY.into()];
-    let token = stage.token().to_owned();
-    stage.render(&token);
+    env.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
+    env.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
+    env.rendered.keys = vec![NEW_KEY.into(), KEY.into()];
+    let token = env.token().to_owned();
+    env.render(&token);
     daemon.wait_printed("the new config is not in use yet; trying again").await;
-    stage.rendered.keys = vec![NEW_KEY.into()];
-    stage.render(&token);
-    caller.wait_ok(TAKEN_WITHIN).await;
+    env.rendered.keys = vec![NEW_KEY.into()];
+    env.render(&token);
+    caller.wait_ok(RELOAD_TIMEOUT).await;
     daemon.wait_printed("the key that encrypted so far is no longer configured").await;
 
-    cluster.wait_moved(server.api(), &caller.key_id().await, "new").await;
+    cluster.wait_for_key_id(server.api(), &caller.key_id().await, "new").await;
     replace(server, &saved).await;
     assert_eq!(cluster.etcd.key_ids().await, [caller.key_id().await].into());
     server.kill();
@@ -195,20 +195,20 @@ async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
 /// (e) The key is gone for good, and nobody knows the seeds.
 #[tokio::test]
 async fn a_lost_key_and_nobody_who_knows_the_seeds() {
-    let mut plane = Plane::ready([]).await;
-    let Plane { caller, cluster, server, stage, .. } = &mut plane;
+    let mut control_plane = ControlPlane::ready([]).await;
+    let ControlPlane { caller, cluster, server, env, .. } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     server.kill();
     let lost = caller.key_id().await;
-    delete_key(&stage.bao).await;
+    delete_key(&env.bao).await;
     // Else the policy without the lost key would hide that it is lost.
-    eventually("Status is an error", TAKEN_WITHIN, async || caller.status().await.err()).await;
-    stage.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
-    stage.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
-    stage.rendered.keys = vec![NEW_KEY.into()];
-    let token = stage.bao.token().await;
-    stage.render(&token);
-    let key_id = caller.wait_key_id_after(&lost, TAKEN_WITHIN).await;
+    eventually("Status is an error", RELOAD_TIMEOUT, async || caller.status().await.err()).await;
+    env.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
+    env.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
+    env.rendered.keys = vec![NEW_KEY.into()];
+    let token = env.bao.token().await;
+    env.render(&token);
+    let key_id = caller.wait_key_id_after(&lost, RELOAD_TIMEOUT).await;
 
     server.start_again();
     let words = "the key_id is of a Transit key that is not configured here";
@@ -241,7 +241,7 @@ async fn wait_unreadable(server: &ApiServer, words: &str) {
 
 /// As the documents have it.
 async fn rewrite(server: &ApiServer) {
-    let saved = scratch("saved-");
+    let saved = temp_dir("saved-");
     let saved = saved.path().join("objects.json");
     export(server, &saved).await;
     replace(server, &saved).await;

@@ -5,12 +5,13 @@ use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use bytes::Bytes;
 use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use testkit::{
-    Caller, Daemon, DaemonOptions, KEY, Load, Stage, TAKEN_WITHIN,
+    Caller, Daemon, DaemonOptions, KEY, Load, RELOAD_TIMEOUT, TestEnv,
     calls::timed,
-    cluster::{ApiLoad, Cluster, EncryptionConfig, figure},
-    kms_client, program,
+    cli,
+    cluster::{ApiLoad, Cluster, EncryptionConfig, record_measurement},
+    kms_client,
     raw::{self, PREFACE, RawClient, SETTINGS},
-    scratch, unix_url,
+    temp_dir, unix_url,
 };
 
 /// Twice what is let in.
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("hostile-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("hostile-"));
     // Anybody may knock, so that it is us who refuse.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let socket = dir.path().join("kms.sock");
@@ -34,9 +35,9 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
         "0666",
     ]);
     let daemon =
-        Daemon::start_with(&stage.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await;
+        Daemon::start_with(&env.config, DaemonOptions { socket: Some(socket.clone()), ..options }).await;
     daemon.wait_ready().await;
-    let server = cluster.ready(&EncryptionConfig::ours(&socket)).await;
+    let server = cluster.ready(&EncryptionConfig::with_kms(&socket)).await;
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
     let load = Load::start_on(&socket, 2, Duration::from_millis(10)).await;
 
@@ -54,15 +55,15 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     // Through all of it, a rotation reaches kube-apiserver: it is still, or again, a client.
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
-    stage.bao.rotate_key(KEY).await;
-    let key_id = caller.wait_key_id_after(&before, TAKEN_WITHIN).await;
-    cluster.wait_moved(server.api(), &key_id, "after").await;
+    env.bao.rotate_key(KEY).await;
+    let key_id = caller.wait_key_id_after(&before, RELOAD_TIMEOUT).await;
+    cluster.wait_for_key_id(server.api(), &key_id, "after").await;
     let (api, calls) = (api_load.stop().await, load.stop().await);
     api.requests.assert_nothing_failed();
     calls.assert_nothing_failed();
     assert!(!daemon.log().contains("a panic: "), "{}", daemon.log());
     drop(crowd);
-    figure(
+    record_measurement(
         "13 hostile clients",
         &format!(
             "beside noise, oversize messages, a wrong uid and {CROWD} idle connections: {} requests to kube-apiserver \
@@ -123,7 +124,7 @@ async fn wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
         return;
     }
     let url = unix_url(socket).into_string().unwrap();
-    let ran = program::run_as(NOBODY, dir, &["probe", "status", "--socket", &url]).await;
+    let ran = cli::run_as(NOBODY, dir, &["probe", "status", "--socket", &url]).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     daemon.wait_printed(&format!("--allow-uid {NOBODY} ")).await;
 }

@@ -2,19 +2,19 @@
 
 use std::time::Instant;
 use testkit::{
-    Stage, TAKEN_WITHIN,
-    cluster::{Cluster, EncryptionConfig, READY_WITHIN, figure},
+    RELOAD_TIMEOUT, TestEnv,
+    cluster::{Cluster, EncryptionConfig, READY_WITHIN, record_measurement},
     eventually,
 };
 
 #[tokio::test]
 async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_secrets() {
-    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
-    let token = stage.token().to_owned();
-    stage.rendered.local_kek = true;
-    stage.render(&token);
-    let (daemon, caller) = stage.ready(["--outage-grace", "1s"]).await;
-    let mut server = cluster.ready(&EncryptionConfig::ours(daemon.socket())).await;
+    let (cluster, mut env) = (Cluster::start().await, TestEnv::start().await);
+    let token = env.token().to_owned();
+    env.rendered.local_kek = true;
+    env.render(&token);
+    let (daemon, caller) = env.ready(["--outage-grace", "1s"]).await;
+    let mut server = cluster.ready(&EncryptionConfig::with_kms(daemon.socket())).await;
     // A seed for each start, under the local KEK.
     let mut written = Vec::new();
     for start in 0..3 {
@@ -28,8 +28,8 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
         }
     }
 
-    stage.bao.stop();
-    eventually("the outage is noticed", TAKEN_WITHIN, async || {
+    env.bao.stop();
+    eventually("the outage is noticed", RELOAD_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         if status == 200 && text.contains("Vault does not answer right now") { Ok(()) } else { Err(text) }
     })
@@ -48,7 +48,7 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
     assert!(down.elapsed().as_secs() >= 1);
     assert_eq!(caller.health().await, "ok");
 
-    stage.bao.start_again().await;
+    env.bao.start_again().await;
     eventually("all is well again", READY_WITHIN, async || {
         let (_, text) = daemon.admin("/readyz").await;
         if text.contains("does not answer") { Err(text) } else { Ok(()) }
@@ -56,8 +56,8 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
     .await;
 
     // Back in mode `transit`, it is all readable, if Vault is there.
-    stage.rendered.local_kek = false;
-    stage.render_and_wait(&daemon, &token).await;
+    env.rendered.local_kek = false;
+    env.render_and_wait(&daemon, &token).await;
     server.kill();
     server.start_again();
     server.wait_ready(READY_WITHIN).await;
@@ -66,5 +66,8 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
     let mut read = server.api().secrets().await.unwrap();
     read.sort();
     assert_eq!(read, written);
-    figure("5 local KEK", &format!("restarted with Vault down: ready after {:.1} s", ready.as_secs_f64()));
+    record_measurement(
+        "5 local KEK",
+        &format!("restarted with Vault down: ready after {:.1} s", ready.as_secs_f64()),
+    );
 }

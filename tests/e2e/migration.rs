@@ -3,11 +3,12 @@
 use std::{path::Path, time::Instant};
 
 use testkit::{
-    Daemon, DaemonOptions, Stage,
+    Daemon, DaemonOptions, TestEnv,
     cluster::{
-        Api, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
+        Api, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS,
+        record_measurement,
     },
-    eventually, port, scratch, unix_url,
+    eventually, port, temp_dir, unix_url,
 };
 use tokio::task::JoinSet;
 
@@ -24,9 +25,9 @@ const WRITERS: usize = 8;
 
 #[tokio::test]
 async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("migration-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("migration-"));
     let old = dir.path().join("trousseau@localhost");
-    let trousseau = StandIn::trousseau(&stage.bao, &old);
+    let trousseau = StandIn::trousseau(&env.bao, &old);
     let before = EncryptionConfig::new([Provider::v1(TROUSSEAU, &old), Provider::identity()]);
     let mut server = cluster.api_server(&before, with_kms_v1());
     server.wait_ready(READY_WITHIN).await;
@@ -40,7 +41,7 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
 
     // The name stays, for it is in every value; the endpoint is ours, and new values go to KMS v2.
     let new = dir.path().join("v1@localhost");
-    let daemon = daemon_with_v1(&stage, &new).await;
+    let daemon = daemon_with_v1(&env, &new).await;
     let ours = Provider::v2(NAME, daemon.socket());
     server.configure(&EncryptionConfig::new([
         ours.clone(),
@@ -60,7 +61,7 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
     let failed =
         daemon.metric("transit_kms_requests_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
     assert_eq!(failed.to_bits(), decrypts.to_bits(), "none failed");
-    figure(
+    record_measurement(
         "11 migration from KMS v1",
         &format!(
             "{COUNT} Secrets, a DEK each, written in {:.1} s: ready {:.1} s after the start, all listed after {:.1} s, \
@@ -85,9 +86,9 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
 
 #[tokio::test]
 async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoint() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("migration-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("migration-"));
     let old = dir.path().join("vaultkms.socket");
-    let theirs = StandIn::vault_kubernetes_kms(&stage.bao, &old);
+    let theirs = StandIn::vault_kubernetes_kms(&env.bao, &old);
     let config = |socket: &Path| {
         EncryptionConfig::new([Provider::v2(VAULT_KUBERNETES_KMS, socket), Provider::identity()])
     };
@@ -97,7 +98,7 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
     server.kill();
     drop(theirs);
 
-    let (daemon, caller) = stage.ready([]).await;
+    let (daemon, caller) = env.ready([]).await;
     server.configure(&config(daemon.socket()));
     server.start_again();
     server.wait_ready(READY_WITHIN).await;
@@ -115,9 +116,9 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
 /// `docs/migration.md` says which names a socket for KMS v1 may have; this is where that is known from.
 #[tokio::test]
 async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
-    let (cluster, stage, dir) = (Cluster::start().await, Stage::start().await, scratch("names-"));
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("names-"));
     for socket in [port::abstract_name(), dir.path().join("v1@localhost")] {
-        let daemon = daemon_with_v1(&stage, &socket).await;
+        let daemon = daemon_with_v1(&env, &socket).await;
         let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &socket), Provider::identity()]);
         let mut server = cluster.api_server(&config, with_kms_v1());
         server.wait_ready(READY_WITHIN).await;
@@ -128,7 +129,7 @@ async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
 
     // And one that it cannot use; our own flag refuses it, so a stand-in serves there.
     let plain = dir.path().join("v1.sock");
-    let _stand_in = StandIn::trousseau(&stage.bao, &plain);
+    let _stand_in = StandIn::trousseau(&env.bao, &plain);
     let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &plain), Provider::identity()]);
     let server = cluster.api_server(&config, with_kms_v1());
     eventually("kube-apiserver's client is refused", READY_WITHIN, async || {
@@ -143,10 +144,10 @@ fn with_kms_v1() -> ApiServerOptions {
     ApiServerOptions::arguments(["--feature-gates=KMSv1=true"])
 }
 
-async fn daemon_with_v1(stage: &Stage, socket: &Path) -> Daemon {
+async fn daemon_with_v1(env: &TestEnv, socket: &Path) -> Daemon {
     let v1 = unix_url(socket).into_string().unwrap();
     let arguments = ["--kms-v1-listen", &v1, "--log-level", "info", "--health-check-interval", "1s"];
-    let daemon = Daemon::start_with(&stage.config, DaemonOptions::arguments(arguments)).await;
+    let daemon = Daemon::start_with(&env.config, DaemonOptions::arguments(arguments)).await;
     daemon.wait_ready().await;
     daemon
 }

@@ -2,32 +2,32 @@
 
 use std::time::Instant;
 use testkit::{
-    Stage, TAKEN_WITHIN,
-    cluster::{Cluster, EncryptionConfig, Plane, READY_WITHIN, figure},
+    RELOAD_TIMEOUT, TestEnv,
+    cluster::{Cluster, ControlPlane, EncryptionConfig, READY_WITHIN, record_measurement},
     eventually,
 };
 
 #[tokio::test]
 async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
-    let mut plane = Plane::ready(["--outage-grace", "5s"]).await;
-    let api = plane.server.api().clone();
+    let mut control_plane = ControlPlane::ready(["--outage-grace", "5s"]).await;
+    let api = control_plane.server.api().clone();
     api.create_secret("before", "written before").await.unwrap();
-    plane.stage.bao.seal().await;
+    control_plane.env.bao.seal().await;
     let sealed = Instant::now();
 
     // In the grace: well, and it says what is amiss.
-    eventually("our /readyz tells of the outage", TAKEN_WITHIN, async || {
-        let (status, text) = plane.daemon.admin("/readyz").await;
+    eventually("our /readyz tells of the outage", RELOAD_TIMEOUT, async || {
+        let (status, text) = control_plane.daemon.admin("/readyz").await;
         if status == 200 && text.contains("Vault does not answer right now") { Ok(()) } else { Err(text) }
     })
     .await;
-    assert_eq!(plane.caller.health().await, "ok");
+    assert_eq!(control_plane.caller.health().await, "ok");
     assert_eq!(api.text("/readyz").await.0, 200);
 
     // After it: not well, with the reason; and yet all goes on that needs no new seed.
-    plane.caller.wait_health("Vault is sealed", TAKEN_WITHIN).await;
+    control_plane.caller.wait_health("Vault is sealed", RELOAD_TIMEOUT).await;
     let told = sealed.elapsed();
-    assert_eq!(plane.daemon.admin("/readyz").await.0, 503);
+    assert_eq!(control_plane.daemon.admin("/readyz").await.0, 503);
     eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
         let (status, text) = api.text("/readyz?verbose").await;
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
@@ -38,11 +38,11 @@ async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
     assert_eq!(api.secret("during").await.unwrap(), "written while it was sealed");
     assert_eq!(api.secrets().await.unwrap().len(), 2);
 
-    plane.stage.bao.unseal().await;
+    control_plane.env.bao.unseal().await;
     let unsealed = Instant::now();
-    plane.server.wait_ready(READY_WITHIN).await;
-    assert_eq!(plane.daemon.admin("/readyz").await.0, 200);
-    figure(
+    control_plane.server.wait_ready(READY_WITHIN).await;
+    assert_eq!(control_plane.daemon.admin("/readyz").await.0, 200);
+    record_measurement(
         "7 sealed",
         &format!(
             "with --outage-grace 5s Status has the reason after {:.1} s; kube-apiserver is ready {:.1} s after \
@@ -56,14 +56,14 @@ async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
 /// What `docs/operations.md` tells of: what a load balancer sees of API servers that share an outage.
 #[tokio::test]
 async fn a_shared_outage_behind_a_load_balancer() {
-    let (cluster, mut stage) = (Cluster::start().await, Stage::start().await);
-    let daemons = [stage.ready([]).await.0, stage.ready([]).await.0];
-    let configs = daemons.each_ref().map(|daemon| EncryptionConfig::ours(daemon.socket()));
+    let (cluster, mut env) = (Cluster::start().await, TestEnv::start().await);
+    let daemons = [env.ready([]).await.0, env.ready([]).await.0];
+    let configs = daemons.each_ref().map(|daemon| EncryptionConfig::with_kms(daemon.socket()));
     let mut servers = [cluster.ready(&configs[0]).await, cluster.ready(&configs[1]).await];
     servers[0].api().create_secret("before", "written before").await.unwrap();
     assert_eq!(servers[1].api().secret("before").await.unwrap(), "written before");
 
-    stage.bao.stop();
+    env.bao.stop();
     for server in &servers {
         eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
             let (status, text) = server.api().text("/readyz").await;
@@ -103,7 +103,7 @@ async fn a_shared_outage_behind_a_load_balancer() {
     assert_eq!(error.status, 500, "{error}");
     assert_eq!(servers[1].api().secret("before").await.unwrap(), "written before");
 
-    stage.bao.start_again().await;
+    env.bao.start_again().await;
     for server in &mut servers {
         server.wait_ready(READY_WITHIN).await;
         for name in ["during-0", "during-1"] {

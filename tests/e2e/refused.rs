@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{
-    KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN,
-    cluster::{Api, ApiServerOptions, Cluster, EncryptionConfig, Plane, READY_WITHIN, SECRETS, figure},
+    KEY, MOUNT, POLICY, RELOAD_TIMEOUT, TestEnv,
+    cluster::{
+        Api, ApiServerOptions, Cluster, ControlPlane, EncryptionConfig, READY_WITHIN, SECRETS,
+        record_measurement,
+    },
     eventually, policy,
 };
 
@@ -20,18 +23,18 @@ const PACE: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn revoked_access_is_told_at_once_and_heals() {
-    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
-    let (daemon, _) = stage.ready([]).await;
+    let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
+    let (daemon, _) = env.ready([]).await;
     // Below this it does not say why a plugin is not healthy.
     let options = ApiServerOptions::arguments(["--v=2"]);
-    let mut server = cluster.api_server(&EncryptionConfig::ours(daemon.socket()), options);
+    let mut server = cluster.api_server(&EncryptionConfig::with_kms(daemon.socket()), options);
     server.wait_ready(READY_WITHIN).await;
     server.api().create_secret("before", "written before").await.unwrap();
     let rules = policy(MOUNT, KEY).replace("/decrypt/", "/never/");
-    stage.bao.policy(POLICY, &rules).await;
+    env.bao.policy(POLICY, &rules).await;
 
     let begun = Instant::now();
-    let reason = eventually("our /readyz says why", TAKEN_WITHIN, async || {
+    let reason = eventually("our /readyz says why", RELOAD_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         if status == 503 { Ok(text) } else { Err(text) }
     })
@@ -44,13 +47,13 @@ async fn revoked_access_is_told_at_once_and_heals() {
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
     })
     .await;
-    eventually("it logs our reason", TAKEN_WITHIN, async || server.log().contains(words)).await;
+    eventually("it logs our reason", RELOAD_TIMEOUT, async || server.log().contains(words)).await;
     // What is cached is served on.
     assert_eq!(server.api().secret("before").await.unwrap(), "written before");
 
-    stage.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
+    env.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
     server.wait_ready(READY_WITHIN).await;
-    figure(
+    record_measurement(
         "8 revoked",
         &format!("our /readyz has the reason {:.2} s after the policy has it", told.as_secs_f64()),
     );
@@ -59,20 +62,20 @@ async fn revoked_access_is_told_at_once_and_heals() {
 /// It takes the three minutes that kube-apiserver takes.
 #[tokio::test]
 async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_heals() {
-    let mut plane = Plane::ready([]).await;
-    let bao = &plane.stage.bao;
+    let mut control_plane = ControlPlane::ready([]).await;
+    let bao = &control_plane.env.bao;
     let key = format!("{MOUNT}/keys/{KEY}");
     let allowed = json!({"allow_plaintext_backup": true, "deletion_allowed": true, "exportable": true});
     bao.api("POST", &format!("{key}/config"), allowed).await;
     let backup = bao.api("GET", &format!("{MOUNT}/backup/{KEY}"), Value::Null).await;
 
-    let api = plane.server.api().clone();
+    let api = control_plane.server.api().clone();
     let mut written = Vec::new();
     write(&api, &mut written).await.unwrap();
     bao.api("DELETE", &key, Value::Null).await;
     let deleted = Instant::now();
-    let error = eventually("Status is an error", TAKEN_WITHIN, async || {
-        plane.caller.status().await.err().ok_or("it is not")
+    let error = eventually("Status is an error", RELOAD_TIMEOUT, async || {
+        control_plane.caller.status().await.err().ok_or("it is not")
     })
     .await;
     assert!(error.message().contains("does not exist") || error.message().contains("not found"), "{error}");
@@ -85,29 +88,29 @@ async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_he
     .await;
     let stopped = deleted.elapsed();
     assert!(refusal.contains("expired"), "{refusal}");
-    let stored = plane.cluster.etcd.all_stored(SECRETS).await.len();
+    let stored = control_plane.cluster.etcd.all_stored(SECRETS).await.len();
     assert_eq!(stored, written.len());
     // From now on none: what would be stored, nobody could read.
     for _ in 0..10 {
         write(&api, &mut written).await.unwrap_err();
     }
-    assert_eq!(plane.cluster.etcd.all_stored(SECRETS).await.len(), stored);
+    assert_eq!(control_plane.cluster.etcd.all_stored(SECRETS).await.len(), stored);
 
     let restored = json!({"backup": backup["data"]["backup"]});
-    plane.stage.bao.api("POST", &format!("{MOUNT}/restore/{KEY}"), restored).await;
+    control_plane.env.bao.api("POST", &format!("{MOUNT}/restore/{KEY}"), restored).await;
     let begun = Instant::now();
-    plane.server.wait_ready(READY_WITHIN).await;
+    control_plane.server.wait_ready(READY_WITHIN).await;
     let healed = begun.elapsed();
     write(&api, &mut written).await.unwrap();
     // With nothing cached.
-    plane.server.kill();
-    plane.server.start_again();
-    plane.server.wait_ready(READY_WITHIN).await;
-    let mut read = plane.server.api().secrets().await.unwrap();
+    control_plane.server.kill();
+    control_plane.server.start_again();
+    control_plane.server.wait_ready(READY_WITHIN).await;
+    let mut read = control_plane.server.api().secrets().await.unwrap();
     read.sort();
     written.sort();
     assert_eq!(read, written);
-    figure(
+    record_measurement(
         "8 deleted",
         &format!(
             "writes stop {:.0} s after the key is deleted ({} were stored until then), and go on {:.1} s after it is \

@@ -2,20 +2,21 @@
 
 use std::time::Duration;
 use testkit::{
-    Stage,
+    TestEnv,
     cluster::{
-        ApiLoad, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS, figure,
+        ApiLoad, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS,
+        record_measurement,
     },
     eventually,
 };
 
 /// It looks at the file once a minute, and then wants the new provider healthy first.
-const TAKEN_WITHIN: Duration = Duration::from_secs(150);
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(150);
 
 #[tokio::test]
 async fn first_identity_and_then_ours_without_a_restart() {
-    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
-    let (daemon, _) = stage.ready([]).await;
+    let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
+    let (daemon, _) = env.ready([]).await;
     let ours = || Provider::v2(NAME, daemon.socket());
     let options = ApiServerOptions::arguments(["--encryption-provider-config-automatic-reload=true"]);
     let before = EncryptionConfig::new([Provider::identity(), ours()]);
@@ -29,13 +30,13 @@ async fn first_identity_and_then_ours_without_a_restart() {
 
     let load = ApiLoad::start(std::slice::from_ref(&api), "load");
     server.configure(&EncryptionConfig::new([ours(), Provider::identity()]));
-    let both = eventually("the old client and the new one share the socket", TAKEN_WITHIN, async || {
+    let both = eventually("the old client and the new one share the socket", RELOAD_TIMEOUT, async || {
         let open = connections().await;
         if open >= 2.0 { Ok(open) } else { Err(open) }
     })
     .await;
     let mut tries = 0;
-    eventually("new Secrets are written through ours", TAKEN_WITHIN, async || {
+    eventually("new Secrets are written through ours", RELOAD_TIMEOUT, async || {
         tries += 1;
         let name = format!("new-{tries}");
         api.create_secret(&name, "written after").await.unwrap();
@@ -50,7 +51,7 @@ async fn first_identity_and_then_ours_without_a_restart() {
     api.rewrite_secret("plain").await.unwrap();
     assert_eq!(cluster.etcd.stored(SECRETS, "plain").await.prefix(), format!("k8s:enc:kms:v2:{NAME}:"));
     assert_eq!(api.secret("plain").await.unwrap(), "written before");
-    figure(
+    record_measurement(
         "10 reload",
         &format!(
             "taken after {:.0} s under load, 0 failures; {both} connections meanwhile",

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 use testkit::{
-    cluster::{Plane, READY_WITHIN, figure},
+    cluster::{ControlPlane, READY_WITHIN, record_measurement},
     full,
 };
 
@@ -13,41 +13,41 @@ use testkit::{
 const AT_ONCE: usize = 10;
 
 /// How many requests to Vault Decrypts have made, without those of probes.
-async fn asked(plane: &Plane) -> f64 {
-    plane.daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await
+async fn asked(control_plane: &ControlPlane) -> f64 {
+    control_plane.daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await
 }
 
 #[tokio::test]
 async fn after_a_restart_every_seed_is_asked_for_and_all_is_readable() {
     let (restarts, each) = if full() { (20, 50) } else { (5, 30) };
-    let mut plane = Plane::ready([]).await;
+    let mut control_plane = ControlPlane::ready([]).await;
     let mut written = Vec::new();
     for restart in 0..=restarts {
         if restart > 0 {
-            plane.server.kill();
-            plane.server.start_again();
-            plane.server.wait_ready(READY_WITHIN).await;
+            control_plane.server.kill();
+            control_plane.server.start_again();
+            control_plane.server.wait_ready(READY_WITHIN).await;
         }
         for number in 0..each {
             let name = format!("secret-{restart}-{number}");
-            plane.server.api().create_secret(&name, &format!("value of {name}")).await.unwrap();
+            control_plane.server.api().create_secret(&name, &format!("value of {name}")).await.unwrap();
             written.push((name.clone(), format!("value of {name}")));
         }
     }
-    let seeds = plane.cluster.etcd.seeds().await.len();
+    let seeds = control_plane.cluster.etcd.seeds().await.len();
     // One for each start.
     assert_eq!(seeds, restarts + 1);
 
-    plane.server.kill();
-    let before = [plane.calls("decrypt").await, plane.calls("encrypt").await];
-    let asked_before = asked(&plane).await;
+    control_plane.server.kill();
+    let before = [control_plane.calls("decrypt").await, control_plane.calls("encrypt").await];
+    let asked_before = asked(&control_plane).await;
     let begun = Instant::now();
-    plane.server.start_again();
-    plane.server.wait_ready(READY_WITHIN).await;
+    control_plane.server.start_again();
+    control_plane.server.wait_ready(READY_WITHIN).await;
     let ready = begun.elapsed();
-    let mut read = plane.server.api().secrets().await.unwrap();
+    let mut read = control_plane.server.api().secrets().await.unwrap();
     let listed = begun.elapsed();
-    let after = [plane.calls("decrypt").await, plane.calls("encrypt").await];
+    let after = [control_plane.calls("decrypt").await, control_plane.calls("encrypt").await];
     read.sort();
     written.sort();
     assert_eq!(read, written);
@@ -56,9 +56,9 @@ async fn after_a_restart_every_seed_is_asked_for_and_all_is_readable() {
     assert!((seeds..=2 * AT_ONCE * seeds).contains(&(decrypts as usize)), "{decrypts} Decrypts");
     assert_eq!(encrypts as usize, 1, "Encrypts");
     // Those for the same seed at the same time are one to Vault.
-    let asked = asked(&plane).await - asked_before;
+    let asked = asked(&control_plane).await - asked_before;
     assert!(asked < decrypts, "{decrypts} Decrypts, of which Vault saw {asked}");
-    figure(
+    record_measurement(
         "2 restart",
         &format!(
             "{} Secrets under {seeds} seeds: {decrypts} Decrypts and {encrypts} Encrypt, {asked} requests to Vault for the former, ready after {:.2} s, \

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use testkit::{
-    Agent, AgentOptions, Bao, Daemon, DaemonOptions, KEY, Load, TAKEN_WITHIN,
-    cluster::{ApiLoad, Cluster, EncryptionConfig, Plane, SECRETS, figure},
-    eventually, full, scratch, version_of_ciphertext, wait_for_session_after,
+    Agent, AgentOptions, Bao, Daemon, DaemonOptions, KEY, Load, RELOAD_TIMEOUT,
+    cluster::{ApiLoad, Cluster, ControlPlane, EncryptionConfig, SECRETS, record_measurement},
+    eventually, full, temp_dir, version_of_ciphertext, wait_for_session_after,
 };
 use transit_client::key_id::key_id_hash;
 
@@ -14,13 +14,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
     let rotations = if full() { 100 } else { 15 };
-    let (bao, dir) = (Bao::start().await, scratch("rendered-"));
+    let (bao, dir) = (Bao::start().await, temp_dir("rendered-"));
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
     let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
     let mut daemon = Daemon::start_with(agent.config(), options).await;
     daemon.wait_ready().await;
     let cluster = Cluster::start().await;
-    let mut server = cluster.ready(&EncryptionConfig::ours(daemon.socket())).await;
+    let mut server = cluster.ready(&EncryptionConfig::with_kms(daemon.socket())).await;
     let (daemon_pid, server_pid) = (daemon.pid(), server.pid());
 
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
@@ -45,7 +45,7 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
     assert_eq!((daemon.pid(), server.pid()), (daemon_pid, server_pid));
     assert_eq!((daemon.exited(), server.exited()), (None, None));
     assert!(daemon.generation().await > rotations);
-    figure(
+    record_measurement(
         "3 token rotation",
         &format!(
             "{rotations} tokens in {:.1} s, each revoked behind its successor: {} requests to kube-apiserver and {} \
@@ -61,15 +61,15 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
 
 #[tokio::test]
 async fn a_key_rotation_moves_new_writes_and_leaves_old_ones_readable() {
-    let plane = Plane::ready([]).await;
-    let Plane { caller, cluster, daemon, server, stage } = &plane;
+    let control_plane = ControlPlane::ready([]).await;
+    let ControlPlane { caller, cluster, daemon, server, env } = &control_plane;
     server.api().create_secret("old", "written before").await.unwrap();
     let old = caller.key_id().await;
     assert_eq!(cluster.etcd.stored(SECRETS, "old").await.object().key_id, old);
 
-    stage.bao.rotate_key(KEY).await;
-    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
-    let name = cluster.wait_moved(server.api(), &new, "new").await;
+    env.bao.rotate_key(KEY).await;
+    let new = caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
+    let name = cluster.wait_for_key_id(server.api(), &new, "new").await;
     let source = cluster.etcd.stored(SECRETS, &name).await.object().encrypted_dek_source;
     assert_eq!(version_of_ciphertext(&source), 2);
     assert_eq!(server.api().secret(&name).await.unwrap(), name);

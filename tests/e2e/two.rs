@@ -9,8 +9,8 @@ use std::{
 };
 
 use testkit::{
-    KEY, Stage, TAKEN_WITHIN,
-    cluster::{Api, Cluster, EncryptionConfig, SECRETS, figure},
+    KEY, RELOAD_TIMEOUT, TestEnv,
+    cluster::{Api, Cluster, EncryptionConfig, SECRETS, record_measurement},
     eventually, version_of_key_id,
 };
 use tokio::task::JoinSet;
@@ -21,12 +21,12 @@ const PACE: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() {
-    let (cluster, stage) = (Cluster::start().await, Stage::start().await);
-    let (quick, quick_caller) = stage.ready([]).await;
+    let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
+    let (quick, quick_caller) = env.ready([]).await;
     // Of itself it would not notice for ten minutes.
-    let (slow, slow_caller) = stage.ready_without_probes().await;
-    let first = cluster.ready(&EncryptionConfig::ours(quick.socket())).await;
-    let second = cluster.ready(&EncryptionConfig::ours(slow.socket())).await;
+    let (slow, slow_caller) = env.ready_without_health_checks().await;
+    let first = cluster.ready(&EncryptionConfig::with_kms(quick.socket())).await;
+    let second = cluster.ready(&EncryptionConfig::with_kms(slow.socket())).await;
     let apis = [first.api().clone(), second.api().clone()];
     for (number, api) in apis.iter().enumerate() {
         api.create_secret(&format!("old-{number}"), &format!("old-{number}")).await.unwrap();
@@ -35,15 +35,16 @@ async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() 
     assert_eq!(slow_caller.key_id().await, old);
 
     let polls = Polls::start(&apis);
-    stage.bao.rotate_key(KEY).await;
-    let new = quick_caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
+    env.bao.rotate_key(KEY).await;
+    let new = quick_caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
     assert_eq!(slow_caller.key_id().await, old, "the other has not");
-    let name = cluster.wait_moved(&apis[0], &new, "new").await;
+    let name = cluster.wait_for_key_id(&apis[0], &new, "new").await;
     // The server of the slow one has read what it could not know of, and so its daemon looked.
     assert_eq!(apis[1].secret(&name).await.unwrap(), name);
-    eventually("the other node has seen it", TAKEN_WITHIN, async || slow_caller.key_id().await == new).await;
+    eventually("the other node has seen it", RELOAD_TIMEOUT, async || slow_caller.key_id().await == new)
+        .await;
     slow.wait_printed("another node has seen a newer key version").await;
-    cluster.wait_moved(&apis[1], &new, "newer").await;
+    cluster.wait_for_key_id(&apis[1], &new, "newer").await;
     let reads = polls.stop().await;
 
     for api in &apis {
@@ -56,7 +57,7 @@ async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() 
             stored.iter().map(|(_, stored)| version_of_key_id(&stored.object().key_id)).collect();
         assert!(versions.contains(&1) && versions.contains(&2), "{versions:?}");
     }
-    figure(
+    record_measurement(
         "9 two nodes",
         &format!("{reads} reads of everything on both servers during the rotation, 0 failed"),
     );

@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 use testkit::{
-    KEY, Stage,
-    cluster::{ApiServer, EncryptionConfig, NAME, Plane, Provider, READY_WITHIN},
-    command, eventually, scratch, unix_url,
+    KEY, TestEnv,
+    cluster::{ApiServer, ControlPlane, EncryptionConfig, NAME, Provider, READY_WITHIN},
+    command, eventually, temp_dir, unix_url,
 };
 use transit_client::key_id::key_id_hash;
 
@@ -31,60 +31,61 @@ subjects: [{kind: ServiceAccount, namespace: default, name: guard}]
 
 #[tokio::test]
 async fn a_plugin_is_in_use_until_no_configuration_names_it() {
-    let mut plane = Plane::ready([]).await;
-    let account = scratch("account-");
-    let kubectl = plane.server.kubectl();
+    let mut control_plane = ControlPlane::ready([]).await;
+    let account = temp_dir("account-");
+    let kubectl = control_plane.server.kubectl();
     assert!(kubectl.run(&["create", "serviceaccount", "guard"]).await.good);
     let token = kubectl.run(&["create", "token", "guard"]).await;
     assert!(token.good, "{}", token.stderr);
     fs::write(account.path().join("token"), token.stdout).unwrap();
-    fs::copy(plane.server.ca_file(), account.path().join("ca.crt")).unwrap();
-    let ours = plane.daemon.socket().to_owned();
+    fs::copy(control_plane.server.ca_file(), account.path().join("ca.crt")).unwrap();
+    let ours = control_plane.daemon.socket().to_owned();
 
     // A right that is missing is named, and is no yes.
-    let (code, said) = unused(&plane.server, account.path(), &ours, &[]);
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &[]);
     assert_eq!((code, reason_has(&said, "the verb `list` on `endpointslices`")), (1, true), "{said}");
-    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "nonResourceURL /metrics")), (1, true), "{said}");
     let rights = account.path().join("rights.yaml");
     fs::write(&rights, MAY_LOOK).unwrap();
     assert!(kubectl.run(&["apply", "-f", rights.to_str().unwrap()]).await.good);
 
     // An API server on the loopback is in no list, so the list is empty, and that is no yes either.
-    let (code, said) = unused(&plane.server, account.path(), &ours, &[]);
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &[]);
     assert_eq!((code, reason_has(&said, "the list is empty")), (1, true), "{said}");
 
-    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "as its provider \"transit\"")), (1, true), "{said}");
-    assert_eq!(said["key_id_hash"], key_id_hash(&plane.caller.key_id().await));
+    assert_eq!(said["key_id_hash"], key_id_hash(&control_plane.caller.key_id().await));
 
     // Another plugin is this one as far as can be told, until it is said to be another.
-    let other = Stage::start().await;
+    let other = TestEnv::start().await;
     let (stranger, _) = other.ready([]).await;
-    let (code, said) = unused(&plane.server, account.path(), stranger.socket(), &ALONE);
+    let (code, said) = unused(&control_plane.server, account.path(), stranger.socket(), &ALONE);
     assert_eq!((code, reason_has(&said, "--other-provider=transit")), (1, true), "{said}");
-    let (code, said) = unused(&plane.server, account.path(), stranger.socket(), &OTHER);
+    let (code, said) = unused(&control_plane.server, account.path(), stranger.socket(), &OTHER);
     assert_eq!(code, 0, "{said}");
 
     // One that does not say who it is may be.
-    let (code, said) = unused(&plane.server, account.path(), Path::new("/nowhere/kms.sock"), &ALONE);
+    let (code, said) = unused(&control_plane.server, account.path(), Path::new("/nowhere/kms.sock"), &ALONE);
     assert_eq!((code, reason_has(&said, "cannot be determined")), (1, true), "{said}");
 
     // After a rotation kube-apiserver has been told the old key_id only, until it asks again.
-    let old = plane.caller.key_id().await;
-    plane.stage.bao.rotate_key(KEY).await;
-    eventually("the daemon has moved", READY_WITHIN, async || plane.caller.key_id().await != old).await;
-    let new = key_id_hash(&plane.caller.key_id().await);
+    let old = control_plane.caller.key_id().await;
+    control_plane.env.bao.rotate_key(KEY).await;
+    eventually("the daemon has moved", READY_WITHIN, async || control_plane.caller.key_id().await != old)
+        .await;
+    let new = key_id_hash(&control_plane.caller.key_id().await);
     eventually("kube-apiserver has moved, and was in use all the time", READY_WITHIN * 2, async || {
-        let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+        let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
         assert_eq!((code, &said["key_id_hash"]), (1, &new.as_str().into()), "{said}");
         if reason_has(&said, "asked this plugin") { Ok(()) } else { Err(said.to_string()) }
     })
     .await;
 
     // Named second, it is still needed for what is not rewritten yet.
-    restart_with(&mut plane.server, [Provider::identity(), Provider::v2(NAME, &ours)]).await;
-    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+    restart_with(&mut control_plane.server, [Provider::identity(), Provider::v2(NAME, &ours)]).await;
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "still names it")), (1, true), "{said}");
     let all = account.path().join("all.json");
     let stored = kubectl.json(&["get", "secrets,configmaps", "-A"]).await;
@@ -92,12 +93,12 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     let rewritten = kubectl.run(&["replace", "-f", all.to_str().unwrap()]).await;
     assert!(rewritten.good, "{}", rewritten.stderr);
 
-    restart_with(&mut plane.server, [Provider::identity()]).await;
-    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+    restart_with(&mut control_plane.server, [Provider::identity()]).await;
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
     assert_eq!(code, 0, "{said}");
 
-    plane.server.kill();
-    let (code, said) = unused(&plane.server, account.path(), &ours, &ALONE);
+    control_plane.server.kill();
+    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
     assert_eq!((code, reason_has(&said, "did not answer")), (2, true), "{said}");
 }
 

@@ -8,11 +8,12 @@ use std::{
 
 use tempfile::TempDir;
 use testkit::{
-    Daemon, DaemonOptions, Gaps, Load, LoadReport, Stage,
+    Daemon, DaemonOptions, Gaps, Load, LoadReport, TestEnv,
     cluster::{
-        ApiLoad, ApiServer, ApiServerOptions, Cluster, EncryptionConfig, KmsCalls, READY_WITHIN, figure,
+        ApiLoad, ApiServer, ApiServerOptions, Cluster, EncryptionConfig, KmsCalls, READY_WITHIN,
+        record_measurement,
     },
-    eventually, full, scratch,
+    eventually, full, temp_dir,
 };
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ struct Scene {
 impl Scene {
     async fn set(place: &Place) -> Self {
         let cluster = Cluster::start().await;
-        let config = EncryptionConfig::ours(&place.socket);
+        let config = EncryptionConfig::with_kms(&place.socket);
         let server = cluster.ready(&config).await;
         let (api, stop) = (server.api().clone(), CancellationToken::new());
         let stopping = stop.clone();
@@ -120,13 +121,13 @@ impl Scene {
 struct Place {
     _dir: TempDir,
     socket: PathBuf,
-    stage: Stage,
+    env: TestEnv,
 }
 
 impl Place {
     async fn new() -> Self {
-        let dir = scratch("upgrades-");
-        Self { socket: dir.path().join("kms.sock"), stage: Stage::start().await, _dir: dir }
+        let dir = temp_dir("upgrades-");
+        Self { socket: dir.path().join("kms.sock"), env: TestEnv::start().await, _dir: dir }
     }
 
     async fn daemon(&self, more: &[&str], listener: Option<&UnixListener>) -> Daemon {
@@ -134,7 +135,7 @@ impl Place {
         options.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         options.listener = listener.map(|listener| listener.try_clone().unwrap());
         options.socket = Some(self.socket.clone());
-        Daemon::start_with(&self.stage.config, options).await
+        Daemon::start_with(&self.env.config, options).await
     }
 }
 
@@ -189,7 +190,7 @@ async fn tell(way: &str, scene: Scene, of_other: KmsCalls) {
     // Status and Encrypt at each start, at least.
     assert!(all >= 2.0 * (1 + STARTS) as f64, "kube-apiserver made {all} calls");
     assert_eq!(failed, 0.0, "of {all} calls of kube-apiserver");
-    figure(
+    record_measurement(
         "8 upgrades",
         &format!(
             "{} in a row by {way}, nothing tried again: of {requests} requests to kube-apiserver 0 failed, of its own \
@@ -230,7 +231,7 @@ async fn a_stop_and_a_start_leave_a_gap_that_kube_apiserver_does_not_notice() {
     gaps.sort();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let longest = |times: &[Duration]| milliseconds(times.iter().copied().max().unwrap());
-    figure(
+    record_measurement(
         "8 upgrades",
         &format!(
             "{} plain stops and starts at once: for {:.0} ms (median; {:.0} at most) no new call is answered, of which \

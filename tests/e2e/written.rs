@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use testkit::{
-    cluster::{CONFIG_MAPS, NAME, Plane, SECRETS, figure},
+    cluster::{CONFIG_MAPS, ControlPlane, NAME, SECRETS, record_measurement},
     version_of_key_id,
 };
 
@@ -14,9 +14,9 @@ const IN_CONFIG_MAP: &str = "the less secret value of a ConfigMap";
 #[tokio::test]
 async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
     let begun = Instant::now();
-    let plane = Plane::ready([]).await;
+    let control_plane = ControlPlane::ready([]).await;
     let up = begun.elapsed();
-    let Plane { caller, cluster, server, .. } = &plane;
+    let ControlPlane { caller, cluster, server, .. } = &control_plane;
 
     server.api().create_secret("first", IN_SECRET).await.unwrap();
     server.api().create_config_map("first", IN_CONFIG_MAP).await.unwrap();
@@ -33,19 +33,19 @@ async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
         // HKDF_SHA256_XNONCE_AES_GCM_SEED: one seed for many objects.
         assert_eq!(object.dek_source_type, 1, "{resource}");
     }
-    cluster.etcd.assert_nowhere(&[IN_SECRET, IN_CONFIG_MAP]).await;
+    cluster.etcd.assert_not_stored(&[IN_SECRET, IN_CONFIG_MAP]).await;
 
     let kubectl = server.kubectl();
     let secret = kubectl.json(&["get", "secret", "first"]).await;
     assert_eq!(secret["data"]["value"], BASE64.encode(IN_SECRET));
     let config_map = kubectl.json(&["get", "configmap", "first"]).await;
     assert_eq!(config_map["data"]["value"], IN_CONFIG_MAP);
-    figure(
+    record_measurement(
         "1 written",
         &format!(
             "all parts up and ready in {:.1} s; then a Secret and a ConfigMap, {} Encrypts in all, 0 failures",
             up.as_secs_f64(),
-            plane.calls("encrypt").await,
+            control_plane.calls("encrypt").await,
         ),
     );
 }

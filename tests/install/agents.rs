@@ -16,8 +16,9 @@ use tempfile::TempDir;
 use testkit::{
     Agent, Bao, Daemon, DaemonOptions, Load,
     cluster::{ApiServer, Cluster, EncryptionConfig, Provider},
-    credentials::{self, Jwt, ROLE},
-    eventually, scratch,
+    eventually,
+    login::{self, Jwt, ROLE},
+    temp_dir,
 };
 
 use crate::units::manifest;
@@ -38,7 +39,7 @@ struct Node {
 
 impl Node {
     fn new(bao: &Bao, kind: &str, method: &str) -> Self {
-        let node = Self { dir: scratch("node-") };
+        let node = Self { dir: temp_dir("node-") };
         for folder in ["etc", "run", "credentials"] {
             fs::create_dir(node.dir.path().join(folder)).unwrap();
         }
@@ -112,7 +113,7 @@ async fn approle() {
     for kind in KINDS {
         let bao = Bao::start().await;
         let node = Node::new(&bao, kind, "approle");
-        credentials::approle(&bao, &node.etc(), &short_lived()).await;
+        login::approle(&bao, &node.etc(), &short_lived()).await;
         node.lives_through_a_change_of_tokens().await;
         assert!(node.etc().join("secret_id").exists(), "it must work after a restart too");
     }
@@ -143,7 +144,7 @@ async fn cert() {
             let (chain, key) = bao.client_certificate(name);
             fs::copy(key, node.etc().join("client-key.pem")).unwrap();
             fs::copy(chain, node.etc().join("client.pem")).unwrap();
-            let mut role = credentials::role(&short_lived());
+            let mut role = login::role(&short_lived());
             role["certificate"] = fs::read_to_string(bao.ca_file()).unwrap().into();
             role["allowed_common_names"] = json!([name]);
             bao.api("POST", &format!("auth/cert/certs/{ROLE}"), role).await;
@@ -196,7 +197,7 @@ async fn trust(bao: &Bao, server: &ApiServer) {
         "kubernetes_host": cluster["server"], "kubernetes_ca_cert": ca, "token_reviewer_jwt": reviewer,
     });
     bao.api("POST", "auth/kubernetes/config", settings).await;
-    let mut role = credentials::role(&short_lived());
+    let mut role = login::role(&short_lived());
     role["audience"] = json!("transit-kms");
     role["bound_service_account_names"] = json!([ROLE]);
     role["bound_service_account_namespaces"] = json!(["default"]);
@@ -213,7 +214,7 @@ async fn service_account_token(server: &ApiServer, more: &[&str]) -> String {
 async fn an_outage_that_outlives_the_token_ends_neither_agent_nor_daemon() {
     let mut bao = Bao::start().await;
     let node = Node::new(&bao, "openbao", "approle");
-    credentials::approle(&bao, &node.etc(), &json!({"token_ttl": "6s"})).await;
+    login::approle(&bao, &node.etc(), &json!({"token_ttl": "6s"})).await;
     let (mut agent, daemon) = (node.agent().await, node.daemon().await);
     let first = agent.token();
     bao.stop();
@@ -233,7 +234,7 @@ async fn an_outage_that_outlives_the_token_ends_neither_agent_nor_daemon() {
 async fn an_agent_that_starts_too_early_tries_until_it_is_let_in() {
     let mut bao = Bao::start().await;
     let node = Node::new(&bao, "openbao", "approle");
-    credentials::approle(&bao, &node.etc(), &json!({})).await;
+    login::approle(&bao, &node.etc(), &json!({})).await;
     let secret_id = fs::read(node.etc().join("secret_id")).unwrap();
     fs::remove_file(node.etc().join("secret_id")).unwrap();
     bao.stop();
@@ -256,7 +257,7 @@ async fn an_agent_that_starts_too_early_tries_until_it_is_let_in() {
 async fn a_revoked_token_is_replaced_at_its_next_renewal() {
     let bao = Bao::start().await;
     let node = Node::new(&bao, "openbao", "approle");
-    credentials::approle(&bao, &node.etc(), &json!({"token_ttl": "10s"})).await;
+    login::approle(&bao, &node.etc(), &json!({"token_ttl": "10s"})).await;
     let (mut agent, daemon) = (node.agent().await, node.daemon().await);
     let first = agent.token();
     bao.revoke(&first).await;

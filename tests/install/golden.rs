@@ -1,7 +1,7 @@
 //! The golden vectors are what their scripts compute, so that nobody edits them by hand to fit the code.
 
 use std::fs;
-use testkit::{command, scratch};
+use testkit::{command, temp_dir};
 
 #[test]
 fn golden_vectors_are_what_their_scripts_compute() {
@@ -12,7 +12,7 @@ fn golden_vectors_are_what_their_scripts_compute() {
         if script.extension().is_none_or(|extension| extension != "py") {
             continue;
         }
-        let dir = scratch("golden");
+        let dir = temp_dir("golden");
         let status = command("python3").arg(&script).current_dir(dir.path()).status().unwrap();
         assert!(status.success(), "{}: {status}", script.display());
         for made in fs::read_dir(dir.path()).unwrap() {

@@ -23,8 +23,8 @@ use self::{
     podman::{ADMIN, Container, Podman},
 };
 use testkit::{
-    Agent, AgentOptions, Bao, Load, Rendered, calls, command, connect, eventually, figures::figure, full,
-    kms_client, rendered,
+    Agent, AgentOptions, Bao, ConfigFile, Load, calls, command, config_file, connect, eventually, full,
+    kms_client, measurements::record_measurement,
 };
 
 /// Its own user; see the Dockerfile.
@@ -79,7 +79,7 @@ fn it_holds_the_program_and_what_that_reads_and_nothing_else() {
         assert_eq!(entry.time, created, "{}: as old as the image says", entry.path);
     }
     let archive = fs::metadata(&image.archive).unwrap().len();
-    figure("image", &format!("{:.1} MiB as an archive", mib(archive)));
+    record_measurement("image", &format!("{:.1} MiB as an archive", mib(archive)));
 }
 
 #[test]
@@ -203,7 +203,7 @@ async fn hardened_it_serves_under_load_within_32_mib() {
     report.assert_nothing_failed();
     let memory = container.memory();
     assert_eq!(memory.limit, MEMORY, "{memory:?}");
-    figure(
+    record_measurement(
         "image",
         &format!(
             "hardened, {} calls by 32 callers: {:.1} MiB resident, at most {:.1}, of {}",
@@ -258,7 +258,7 @@ async fn it_asks_a_name_server() {
     let network = Network::within(&container, PORT, bao.address().replace("https://", ""));
     let content = place.rendered(&bao, &bao.token().await);
     let addresses = vec![format!("https://{NAME}:{PORT}")];
-    place.render(&Rendered { addresses, server_name: Some("localhost".into()), ..content }.yaml());
+    place.render(&ConfigFile { addresses, server_name: Some("localhost".into()), ..content }.yaml());
     well(&container).await;
     assert!(network.asked().contains(&format!("{NAME}.")), "{:?}", network.asked());
     assert_eq!(container.stop().await, Some(0));
@@ -341,8 +341,8 @@ impl Place {
     }
 
     /// What the config says, in the words of the container.
-    fn rendered(&self, bao: &Bao, token: &str) -> Rendered {
-        Rendered { ca_file: CONFIG.replace("config.yaml", "ca.pem").into(), ..Rendered::of(bao, token) }
+    fn rendered(&self, bao: &Bao, token: &str) -> ConfigFile {
+        ConfigFile { ca_file: CONFIG.replace("config.yaml", "ca.pem").into(), ..ConfigFile::of(bao, token) }
     }
 
     fn render(&self, yaml: &str) {
@@ -351,7 +351,7 @@ impl Place {
 
     fn write(&self, name: &str, text: &str) {
         let path = self.config().with_file_name(name);
-        rendered::by_rename(&path, text);
+        config_file::by_rename(&path, text);
         chown(path, Some(self.uid), Some(self.uid)).unwrap();
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
-use testkit::{command, scratch};
+use testkit::{command, temp_dir};
 
 use crate::chart::{
     ControlPlane,
@@ -28,7 +28,7 @@ fn manifests_are_what_their_sources_say() {
 /// The test above would be worth nothing if it did not see a difference.
 #[test]
 fn a_manifest_that_was_changed_by_hand_is_shown() {
-    let copy = scratch("manifests-");
+    let copy = temp_dir("manifests-");
     for folder in ["charts", "manifests", "scripts"] {
         run(command("cp").arg("-r").arg(format!("{ROOT}/{folder}")).arg(copy.path())).stdout();
     }

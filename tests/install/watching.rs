@@ -13,13 +13,13 @@ use kms_plugin::v2::EncryptResponse;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{
-    Caller, Daemon, DaemonOptions, KEY, Load, Rendered, Stage, TAKEN_WITHIN,
+    Caller, ConfigFile, Daemon, DaemonOptions, KEY, Load, RELOAD_TIMEOUT, TestEnv,
     cluster::{Api, ApiServer, Cluster, EncryptionConfig},
-    command, eventually,
+    command, config_file, eventually,
     http::{HttpServer, answer, client},
     port,
     process::Process,
-    rendered, scratch,
+    temp_dir,
 };
 use transit_client::key_id::key_id_hash;
 
@@ -97,11 +97,11 @@ async fn every_panel_shows_something_and_every_metric_that_is_named_exists() {
     let caller = Caller::of(&node.daemons[0]).await;
     let old = caller.key_id().await;
     prometheus.wait(&expr_of("API servers by key_id"), 1).await;
-    node.stage.bao.rotate_key(KEY).await;
-    let new = caller.wait_key_id_after(&old, TAKEN_WITHIN).await;
-    node.cluster.wait_moved(node.api_server.api(), &new, "after").await;
-    let later = node.stage.bao.token().await;
-    rendered::by_rename(&node.stage.config, &node.stage.rendered.with_token(&later).yaml());
+    node.env.bao.rotate_key(KEY).await;
+    let new = caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
+    node.cluster.wait_for_key_id(node.api_server.api(), &new, "after").await;
+    let later = node.env.bao.token().await;
+    config_file::by_rename(&node.env.config, &node.env.rendered.with_token(&later).yaml());
     let unreadable =
         EncryptResponse { ciphertext: "vault:v1:bm9uc2Vuc2U=".into(), ..caller.round_trip().await };
     let mut known = node.metrics().await;
@@ -140,9 +140,9 @@ async fn every_panel_shows_something_and_every_metric_that_is_named_exists() {
 
     // What they are there for is seen: a file that does not parse, and a Vault that is gone, by the
     // daemon that says so and by the one whose Status stays `ok` with its local KEK.
-    rendered::by_rename(&node.stage.config, "vault: [");
+    config_file::by_rename(&node.env.config, "vault: [");
     prometheus.wait_pending("TransitKMSReloadRefused", 1).await;
-    node.stage.bao.stop();
+    node.env.bao.stop();
     prometheus.wait_pending("TransitKMSVaultUnreachable", 2).await;
     let ok = "transit_kms_health{instance=\"other\", state=\"ok\"} == 1";
     assert_eq!(prometheus.query(ok).await.unwrap().len(), 1);
@@ -240,23 +240,23 @@ struct Node {
     api_server: ApiServer,
     cluster: Cluster,
     daemons: [Arc<Daemon>; 2],
-    stage: Stage,
+    env: TestEnv,
     _other: TempDir,
 }
 
 impl Node {
     async fn start() -> Self {
-        let (cluster, stage) = (Cluster::start().await, Stage::start().await);
-        let other = scratch("other-config-");
+        let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
+        let other = temp_dir("other-config-");
         let file = other.path().join("config.yaml");
-        rendered::by_rename(&file, &Rendered { local_kek: true, ..stage.rendered.clone() }.yaml());
-        let (first, _) = stage.ready(["--log-level", "info"]).await;
+        config_file::by_rename(&file, &ConfigFile { local_kek: true, ..env.rendered.clone() }.yaml());
+        let (first, _) = env.ready(["--log-level", "info"]).await;
         let options = DaemonOptions::arguments(["--log-level", "info", "--health-check-interval", "1s"]);
         let second = Daemon::start_with(&file, options).await;
         second.wait_ready().await;
-        let api_server = cluster.ready(&EncryptionConfig::ours(first.socket())).await;
+        let api_server = cluster.ready(&EncryptionConfig::with_kms(first.socket())).await;
         let daemons = [Arc::new(first), Arc::new(second)];
-        Self { api_server, cluster, daemons, stage, _other: other }
+        Self { api_server, cluster, daemons, env, _other: other }
     }
 
     /// The names of everything that daemons and API server have on `/metrics`.
@@ -316,7 +316,7 @@ struct Prometheus {
 impl Prometheus {
     /// Scrapes each second, and is up.
     async fn start(targets: Vec<Target>) -> Self {
-        let dir = scratch("prometheus-");
+        let dir = temp_dir("prometheus-");
         let config = json!({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [rooted(RULES)],

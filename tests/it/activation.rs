@@ -1,4 +1,4 @@
-//! Socket activation, with the test in systemd's place: it holds the listener, and is told how we are.
+//! Socket activation. The test takes the place of systemd: it holds the listener and receives the notifications.
 
 use std::{
     collections::BTreeMap,
@@ -15,33 +15,33 @@ use kms_plugin::v2::StatusRequest;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use testkit::{
-    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, kms_client, lasting_client,
-    raw::RawClient, scratch,
+    Daemon, DaemonOptions, Load, TestEnv, calls, connect, eventually, kms_client, raw::RawClient,
+    reconnecting_client, temp_dir,
 };
 use tokio::net::UnixDatagram;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-/// With it, whoever waits for connections that stand misses [`PATIENCE`].
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than [`WAIT_TIMEOUT`], so that a shutdown that waits for open connections fails the test.
 const LONG_GRACE: [&str; 2] = ["--shutdown-grace", "30s"];
 const RESTARTS: usize = 5;
 
-/// A socket unit.
-struct Unit {
+/// A socket unit: its listener and its folder.
+struct SocketUnit {
     dir: TempDir,
     listener: UnixListener,
     socket: PathBuf,
 }
 
-impl Unit {
+impl SocketUnit {
     fn new() -> Self {
-        let dir = scratch("unit-");
+        let dir = temp_dir("unit-");
         let socket = dir.path().join("kms.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o620)).unwrap();
         Self { dir, listener, socket }
     }
 
-    /// What the service of this unit is started with.
+    /// The options of the service of this unit.
     fn options<const N: usize>(&self, more: [&str; N]) -> DaemonOptions {
         let mut arguments = vec!["--log-level", "debug", "--health-check-interval", "1s"];
         arguments.extend(more);
@@ -69,39 +69,39 @@ impl Unit {
 }
 
 #[tokio::test]
-async fn one_restart_after_the_other_under_load_fails_no_call() {
-    let (stage, unit) = (Stage::start().await, Unit::new());
-    let mut daemon = unit.daemon(&stage.config, []).await;
+async fn restarts_under_load_fail_no_call() {
+    let (env, unit) = (TestEnv::start().await, SocketUnit::new());
+    let mut daemon = unit.daemon(&env.config, []).await;
     daemon.wait_ready().await;
     let load = Load::start_on(&unit.socket, 4, Duration::from_millis(5)).await;
     for _ in 0..RESTARTS {
         let calls = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
         assert!(daemon.terminate().await.success());
         unit.assert_untouched();
-        daemon = unit.daemon(&stage.config, []).await;
+        daemon = unit.daemon(&env.config, []).await;
     }
     load.stop().await.assert_nothing_failed();
     daemon.wait_printed("inherited a listener").await;
 }
 
 #[tokio::test]
-async fn who_calls_while_nobody_runs_is_answered_by_the_next() {
-    let (stage, unit) = (Stage::start().await, Unit::new());
-    // Nobody has run yet, so this waits in the queue.
-    let mut kms = lasting_client(&unit.socket);
+async fn calls_between_two_processes_are_answered_by_the_next_one() {
+    let (env, unit) = (TestEnv::start().await, SocketUnit::new());
+    // No process runs yet, so this connection waits in the queue.
+    let mut kms = reconnecting_client(&unit.socket);
     let mut request = tonic::Request::new(StatusRequest {});
-    request.set_timeout(PATIENCE);
+    request.set_timeout(WAIT_TIMEOUT);
     let call = tokio::spawn(async move { kms.status(request).await });
-    let daemon = unit.daemon(&stage.config, []).await;
+    let daemon = unit.daemon(&env.config, []).await;
     assert_eq!(call.await.unwrap().unwrap().into_inner().healthz, "ok");
     drop(daemon);
     unit.assert_untouched();
 }
 
 #[tokio::test]
-async fn connections_that_stand_do_not_hold_it_up() {
-    let unit = Unit::new();
+async fn open_connections_do_not_delay_the_shutdown() {
+    let unit = SocketUnit::new();
     let mut daemon = unit.daemon(&unit.absent_config(), LONG_GRACE).await;
     let silent = RawClient::silent(&unit.socket).await;
     let mut greeted = RawClient::greeted(&unit.socket).await;
@@ -109,22 +109,22 @@ async fn connections_that_stand_do_not_hold_it_up() {
     let mut idle = kms_client(&unit.socket).await;
     idle.status(StatusRequest {}).await.unwrap_err();
     daemon.signal(Signal::TERM);
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
     assert!(daemon.log().contains("calls=0 connections=0"), "{}", daemon.log());
     unit.assert_untouched();
-    // The queue is the unit's, so it is still there to connect to.
+    // The listener belongs to the unit, so clients can still connect.
     connect(&unit.socket).await.unwrap();
     drop((silent, greeted));
 }
 
 #[tokio::test]
-async fn mode_and_place_are_the_units_and_flags_that_say_otherwise_are_named() {
-    let unit = Unit::new();
+async fn flags_that_contradict_the_socket_unit_are_named() {
+    let unit = SocketUnit::new();
     for flags in [&["--socket-mode=0666"][..], &["--takeover"], &["--socket-group=0"], &[]] {
         let mut options = unit.options([]);
         options.arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut daemon = Daemon::start_with(&unit.absent_config(), options).await;
-        // With its end all that it has said is read.
+        // After its end the output is complete.
         assert!(daemon.terminate().await.success());
         let warned = daemon.log().contains("have no effect on an inherited listener");
         assert_eq!(warned, !flags.is_empty(), "{flags:?}: {}", daemon.log());
@@ -133,8 +133,8 @@ async fn mode_and_place_are_the_units_and_flags_that_say_otherwise_are_named() {
 }
 
 #[tokio::test]
-async fn two_listeners_are_told_apart_by_their_names() {
-    /// Binds two sockets and passes them on under the names in the first argument.
+async fn two_listeners_are_distinguished_by_their_names() {
+    /// Binds two sockets, and passes them on with the names in the first argument.
     const PASS_TWO: &str = "\
 import os, socket, sys
 names, kms, v1, *rest = sys.argv[1:]
@@ -148,15 +148,15 @@ for at, one in enumerate(held):
     os.dup2(one, 3 + at)
 os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=names)
 os.execv(rest[0], rest)";
-    let stage = Stage::start().await;
+    let env = TestEnv::start().await;
     let spawn = |dir: &TempDir, names: &str, v1: &str| {
         let (kms, v1) = (dir.path().join("kms.sock"), dir.path().join(v1));
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let wrapper =
             vec!["python3".to_owned(), "-c".into(), PASS_TWO.into(), names.into(), text(&kms), text(&v1)];
-        Daemon::spawn(&stage.config, DaemonOptions { socket: Some(kms), wrapper, ..DaemonOptions::default() })
+        Daemon::spawn(&env.config, DaemonOptions { socket: Some(kms), wrapper, ..DaemonOptions::default() })
     };
-    let dir = scratch("two-");
+    let dir = temp_dir("two-");
     let mut daemon = spawn(&dir, "kms:kms-v1", "v1@localhost");
     daemon.wait_listening().await;
     daemon.wait_ready().await;
@@ -165,24 +165,24 @@ os.execv(rest[0], rest)";
     assert!(daemon.terminate().await.success());
     assert!(dir.path().join("kms.sock").exists() && dir.path().join("v1@localhost").exists());
 
-    let dir = scratch("two-");
+    let dir = temp_dir("two-");
     for (names, v1, code, words) in [
         ("one:other", "a", 73, "FileDescriptorName="),
-        // What no KMS v1 client can name is no use to anybody.
+        // KMS v1 clients cannot connect to this path.
         ("kms:kms-v1", "b", 64, "an @ in the file's name"),
     ] {
         let folder = dir.path().join(v1);
         fs::create_dir(&folder).unwrap();
         let dir = tempfile::tempdir_in(folder).unwrap();
         let mut daemon = spawn(&dir, names, "v1.sock");
-        assert_eq!(daemon.wait_ended(PATIENCE).await.code(), Some(code), "{}", daemon.log());
+        assert_eq!(daemon.wait_ended(WAIT_TIMEOUT).await.code(), Some(code), "{}", daemon.log());
         assert!(daemon.log().contains(words), "{}", daemon.log());
     }
 }
 
 #[tokio::test]
-async fn descriptors_of_others_are_left_alone_and_useless_ones_are_named() {
-    let dir = scratch("unit-");
+async fn descriptors_for_other_processes_are_ignored_and_unusable_ones_are_named() {
+    let dir = temp_dir("unit-");
     let start = |pid: &str| {
         let script = format!(
             "exec 3</dev/null; export LISTEN_FDS=1 LISTEN_PID={pid} LISTEN_FDNAMES=odd; exec \"$0\" \"$@\""
@@ -197,21 +197,21 @@ async fn descriptors_of_others_are_left_alone_and_useless_ones_are_named() {
     assert!(!daemon.socket().exists(), "it was its own");
 
     let mut daemon = start("$$");
-    assert_eq!(daemon.wait_ended(PATIENCE).await.code(), Some(73));
+    assert_eq!(daemon.wait_ended(WAIT_TIMEOUT).await.code(), Some(73));
     let said = daemon.log();
     assert!(said.contains("descriptor \"odd\"") && said.contains("ListenStream="), "{said}");
 }
 
-/// The notification socket.
-struct Notified {
+/// The notification socket of systemd (sd_notify).
+struct NotifySocket {
     socket: UnixDatagram,
     _dir: TempDir,
     path: PathBuf,
 }
 
-impl Notified {
+impl NotifySocket {
     fn new() -> Self {
-        let dir = scratch("notify-");
+        let dir = temp_dir("notify-");
         let path = dir.path().join("notify.sock");
         Self { socket: UnixDatagram::bind(&path).unwrap(), _dir: dir, path }
     }
@@ -225,12 +225,12 @@ impl Notified {
 
     async fn next(&self) -> String {
         let mut message = [0; 256];
-        let read = tokio::time::timeout(PATIENCE, self.socket.recv(&mut message)).await;
+        let read = tokio::time::timeout(WAIT_TIMEOUT, self.socket.recv(&mut message)).await;
         let length = read.expect("nothing more is told").unwrap();
         String::from_utf8(message[..length].into()).unwrap()
     }
 
-    /// Reads on until this is told; what was told before it.
+    /// Reads until this notification arrives, and returns those before it.
     async fn until(&self, wanted: &str) -> Vec<String> {
         let mut before = Vec::new();
         loop {
@@ -244,9 +244,9 @@ impl Notified {
 }
 
 #[tokio::test]
-async fn systemd_is_told_when_it_listens_that_it_lives_and_that_it_stops() {
-    let (unit, notified) = (Unit::new(), Notified::new());
-    // Nothing is known of Vault, and yet it listens, lives, and gives its reason.
+async fn systemd_is_notified_of_readiness_watchdog_and_shutdown() {
+    let (unit, notified) = (SocketUnit::new(), NotifySocket::new());
+    // Without a config it still listens, is alive, and reports the reason.
     let options = unit.options([]);
     let environment = notified.environment(Duration::from_millis(100));
     let mut daemon =
@@ -258,13 +258,13 @@ async fn systemd_is_told_when_it_listens_that_it_lives_and_that_it_stops() {
     daemon.signal(Signal::TERM);
     let before = notified.until("STOPPING=1").await;
     assert!(!before.iter().any(|told| told.contains("READY")), "{before:?}");
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
 
 #[tokio::test]
-async fn one_that_waits_for_its_turn_lives_but_is_not_ready() {
-    let notified = Notified::new();
-    let dir = scratch("waits-");
+async fn a_process_that_waits_for_a_takeover_is_alive_but_not_ready() {
+    let notified = NotifySocket::new();
+    let dir = temp_dir("waits-");
     let (socket, absent) = (dir.path().join("kms.sock"), dir.path().join("absent.yaml"));
     let start = async |environment: BTreeMap<String, String>| {
         let options = DaemonOptions::arguments(["--takeover"]);

@@ -1,4 +1,4 @@
-//! The admin listener: who asks is told the truth, and the documentation tells the same.
+//! The admin listener: paths, metrics, and their documentation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,12 +9,12 @@ use std::{
 use bytes::Bytes;
 use kms_plugin::v2::{DecryptRequest, EncryptRequest};
 use sha2::{Digest, Sha256};
-use testkit::{Caller, Daemon, KEY, Stage, TAKEN_WITHIN, eventually};
+use testkit::{Caller, Daemon, KEY, RELOAD_TIMEOUT, TestEnv, eventually};
 
 #[tokio::test]
-async fn each_path_answers_and_nothing_else_does() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn only_the_documented_paths_answer() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let (status, words) = daemon.admin("/livez").await;
     assert_eq!((status, words.trim()), (200, "ok"));
     let (status, words) = daemon.admin("/readyz").await;
@@ -38,9 +38,9 @@ async fn each_path_answers_and_nothing_else_does() {
 }
 
 #[tokio::test]
-async fn the_key_id_hash_is_that_of_kube_apiserver() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn the_key_id_hash_is_the_same_as_in_kube_apiserver() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let of_metric = async || {
         let (_, text) = daemon.admin("/metrics").await;
         let lines: Vec<_> = text
@@ -56,8 +56,8 @@ async fn the_key_id_hash_is_that_of_kube_apiserver() {
         of_metric().await,
         format!("transit_kms_key_id_hash_info{{key_id_hash=\"{}\"}} 1", hash(&key_id))
     );
-    stage.bao.rotate_key(KEY).await;
-    let newer = caller.wait_key_id_after(&key_id, TAKEN_WITHIN).await;
+    env.bao.rotate_key(KEY).await;
+    let newer = caller.wait_key_id_after(&key_id, RELOAD_TIMEOUT).await;
     assert_eq!(
         of_metric().await,
         format!("transit_kms_key_id_hash_info{{key_id_hash=\"{}\"}} 1", hash(&newer))
@@ -66,16 +66,16 @@ async fn the_key_id_hash_is_that_of_kube_apiserver() {
     assert_eq!(daemon.metric("transit_kms_key_version", &[]).await, 2.0);
 }
 
-/// Every metric is documented with its labels, and everything that is documented exists.
+/// Every metric is documented with its labels, and every documented metric exists.
 #[tokio::test]
-async fn the_documentation_of_metrics_is_complete_and_true() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn the_docs_list_exactly_the_metrics_that_exist() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     caller.round_trip().await;
 
-    let documented = documented();
-    let shown = shown(&daemon).await;
-    // Of the standard ones the documentation says only that they are as everywhere.
+    let documented = documented_metrics();
+    let shown = exported_metrics(&daemon).await;
+    // The documentation does not list the standard process metrics.
     let ours: BTreeMap<_, _> = shown.into_iter().filter(|(name, _)| !name.starts_with("process_")).collect();
     assert_eq!(ours, documented, "left: on /metrics; right: in docs/metrics.md");
     let (_, text) = daemon.admin("/metrics").await;
@@ -84,61 +84,61 @@ async fn the_documentation_of_metrics_is_complete_and_true() {
     }
 }
 
-/// The age of a local KEK grows while Vault is away, and its end stays where it is.
+/// The age of a local KEK grows while Vault is unreachable, and its expiry does not change.
 #[tokio::test]
-async fn a_local_kek_tells_when_vault_saw_it_last_and_when_it_ends() {
-    let mut stage = Stage::start().await;
-    let (daemon, _) = stage.ready([]).await;
+async fn metrics_show_the_last_unwrap_and_the_expiry_of_a_local_kek() {
+    let mut env = TestEnv::start().await;
+    let (daemon, _) = env.ready([]).await;
     let life = async || {
         let metric = |name| daemon.metric(name, &[]);
         let unwrapped = metric("transit_kms_local_kek_unwrapped_timestamp_seconds").await;
         (unwrapped, metric("transit_kms_local_kek_expiry_timestamp_seconds").await)
     };
     assert_eq!(life().await, (0.0, 0.0), "there is none in mode transit");
-    let token = stage.token().to_owned();
-    stage.rendered.local_kek = true;
-    stage.render_and_wait(&daemon, &token).await;
+    let token = env.token().to_owned();
+    env.rendered.local_kek = true;
+    env.render_and_wait(&daemon, &token).await;
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let (unwrapped, until) = life().await;
     assert!((now() - 20.0..=now()).contains(&unwrapped), "{unwrapped}");
     let a_day = 24.0 * 3600.0;
     assert!((until - unwrapped - a_day).abs() < 0.1, "{unwrapped} {until}");
-    stage.bao.stop();
-    eventually("the outage is noticed", TAKEN_WITHIN, async || {
+    env.bao.stop();
+    eventually("the outage is noticed", RELOAD_TIMEOUT, async || {
         daemon.admin("/readyz").await.1.contains("does not answer")
     })
     .await;
     let (later, end) = life().await;
     assert!((later - unwrapped).abs() < 0.1 && (end - until).abs() < 0.1, "{later} {end}");
-    eventually("the nodes are known to be away", TAKEN_WITHIN, async || {
+    eventually("the nodes are known to be away", RELOAD_TIMEOUT, async || {
         daemon.metric("transit_kms_vault_node_up", &[]).await == 0.0
     })
     .await;
 }
 
 #[tokio::test]
-async fn clients_cannot_make_new_series() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
-    // One of each kind first.
-    strange_calls(&caller, &daemon, 1).await;
+async fn clients_cannot_create_metric_series() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
+    // One call of each kind creates the series that may exist.
+    calls_with_arbitrary_names(&caller, &daemon, 1).await;
     let before = series(&daemon).await;
-    strange_calls(&caller, &daemon, 50).await;
+    calls_with_arbitrary_names(&caller, &daemon, 50).await;
     let after = series(&daemon).await;
     let new: Vec<_> = after.difference(&before).collect();
     assert!(new.is_empty(), "{new:#?}");
     assert!(!after.iter().any(|series| series.contains("strange")), "{after:#?}");
 }
 
-/// Calls with names of the client's choice wherever it may choose one.
-async fn strange_calls(caller: &Caller, daemon: &Daemon, times: usize) {
+/// Calls with arbitrary names wherever a client may choose one.
+async fn calls_with_arbitrary_names(caller: &Caller, daemon: &Daemon, times: usize) {
     let sealed = caller.round_trip().await;
     let mut kms = daemon.kms().await;
     for _ in 0..times {
         let strange = format!("strange-{:016x}", rand::random::<u64>());
         let request = EncryptRequest { plaintext: Bytes::from_static(b"seed"), uid: strange.clone() };
         kms.encrypt(request).await.unwrap();
-        // The ciphertext is a good one: with a foreign key_id it is another provider's.
+        // A valid ciphertext with a foreign key_id counts as one of another provider.
         for key_id in [strange.clone(), format!("tk1.{strange}"), String::new()] {
             let request = DecryptRequest {
                 annotations: [(strange.clone(), Bytes::from_static(b"x"))].into(),
@@ -159,12 +159,12 @@ async fn strange_calls(caller: &Caller, daemon: &Daemon, times: usize) {
     }
 }
 
-/// As kube-apiserver labels it.
+/// The hash that kube-apiserver uses as a label.
 fn hash(key_id: &str) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(key_id)))
 }
 
-/// Everything on /metrics before its value, that is name and labels.
+/// The names and labels of all series on /metrics.
 async fn series(daemon: &Daemon) -> BTreeSet<String> {
     let (status, text) = daemon.admin("/metrics").await;
     assert_eq!(status, 200, "{text}");
@@ -172,8 +172,8 @@ async fn series(daemon: &Daemon) -> BTreeSet<String> {
     samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
 }
 
-/// The names of metrics on /metrics with the names of their labels.
-async fn shown(daemon: &Daemon) -> BTreeMap<String, BTreeSet<String>> {
+/// The metrics on /metrics and their label names.
+async fn exported_metrics(daemon: &Daemon) -> BTreeMap<String, BTreeSet<String>> {
     let (_, text) = daemon.admin("/metrics").await;
     let histograms: BTreeSet<_> = text
         .lines()
@@ -191,14 +191,14 @@ async fn shown(daemon: &Daemon) -> BTreeMap<String, BTreeSet<String>> {
     shown
 }
 
-/// The names of metrics in the table of docs/metrics.md with the names of their labels.
-fn documented() -> BTreeMap<String, BTreeSet<String>> {
+/// The metrics in the table of docs/metrics.md and their label names.
+fn documented_metrics() -> BTreeMap<String, BTreeSet<String>> {
     let path = testkit::repository::path("docs/metrics.md");
     let text = fs::read_to_string(path).unwrap();
     let quoted =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let mut documented = BTreeMap::new();
-    // Below that is the table of alerts.
+    // The table of alerts follows.
     let metrics = text.lines().take_while(|line| *line != "## Alerts");
     for row in metrics.filter(|line| line.starts_with("| `")) {
         let cells: Vec<_> = row.split('|').collect();

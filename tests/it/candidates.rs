@@ -1,35 +1,35 @@
-//! Configs that do not work: none displaces what does, and each says why it is not in use.
+//! Configs that do not work: none replaces a working one, and the reason for each is reported.
 
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use serde_json::json;
 use testkit::{
-    Bao, Daemon, KEY, Load, Rendered,
+    Bao, ConfigFile, Daemon, KEY, Load,
     calls::{decrypt, encrypt, round_trip, status},
-    closed_address, eventually, policy, rendered,
+    closed_address, config_file, eventually, policy,
 };
 use tonic::Code;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A config that does not work.
-struct Bad {
+struct BadConfig {
     name: &'static str,
-    /// What is said of it.
+    /// Parts of the reported reason.
     reason: Vec<String>,
-    /// How it is counted.
+    /// The label of its metric.
     result: &'static str,
     text: String,
 }
 
-/// Two Vaults, and configs that do not work with the first.
-struct Bench {
+/// Two servers, and configs that do not work with the first.
+struct Setup {
     bao: Bao,
     dir: tempfile::TempDir,
     other: Bao,
 }
 
-impl Bench {
+impl Setup {
     async fn start() -> Self {
         let (bao, other) = (Bao::start().await, Bao::start().await);
         Self { bao, dir: tempfile::tempdir().unwrap(), other }
@@ -39,14 +39,14 @@ impl Bench {
         self.dir.path().join("config.yaml")
     }
 
-    /// Every config that works nowhere.
-    async fn bad(&self) -> Vec<Bad> {
+    /// All configs that do not work.
+    async fn bad(&self) -> Vec<BadConfig> {
         let bao = &self.bao;
-        let good = Rendered::with_new_token(bao).await;
+        let good = ConfigFile::with_new_token(bao).await;
         let with_key = async |key: &str| {
             bao.policy(key, &policy("transit", key)).await;
             let token = bao.create_token(json!({"policies": [key], "ttl": "1h"})).await;
-            Rendered { keys: vec![key.into()], ..Rendered::of(bao, &token) }.yaml()
+            ConfigFile { keys: vec![key.into()], ..ConfigFile::of(bao, &token) }.yaml()
         };
         bao.api("POST", "transit/keys/derived", json!({"derived": true})).await;
         bao.api("POST", "transit/keys/rsa", json!({"type": "rsa-2048"})).await;
@@ -75,7 +75,7 @@ impl Bench {
                 "unreachable Vault",
                 "pending",
                 [away.as_str(), "cannot be reached", "refused"],
-                Rendered { addresses: vec![away.clone()], ..good.clone() }.yaml(),
+                ConfigFile { addresses: vec![away.clone()], ..good.clone() }.yaml(),
             ),
             bad(
                 "no key of that name",
@@ -87,7 +87,7 @@ impl Bench {
                 "a key that the policy does not allow",
                 "refused",
                 ["grant `read` on transit/keys/forbidden"],
-                Rendered { keys: vec!["forbidden".into()], ..good.clone() }.yaml(),
+                ConfigFile { keys: vec!["forbidden".into()], ..good.clone() }.yaml(),
             ),
             bad(
                 "derived key",
@@ -130,13 +130,18 @@ impl Bench {
     }
 }
 
-fn bad<const N: usize>(name: &'static str, result: &'static str, reason: [&str; N], text: String) -> Bad {
-    Bad { name, reason: reason.map(str::to_owned).into(), result, text }
+fn bad<const N: usize>(
+    name: &'static str,
+    result: &'static str,
+    reason: [&str; N],
+    text: String,
+) -> BadConfig {
+    BadConfig { name, reason: reason.map(str::to_owned).into(), result, text }
 }
 
-/// Waits until `/readyz` answers `code` and names this reason.
-async fn wait_reason(daemon: &Daemon, code: u16, bad: &Bad) -> String {
-    eventually(bad.name, PATIENCE, async || {
+/// Waits until `/readyz` has the status `code` and names this reason.
+async fn wait_reason(daemon: &Daemon, code: u16, bad: &BadConfig) -> String {
+    eventually(bad.name, WAIT_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         let named = bad.reason.iter().all(|words| text.contains(words));
         if status == code && named { Ok(text) } else { Err(format!("{status} {text}")) }
@@ -144,11 +149,11 @@ async fn wait_reason(daemon: &Daemon, code: u16, bad: &Bad) -> String {
     .await
 }
 
-/// All in one file, between the key that encrypts and the one that is needed.
+/// One config lists them all between the key that encrypts and the key that can decrypt.
 #[tokio::test]
-async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
-    let bench = Bench::start().await;
-    let bao = &bench.bao;
+async fn unusable_keys_do_not_hide_the_keys_after_them() {
+    let setup = Setup::start().await;
+    let bao = &setup.bao;
     let middle = ["rsa", "ecdsa", "ed25519", "hmac", "derived", "forbidden", "unreadable", "gone"];
     for (key, options) in [
         ("rsa", json!({ "type": "rsa-2048" })),
@@ -170,13 +175,13 @@ async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
     bao.policy("many", &rules).await;
     let token = bao.create_token(json!({"policies": ["many"], "ttl": "1h"})).await;
     let keys = [KEY].into_iter().chain(middle).chain(["old"]).map(Into::into).collect();
-    let text = Rendered { keys, ..Rendered::of(bao, &token) }.yaml();
-    rendered::by_rename(&bench.config(), &text);
-    let daemon = Daemon::start(&bench.config()).await;
+    let text = ConfigFile { keys, ..ConfigFile::of(bao, &token) }.yaml();
+    config_file::by_rename(&setup.config(), &text);
+    let daemon = Daemon::start(&setup.config()).await;
     let kms = daemon.kms().await;
     round_trip(&kms, "first").await;
 
-    // Alone and together: a batch answers in other ways.
+    // Alone and together, because Vault responds differently to a batch.
     for number in 0..3_u8 {
         for key in ["rsa", "unreadable", "old"] {
             let mut calls = tokio::task::JoinSet::new();
@@ -190,7 +195,7 @@ async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
             calls.join_all().await;
         }
     }
-    // The most useful of nine failures.
+    // The most useful of nine errors is reported.
     let old = bao.encrypt("old", b"seed").await;
     bao.rotate_key("old").await;
     bao.api("POST", "transit/keys/old/config", json!({ "min_decryption_version": 2 })).await;
@@ -209,25 +214,25 @@ async fn keys_that_cannot_be_used_hide_none_of_those_behind_them() {
     ] {
         daemon.wait_printed(words).await;
     }
-    // Nothing of it speaks against the node, or the session.
+    // These errors affect neither the health of the node nor the session.
     assert_eq!(daemon.metric("transit_kms_vault_node_up", &[]).await, 1.0);
     assert!(!daemon.log().contains("a Vault node was ejected"), "a node was ejected");
     round_trip(&kms, "last").await;
 }
 
 #[tokio::test]
-async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
-    let bench = Bench::start().await;
-    let (bao, config) = (&bench.bao, bench.config());
-    let first = Rendered::with_new_token(bao).await;
-    rendered::by_rename(&config, &first.yaml());
+async fn a_bad_config_does_not_replace_a_working_one_and_the_next_good_one_is_used() {
+    let setup = Setup::start().await;
+    let (bao, config) = (&setup.bao, setup.config());
+    let first = ConfigFile::with_new_token(bao).await;
+    config_file::by_rename(&config, &first.yaml());
     let mut daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let pid = daemon.pid();
     let load = Load::start(&daemon, 2, Duration::from_millis(10)).await;
 
-    let mut all = bench.bad().await;
-    let theirs = Rendered::with_new_token(&bench.other).await;
+    let mut all = setup.bad().await;
+    let theirs = ConfigFile::with_new_token(&setup.other).await;
     all.push(bad(
         "another Vault with a key of the same name",
         "refused",
@@ -236,29 +241,29 @@ async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
     ));
     for bad in &all {
         let before = daemon.reloads(bad.result).await;
-        rendered::by_rename(&config, &bad.text);
-        // Counted first, because the one before may have had the same reason.
-        eventually(bad.name, PATIENCE, async || daemon.reloads(bad.result).await > before).await;
+        config_file::by_rename(&config, &bad.text);
+        // Waits for the counter, because the previous config may have had the same reason.
+        eventually(bad.name, WAIT_TIMEOUT, async || daemon.reloads(bad.result).await > before).await;
         let text = wait_reason(&daemon, 200, bad).await;
         assert!(text.contains("; the newest config is not in use: "), "{}: {text}", bad.name);
         assert_eq!(daemon.reloads(bad.result).await, before + 1, "{}", bad.name);
         assert_eq!(daemon.generation().await, 1, "{}", bad.name);
         let calls = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > calls + 8).await;
+        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 8).await;
     }
     fs::remove_file(&config).unwrap();
     wait_reason(&daemon, 200, &bad("no file", "invalid", [config.to_str().unwrap()], String::new())).await;
 
-    let last = Rendered::with_new_token(bao).await;
-    rendered::by_rename(&config, &last.yaml());
-    // At once, not at the next turn of a candidate that waits.
+    let last = ConfigFile::with_new_token(bao).await;
+    config_file::by_rename(&config, &last.yaml());
+    // At once, not at the next try of the pending candidate.
     eventually("the good one is in use", Duration::from_secs(3), async || daemon.generation().await == 2)
         .await;
     let (ready, text) = daemon.admin("/readyz").await;
     assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
     bao.revoke(&first.token).await;
     let calls = load.calls();
-    eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
+    eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(daemon.reloads("success").await, 2);
     assert_eq!((daemon.exited(), daemon.pid()), (None, pid));
@@ -266,12 +271,12 @@ async fn none_displaces_what_works_and_the_next_good_one_is_taken() {
 }
 
 #[tokio::test]
-async fn at_start_status_says_why_and_the_first_good_one_is_taken() {
-    let bench = Bench::start().await;
-    let config = bench.config();
+async fn at_start_status_gives_the_reason_and_the_first_good_config_is_used() {
+    let setup = Setup::start().await;
+    let config = setup.config();
     let mut said = BTreeSet::new();
-    for bad in &bench.bad().await {
-        rendered::by_rename(&config, &bad.text);
+    for bad in &setup.bad().await {
+        config_file::by_rename(&config, &bad.text);
         let daemon = Daemon::start(&config).await;
         wait_reason(&daemon, 503, bad).await;
         let kms = daemon.kms().await;
@@ -283,8 +288,8 @@ async fn at_start_status_says_why_and_the_first_good_one_is_taken() {
         assert_eq!((daemon.generation().await, daemon.reloads(bad.result).await), (0, 1), "{}", bad.name);
         said.insert(refused.message().to_owned());
 
-        let good = Rendered::with_new_token(&bench.bao).await;
-        rendered::by_rename(&config, &good.yaml());
+        let good = ConfigFile::with_new_token(&setup.bao).await;
+        config_file::by_rename(&config, &good.yaml());
         daemon.wait_generation(1).await;
         round_trip(&kms, "healed").await;
     }
@@ -292,11 +297,11 @@ async fn at_start_status_says_why_and_the_first_good_one_is_taken() {
 }
 
 #[tokio::test]
-async fn at_start_with_vault_down_it_is_taken_when_vault_comes_up() {
+async fn at_start_a_config_is_used_once_vault_is_up() {
     let mut bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+    config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
     bao.stop();
     let daemon = Daemon::start(&config).await;
     let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
@@ -306,22 +311,22 @@ async fn at_start_with_vault_down_it_is_taken_when_vault_comes_up() {
     bao.unseal().await;
     daemon.wait_generation(1).await;
     round_trip(&daemon.kms().await, "up").await;
-    // One config, one count, however often it was tried.
+    // A config is counted once, even if it is tried several times.
     assert_eq!((daemon.reloads("pending").await, daemon.reloads("success").await), (1, 1));
 }
 
 #[tokio::test]
-async fn a_candidate_that_came_while_vault_was_down_is_taken_when_it_comes_up() {
+async fn a_candidate_found_while_vault_is_down_is_used_once_vault_is_up() {
     let mut bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    let first = Rendered::with_new_token(&bao).await;
-    let next = Rendered::with_new_token(&bao).await;
-    rendered::by_rename(&config, &first.yaml());
+    let first = ConfigFile::with_new_token(&bao).await;
+    let next = ConfigFile::with_new_token(&bao).await;
+    config_file::by_rename(&config, &first.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     bao.stop();
-    rendered::by_rename(&config, &next.yaml());
+    config_file::by_rename(&config, &next.yaml());
     let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
     wait_reason(&daemon, 200, &away).await;
     assert_eq!((daemon.generation().await, daemon.reloads("pending").await), (1, 1));
@@ -334,20 +339,20 @@ async fn a_candidate_that_came_while_vault_was_down_is_taken_when_it_comes_up() 
 }
 
 #[tokio::test]
-async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
+async fn a_pending_candidate_is_dropped_when_the_old_file_is_restored() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    let good = Rendered::with_new_token(&bao).await;
-    rendered::by_rename(&config, &good.yaml());
+    let good = ConfigFile::with_new_token(&bao).await;
+    config_file::by_rename(&config, &good.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let away = closed_address();
-    let nobody = Rendered { addresses: vec![away.clone()], ..good.clone() };
-    rendered::by_rename(&config, &nobody.yaml());
+    let nobody = ConfigFile { addresses: vec![away.clone()], ..good.clone() };
+    config_file::by_rename(&config, &nobody.yaml());
     wait_reason(&daemon, 200, &bad("away", "pending", [&away], String::new())).await;
-    rendered::by_rename(&config, &good.yaml());
-    eventually("no trouble any more", PATIENCE, async || {
+    config_file::by_rename(&config, &good.yaml());
+    eventually("no trouble any more", WAIT_TIMEOUT, async || {
         let (ready, text) = daemon.admin("/readyz").await;
         if ready == 200 && !text.contains("not in use") { Ok(()) } else { Err(text) }
     })
@@ -357,8 +362,8 @@ async fn a_pending_candidate_is_forgotten_when_the_old_file_comes_back() {
     assert_eq!((state("in_use").await, state("pending").await), (1.0, 0.0));
 }
 
-/// Makes a Transit engine at `mount` of `namespace` (empty for the root) with a key.
-async fn another_place(bao: &Bao, namespace: &str, mount: &str) {
+/// Enables Transit at `mount` of `namespace` (empty for the root), with a key.
+async fn create_key_at(bao: &Bao, namespace: &str, mount: &str) {
     let at = |path: &str| if namespace.is_empty() { path.to_owned() } else { format!("{namespace}/{path}") };
     if !namespace.is_empty() {
         bao.api("POST", &format!("sys/namespaces/{namespace}"), json!({})).await;
@@ -367,18 +372,18 @@ async fn another_place(bao: &Bao, namespace: &str, mount: &str) {
     bao.api("POST", &at(&format!("{mount}/keys/{KEY}")), json!({})).await;
 }
 
-/// A move from `old` to `new` is refused while the old key is not named, and taken when it is.
-async fn assert_moves_without_a_loss(old: &Rendered, new: &Rendered, old_entry: serde_json::Value) {
+/// Checks that a move from `old` to `new` is refused without the old key in `keynames`, and used with it.
+async fn assert_move_needs_the_old_key(old: &ConfigFile, new: &ConfigFile, old_entry: serde_json::Value) {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &old.yaml());
+    config_file::by_rename(&config, &old.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let kms = daemon.kms().await;
     let load = Load::start(&daemon, 2, Duration::from_millis(10)).await;
     let before = encrypt(&kms, b"before", "before").await.unwrap();
 
-    rendered::by_rename(&config, &new.yaml());
+    config_file::by_rename(&config, &new.yaml());
     let name = |field: &str| old_entry[field].as_str().unwrap().to_owned();
     let entry =
         format!("{{ name: {}, mount: {}, namespace: {} }}", name("name"), name("mount"), name("namespace"));
@@ -391,7 +396,7 @@ async fn assert_moves_without_a_loss(old: &Rendered, new: &Rendered, old_entry: 
 
     let mut keys = new.keys.clone();
     keys.push(old_entry);
-    rendered::by_rename(&config, &Rendered { keys, ..new.clone() }.yaml());
+    config_file::by_rename(&config, &ConfigFile { keys, ..new.clone() }.yaml());
     daemon.wait_generation(2).await;
     let after = encrypt(&kms, b"after", "after").await.unwrap();
     assert_ne!(after.key_id, before.key_id);
@@ -399,69 +404,69 @@ async fn assert_moves_without_a_loss(old: &Rendered, new: &Rendered, old_entry: 
     for (sealed, plain) in [(before, &b"before"[..]), (after, &b"after"[..])] {
         assert_eq!(decrypt(&kms, sealed.ciphertext, &sealed.key_id, "both").await.unwrap(), plain);
     }
-    // Each of its calls asks for Status too, and none but ok counts.
+    // The load also calls Status and expects `ok`.
     let calls = load.calls();
-    eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
+    eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
     let (ready, text) = daemon.admin("/readyz").await;
     assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
 }
 
 #[tokio::test]
-async fn another_mount_strands_nothing_and_is_taken_with_the_old_key_behind_the_new_one() {
+async fn a_move_to_another_mount_needs_the_old_key_in_keynames() {
     let bao = Bao::start().await;
-    another_place(&bao, "", "new").await;
+    create_key_at(&bao, "", "new").await;
     let rules = policy("transit", KEY) + &policy("new", KEY);
     bao.policy("both", &rules).await;
     let token = bao.create_token(json!({"policies": ["both"], "ttl": "1h"})).await;
-    let old = Rendered::of(&bao, &token);
-    let new = Rendered { mount: "new".into(), ..old.clone() };
+    let old = ConfigFile::of(&bao, &token);
+    let new = ConfigFile { mount: "new".into(), ..old.clone() };
     let entry = json!({"name": KEY, "mount": "transit", "namespace": "root"});
-    assert_moves_without_a_loss(&old, &new, entry).await;
+    assert_move_needs_the_old_key(&old, &new, entry).await;
 }
 
 #[tokio::test]
-async fn another_namespace_strands_nothing_and_is_taken_with_the_old_key_behind_the_new_one() {
+async fn a_move_to_another_namespace_needs_the_old_key_in_keynames() {
     let bao = Bao::start().await;
     if Bao::is_vault() {
         eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
         return;
     }
-    another_place(&bao, "team-a", "transit").await;
-    another_place(&bao, "team-b", "transit").await;
-    // A token of the root namespace works in those below it, if its policy names their paths.
+    create_key_at(&bao, "team-a", "transit").await;
+    create_key_at(&bao, "team-b", "transit").await;
+    // A token of the root namespace is valid in child namespaces if its policy names their paths.
     let mut rules = policy("team-a/transit", KEY) + &policy("team-b/transit", KEY);
     for namespace in ["team-a", "team-b"] {
         rules += &format!("path \"{namespace}/auth/token/*\" {{ capabilities = [\"read\", \"update\"] }}\n");
     }
     bao.policy("both", &rules).await;
     let token = bao.create_token(json!({"policies": ["both"], "ttl": "1h"})).await;
-    let old = Rendered { namespace: Some("team-a".into()), ..Rendered::of(&bao, &token) };
-    let new = Rendered { namespace: Some("team-b".into()), ..old.clone() };
+    let old = ConfigFile { namespace: Some("team-a".into()), ..ConfigFile::of(&bao, &token) };
+    let new = ConfigFile { namespace: Some("team-b".into()), ..old.clone() };
     let entry = json!({"name": KEY, "mount": "transit", "namespace": "team-a"});
-    assert_moves_without_a_loss(&old, &new, entry).await;
+    assert_move_needs_the_old_key(&old, &new, entry).await;
 }
 
 #[tokio::test]
-async fn one_key_has_one_key_id_by_every_spelling_and_no_reload_changes_it() {
+async fn one_key_has_one_key_id_for_every_spelling_of_its_path() {
     let bao = Bao::start().await;
     if Bao::is_vault() {
         eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
         return;
     }
-    another_place(&bao, "team-a", "transit").await;
+    create_key_at(&bao, "team-a", "transit").await;
     bao.policy("a", &policy("team-a/transit", KEY)).await;
     let token = bao.create_token(json!({"policies": ["a"], "ttl": "1h"})).await;
-    let by_namespace = Rendered { namespace: Some("/team-a/".into()), ..Rendered::of(&bao, &token) };
-    let by_mount = Rendered { mount: "team-a/transit".into(), ..Rendered::of(&bao, &token) };
+    let by_namespace = ConfigFile { namespace: Some("/team-a/".into()), ..ConfigFile::of(&bao, &token) };
+    let by_mount = ConfigFile { mount: "team-a/transit".into(), ..ConfigFile::of(&bao, &token) };
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &by_namespace.yaml());
+    config_file::by_rename(&config, &by_namespace.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let kms = daemon.kms().await;
     let sealed = encrypt(&kms, b"seed", "one").await.unwrap();
-    rendered::by_rename(&config, &by_mount.yaml());
+    config_file::by_rename(&config, &by_mount.yaml());
     daemon.wait_generation(2).await;
     assert_eq!(status(&kms).await.unwrap().key_id, sealed.key_id);
     assert_eq!(decrypt(&kms, sealed.ciphertext, &sealed.key_id, "two").await.unwrap(), b"seed"[..]);

@@ -1,90 +1,90 @@
-//! Any one node of a real cluster of three may die, freeze, be sealed, step down or be cut off, and
-//! no call fails: under 50 calls a second, by a caller that tries nothing again.
+//! Failures of one node of a real cluster of three. No call fails at 50 calls per second without retries by the
+//! client, whether the node crashes, freezes, is sealed, steps down or is cut off.
 
 use std::time::Duration;
 
 use serde_json::Value;
 use testkit::{
-    Daemon, DaemonOptions, KEY, Load, LoadReport, MOUNT, Trio, eventually, figures::figure, full, rendered,
-    scratch,
+    Daemon, DaemonOptions, KEY, Load, LoadReport, MOUNT, ThreeNodeVault, config_file, eventually, full,
+    measurements::record_measurement, temp_dir,
 };
 
-/// Calls a second.
+/// Calls per second.
 const RATE: u32 = 50;
 
-/// What happens to one node.
+/// A failure of one node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Blow {
-    /// The network swallows what is sent to it.
+enum NodeFailure {
+    /// The network drops all traffic to it.
     BlackHole,
-    /// SIGSTOP, and SIGCONT.
+    /// SIGSTOP, later SIGCONT.
     Freeze,
-    /// SIGKILL, and a start.
+    /// SIGKILL, later a restart.
     Kill,
-    /// The network refuses connections to it, and breaks those that are there.
+    /// The network refuses connections to it and closes existing ones.
     Refusal,
-    /// Sealed, and unsealed.
+    /// Sealed, later unsealed.
     Seal,
-    /// It gives up being the leader.
+    /// It steps down as leader.
     StepDown,
 }
 
-/// A cluster and a daemon on it.
-struct Arena {
+/// A cluster, and a daemon that uses it.
+struct ClusterWithDaemon {
     daemon: Daemon,
-    trio: Trio,
+    vault: ThreeNodeVault,
     _dir: tempfile::TempDir,
 }
 
-impl Arena {
+impl ClusterWithDaemon {
     async fn start() -> Self {
-        Self::of(Trio::start().await).await
+        Self::of(ThreeNodeVault::start().await).await
     }
 
-    async fn of(trio: Trio) -> Self {
-        let dir = scratch("arena-");
+    async fn of(vault: ThreeNodeVault) -> Self {
+        let dir = temp_dir("cluster-");
         let config = dir.path().join("config.yaml");
-        rendered::by_rename(&config, &trio.rendered().await.yaml());
+        config_file::by_rename(&config, &vault.rendered().await.yaml());
         let arguments = ["--log-level", "debug", "--health-check-interval", "2s"];
         let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
         daemon.wait_ready().await;
-        Self { daemon, trio, _dir: dir }
+        Self { daemon, vault, _dir: dir }
     }
 
-    /// Strikes the node, lets calls come for a while, heals it, and lets more come.
-    async fn strike(&mut self, blow: Blow, node: usize) -> LoadReport {
-        self.trio.whole().await;
-        let leads = self.trio.leader().await == node;
+    /// Applies the failure to the node under load, ends it, and returns the results of the load.
+    async fn run(&mut self, failure: NodeFailure, node: usize) -> LoadReport {
+        self.vault.wait_complete().await;
+        let leads = self.vault.leader().await == node;
         let load = Load::at_rate(&self.daemon, RATE);
         more_calls(&load, u64::from(RATE) / 2).await;
-        let member = &mut self.trio.members[node];
-        match blow {
-            Blow::BlackHole => self.trio.wires[node].swallow(),
-            Blow::Freeze => member.freeze().await,
-            Blow::Kill => member.stop(),
-            Blow::Refusal => self.trio.wires[node].refuse().await,
-            // A standby cannot be sealed by itself: it comes up sealed.
-            Blow::Seal if !leads => {
+        let member = &mut self.vault.members[node];
+        match failure {
+            NodeFailure::BlackHole => self.vault.links[node].drop_traffic(),
+            NodeFailure::Freeze => member.freeze().await,
+            NodeFailure::Kill => member.stop(),
+            NodeFailure::Refusal => self.vault.links[node].refuse().await,
+            // `sys/seal` works on the leader only. A standby is sealed after a restart.
+            NodeFailure::Seal if !leads => {
                 member.stop();
                 member.start_again_sealed().await;
             }
-            Blow::Seal => member.seal().await,
-            Blow::StepDown => drop(member.api("PUT", "sys/step-down", Value::Null).await),
+            NodeFailure::Seal => member.seal().await,
+            NodeFailure::StepDown => drop(member.api("PUT", "sys/step-down", Value::Null).await),
         }
         let seconds = if full() { 10 } else { 1 };
         more_calls(&load, u64::from(RATE) * seconds).await;
-        let member = &mut self.trio.members[node];
-        match blow {
-            Blow::BlackHole | Blow::Refusal => self.trio.wires[node].mend().await,
-            Blow::Freeze => member.thaw(),
-            Blow::Kill => {
+        let member = &mut self.vault.members[node];
+        match failure {
+            NodeFailure::BlackHole | NodeFailure::Refusal => self.vault.links[node].restore().await,
+            NodeFailure::Freeze => member.thaw(),
+            NodeFailure::Kill => {
                 member.start_again_sealed().await;
                 member.unseal_member().await;
             }
-            Blow::Seal => member.unseal_member().await,
-            Blow::StepDown => {}
+            NodeFailure::Seal => member.unseal_member().await,
+            NodeFailure::StepDown => {}
         }
-        self.trio.whole().await;
+        self.vault.wait_complete().await;
         more_calls(&load, u64::from(RATE) / 2).await;
         load.stop().await
     }
@@ -96,70 +96,77 @@ async fn more_calls(load: &Load, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_fails_whatever_happens_to_one_node_of_three() {
-    let mut arena = Arena::start().await;
-    for blow in [Blow::Kill, Blow::Freeze, Blow::Seal, Blow::Refusal, Blow::BlackHole, Blow::StepDown] {
-        // The leader first; by then another one leads, and its turn comes too.
-        let mut turns = vec![arena.trio.leader().await];
-        if blow != Blow::StepDown {
+async fn no_call_fails_while_one_node_of_three_fails() {
+    let mut cluster = ClusterWithDaemon::start().await;
+    for failure in [
+        NodeFailure::Kill,
+        NodeFailure::Freeze,
+        NodeFailure::Seal,
+        NodeFailure::Refusal,
+        NodeFailure::BlackHole,
+        NodeFailure::StepDown,
+    ] {
+        // The leader first, then the others; one of them leads by then.
+        let mut turns = vec![cluster.vault.leader().await];
+        if failure != NodeFailure::StepDown {
             turns.extend((0..3).filter(|node| *node != turns[0]).collect::<Vec<_>>());
         }
         for (turn, node) in turns.into_iter().enumerate() {
-            let report = arena.strike(blow, node).await;
-            println!("{blow:?} of node {node}: {}", told(&report));
+            let report = cluster.run(failure, node).await;
+            println!("{failure:?} of node {node}: {}", summary(&report));
             report.assert_nothing_failed();
             let whom = if turn == 0 { "the leader" } else { "another node" };
-            figure("chaos", &format!("{blow:?} of {whom}: {}", told(&report)));
+            record_measurement("chaos", &format!("{failure:?} of {whom}: {}", summary(&report)));
         }
     }
-    // The blows were felt: calls did not go by chance to where nothing happened.
-    let retries = arena.daemon.metric("transit_kms_retries_total", &[]).await;
-    let hedges = arena.daemon.metric("transit_kms_hedges_total", &[("result", "won")]).await;
+    // The failures had an effect: the calls did not go to healthy nodes by chance.
+    let retries = cluster.daemon.metric("transit_kms_retries_total", &[]).await;
+    let hedges = cluster.daemon.metric("transit_kms_hedges_total", &[("result", "won")]).await;
     println!("{retries} retries, {hedges} hedges won");
     assert!(retries >= 1.0 && hedges >= 1.0, "{retries} {hedges}");
-    assert_eq!(arena.daemon.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
+    assert_eq!(cluster.daemon.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
-/// Without a quorum there is no leader, so nothing can be written: no key is rotated, no token
-/// renewed. But a standby of OpenBao knows the key and the token, and that is all that calls need.
+/// Without a quorum there is no leader, so no key can be rotated and no token renewed. But a standby of OpenBao can still
+/// check the token and use the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_two_of_three_dead_encrypt_decrypt_and_status_go_on() {
-    let mut arena = Arena::start().await;
+async fn calls_are_answered_while_two_nodes_of_three_are_down() {
+    let mut cluster = ClusterWithDaemon::start().await;
     for the_leader_survives in [false, true] {
-        arena.trio.whole().await;
-        let leader = arena.trio.leader().await;
+        cluster.vault.wait_complete().await;
+        let leader = cluster.vault.leader().await;
         let survivor = if the_leader_survives { leader } else { (leader + 1) % 3 };
-        let load = Load::at_rate(&arena.daemon, RATE);
+        let load = Load::at_rate(&cluster.daemon, RATE);
         more_calls(&load, u64::from(RATE) / 2).await;
         let dead = [(survivor + 1) % 3, (survivor + 2) % 3];
         for node in dead {
-            arena.trio.members[node].stop();
+            cluster.vault.members[node].stop();
         }
         let seconds = if full() { 60 } else { 4 };
         more_calls(&load, u64::from(RATE) * seconds).await;
         let report = load.stop().await;
         report.assert_nothing_failed();
         let whom = if the_leader_survives { "the leader" } else { "a standby" };
-        let told = format!("two of three dead, {whom} survives: {}", told(&report));
-        figure("chaos", &told);
+        let text = format!("two of three down, {whom} remains: {}", summary(&report));
+        record_measurement("chaos", &text);
         for node in dead {
-            arena.trio.members[node].start_again_sealed().await;
+            cluster.vault.members[node].start_again_sealed().await;
         }
         for node in dead {
-            arena.trio.members[node].unseal_member().await;
+            cluster.vault.members[node].unseal_member().await;
         }
     }
 }
 
-/// A server that cannot write its audit log answers nothing but 500.
+/// A server that cannot write its audit log responds with 500 to every request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_fails_while_the_audit_device_of_one_node_does() {
-    let arena = Arena::of(Trio::with_audit_disks().await).await;
-    let leader = arena.trio.leader().await;
+async fn no_call_fails_while_the_audit_device_of_one_node_is_full() {
+    let cluster = ClusterWithDaemon::of(ThreeNodeVault::with_audit_disks().await).await;
+    let leader = cluster.vault.leader().await;
     for node in [leader, (leader + 1) % 3] {
-        let member = &arena.trio.members[node];
+        let member = &cluster.vault.members[node];
         let Some(disk) = member.audit_disk() else { return };
-        let load = Load::at_rate(&arena.daemon, RATE);
+        let load = Load::at_rate(&cluster.daemon, RATE);
         more_calls(&load, u64::from(RATE) / 2).await;
         disk.fill();
         let path = format!("{MOUNT}/keys/{KEY}");
@@ -174,11 +181,11 @@ async fn no_call_fails_while_the_audit_device_of_one_node_does() {
         let report = load.stop().await;
         report.assert_nothing_failed();
         let whom = if node == leader { "the leader" } else { "another node" };
-        figure("chaos", &format!("audit device of {whom} fails: {}", told(&report)));
+        record_measurement("chaos", &format!("audit device of {whom} fails: {}", summary(&report)));
     }
 }
 
-/// A summary of the run, for the log of the tests.
-fn told(report: &LoadReport) -> String {
+/// A summary of the load for the test output.
+fn summary(report: &LoadReport) -> String {
     format!("{} calls, none failed, the longest took {:?}", report.calls, report.longest)
 }

@@ -14,17 +14,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use testkit::{
-    self, Bao, Daemon, DaemonOptions, Rendered, closed_address, eventually,
-    program::{Ran, run, run_with},
-    rendered, scratch, unix_url,
+    self, Bao, ConfigFile, Daemon, DaemonOptions,
+    cli::{Ran, run, run_with},
+    closed_address, config_file, eventually, temp_dir, unix_url,
 };
 use tonic::Code;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `EX_USAGE`.
 const USAGE: Option<i32> = Some(64);
 /// `EX_CANTCREAT`.
-const TAKEN: Option<i32> = Some(73);
+const CANNOT_CREATE: Option<i32> = Some(73);
 
 /// Every flag of `serve`, with a value that it cannot have and what is said about it. A path may
 /// be anything.
@@ -94,7 +94,7 @@ fn assert_refused(ran: &Ran, flag: &str, words: &str) {
 }
 
 #[tokio::test]
-async fn every_flag_of_serve_is_a_variable_too() {
+async fn every_flag_of_serve_has_an_environment_variable() {
     let flags: BTreeSet<_> = flags_of(&run(&["serve", "--help"]).await.stdout);
     let tested: BTreeSet<_> = BAD_VALUES.iter().map(|(flag, ..)| (*flag).to_owned()).collect();
     assert_eq!(flags, tested, "all flags are in the table, and none that is not there");
@@ -109,7 +109,7 @@ async fn every_flag_of_serve_is_a_variable_too() {
 }
 
 #[tokio::test]
-async fn variables_have_effect_and_flags_come_first() {
+async fn flags_override_variables() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -122,7 +122,7 @@ async fn variables_have_effect_and_flags_come_first() {
         ("TRANSIT_KMS_LOG_LEVEL", "error"),
     ];
     let ran = run_with(&["serve"], &variables, "").await;
-    assert_eq!(ran.code, TAKEN, "{ran:?}");
+    assert_eq!(ran.code, CANNOT_CREATE, "{ran:?}");
     // One line, JSON, about that file: nothing below `error`.
     let said: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
     assert!(said["error"].as_str().unwrap().contains(file.to_str().unwrap()), "{said}");
@@ -154,7 +154,7 @@ async fn variables_have_effect_and_flags_come_first() {
     let ran = probe(&daemon, &["status"]).await;
     assert!(ran.stderr.contains(&format!("uid {ours}")), "{ran:?}");
     // `http://` is taken, so it is Vault that is amiss.
-    eventually("the address is tried", PATIENCE, async || {
+    eventually("the address is tried", WAIT_TIMEOUT, async || {
         let (_, why) = daemon.admin("/readyz").await;
         if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
     })
@@ -213,8 +213,8 @@ async fn help_names_every_flag_and_variable() {
 }
 
 #[tokio::test]
-async fn variables_of_vault_are_named_and_not_heeded() {
-    let stage = Stage::set().await;
+async fn vault_variables_are_ignored_with_a_warning() {
+    let env = Setup::start().await;
     let wrong = closed_address();
     let theirs = [
         ("BAO_ADDR", wrong.as_str()),
@@ -230,7 +230,7 @@ async fn variables_of_vault_are_named_and_not_heeded() {
     let proxies = ["ALL_PROXY", "HTTPS_PROXY", "https_proxy"].map(|name| (name.to_owned(), wrong.clone()));
     let environment = environment.chain(proxies).collect();
     let daemon =
-        Daemon::start_with(&stage.config, DaemonOptions { environment, ..DaemonOptions::default() }).await;
+        Daemon::start_with(&env.config, DaemonOptions { environment, ..DaemonOptions::default() }).await;
     daemon.wait_ready().await;
     assert_eq!(probe(&daemon, &["roundtrip"]).await.code, Some(0));
     let log = daemon.log();
@@ -243,9 +243,9 @@ async fn variables_of_vault_are_named_and_not_heeded() {
 }
 
 #[tokio::test]
-async fn probes_of_a_healthy_daemon() {
-    let stage = Stage::set().await;
-    let daemon = Daemon::start(&stage.config).await;
+async fn probe_succeeds_with_a_healthy_daemon() {
+    let env = Setup::start().await;
+    let daemon = Daemon::start(&env.config).await;
     daemon.wait_ready().await;
     let key_id = daemon.kms().await.status(StatusRequest {}).await.unwrap().into_inner().key_id;
 
@@ -283,7 +283,7 @@ async fn probes_of_a_healthy_daemon() {
     let ciphertext = sealed["ciphertext"].as_str().unwrap();
     let in_etcd = String::from_utf8(BASE64.decode(ciphertext).unwrap()).unwrap();
     assert!(in_etcd.starts_with("vault:v1:"), "{in_etcd}");
-    assert_eq!(stage.bao.decrypt("kms", &in_etcd).await, seed);
+    assert_eq!(env.bao.decrypt("kms", &in_etcd).await, seed);
     let hash = hex::encode(Sha256::digest(seed));
     for (ciphertext, input) in [(ciphertext, ""), (&in_etcd, ""), ("-", ciphertext), ("-", &in_etcd)] {
         let decrypt =
@@ -304,11 +304,13 @@ async fn probes_of_a_healthy_daemon() {
 }
 
 #[tokio::test]
-async fn probes_of_a_daemon_that_is_not_healthy() {
+async fn probe_fails_with_an_unhealthy_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&dir.path().join("absent.yaml")).await;
-    eventually("it has looked", PATIENCE, async || daemon.admin("/readyz").await.1.contains("absent.yaml"))
-        .await;
+    eventually("it has looked", WAIT_TIMEOUT, async || {
+        daemon.admin("/readyz").await.1.contains("absent.yaml")
+    })
+    .await;
     for name in ["decrypt", "encrypt", "ready", "roundtrip", "status"] {
         let mut arguments = vec![name];
         if name == "decrypt" {
@@ -326,10 +328,10 @@ async fn probes_of_a_daemon_that_is_not_healthy() {
     assert_eq!(probe(&daemon, &["live"]).await.code, Some(0));
 
     // Answered, and not `ok`: the reason is what Status says.
-    let stage = Stage::set().await;
-    let daemon = Daemon::start(&stage.config).await;
+    let env = Setup::start().await;
+    let daemon = Daemon::start(&env.config).await;
     daemon.wait_ready().await;
-    stage.bao.revoke(&stage.token).await;
+    env.bao.revoke(&env.token).await;
     probe(&daemon, &["encrypt"]).await;
     let ran = probe(&daemon, &["status", "-o", "json"]).await;
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -340,7 +342,7 @@ async fn probes_of_a_daemon_that_is_not_healthy() {
 }
 
 #[tokio::test]
-async fn probes_of_nothing() {
+async fn probe_fails_without_a_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let socket = unix_url(&dir.path().join("kms.sock")).into_string().unwrap();
     let admin = closed_address().replace("https://", "");
@@ -366,21 +368,21 @@ async fn probes_of_nothing() {
 }
 
 #[tokio::test]
-async fn logs_are_lines_of_text_or_of_json() {
-    let stage = Stage::set().await;
+async fn logs_are_text_or_json_lines() {
+    let env = Setup::start().await;
     for format in ["json", "text"] {
         // A terminal's wish for colours is not one of a log.
         let options = DaemonOptions {
             environment: [("CLICOLOR_FORCE".to_owned(), "1".to_owned())].into(),
             ..DaemonOptions::arguments(["--log-format", format, "--log-level=debug"])
         };
-        rendered::by_rename(&stage.config, &Rendered::of(&stage.bao, &stage.token).yaml());
-        let mut daemon = Daemon::start_with(&stage.config, options).await;
+        config_file::by_rename(&env.config, &ConfigFile::of(&env.bao, &env.token).yaml());
+        let mut daemon = Daemon::start_with(&env.config, options).await;
         daemon.wait_ready().await;
         let before = daemon.log().lines().count();
         let sealed = calls(&daemon).await;
-        rendered::by_rename(&stage.config, "token: \"\u{e9}\n\n\"{");
-        eventually("a bad config is told of", PATIENCE, async || {
+        config_file::by_rename(&env.config, "token: \"\u{e9}\n\n\"{");
+        eventually("a bad config is told of", WAIT_TIMEOUT, async || {
             daemon.log().contains("config cannot be loaded")
         })
         .await;
@@ -402,7 +404,7 @@ async fn logs_are_lines_of_text_or_of_json() {
                     assert!(line[field].is_string(), "{line}");
                 }
             }
-            one_line_a_call(&stage.bao, &log.lines().skip(before).collect::<Vec<_>>(), &sealed);
+            assert_one_line_per_call(&env.bao, &log.lines().skip(before).collect::<Vec<_>>(), &sealed);
         }
     }
 }
@@ -427,7 +429,7 @@ async fn calls(daemon: &Daemon) -> EncryptResponse {
     sealed
 }
 
-fn one_line_a_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse) {
+fn assert_one_line_per_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse) {
     let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of_calls: Vec<_> = lines.iter().filter(|line| line.get("method").is_some()).collect();
     let methods: Vec<_> = of_calls.iter().map(|line| line["method"].as_str().unwrap()).collect();
@@ -455,20 +457,20 @@ fn one_line_a_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse) {
 }
 
 /// A server and a config that uses it.
-struct Stage {
+struct Setup {
     bao: Bao,
     config: PathBuf,
     token: String,
     _dir: TempDir,
 }
 
-impl Stage {
-    async fn set() -> Self {
+impl Setup {
+    async fn start() -> Self {
         let bao = Bao::start().await;
         let dir = tempfile::tempdir().unwrap();
         let config = Path::join(dir.path(), "config.yaml");
         let token = bao.token().await;
-        rendered::by_rename(&config, &Rendered::of(&bao, &token).yaml());
+        config_file::by_rename(&config, &ConfigFile::of(&bao, &token).yaml());
         Self { bao, config, token, _dir: dir }
     }
 }
@@ -481,13 +483,13 @@ fn urls(daemon: &Daemon) -> (String, String) {
 
 /// What `probe encrypt` prints is what `probe decrypt` takes, in both modes and both formats.
 #[tokio::test]
-async fn decrypt_opens_what_encrypt_printed() {
+async fn probe_decrypt_reads_the_output_of_probe_encrypt() {
     for local_kek in [false, true] {
-        let mut stage = testkit::Stage::without_file().await;
-        stage.rendered.local_kek = local_kek;
-        let token = stage.bao.token().await;
-        stage.render(&token);
-        let (daemon, _) = stage.ready([]).await;
+        let mut env = testkit::TestEnv::without_file().await;
+        env.rendered.local_kek = local_kek;
+        let token = env.bao.token().await;
+        env.render(&token);
+        let (daemon, _) = env.ready([]).await;
         let seed = BASE64.encode("sentinel");
         let encrypt = ["encrypt", "--plaintext", &seed];
         let opened = |ran: &Ran| {
@@ -506,7 +508,7 @@ async fn decrypt_opens_what_encrypt_printed() {
         assert_eq!(said["plaintext"], seed.as_str(), "{said}");
 
         let json = probe(&daemon, &[&encrypt[..], &["-o", "json"]].concat()).await.stdout;
-        let file = scratch("answer-");
+        let file = temp_dir("answer-");
         let path = file.path().join("answer.json");
         fs::write(&path, &json).unwrap();
         let from = ["decrypt", "--encrypted", path.to_str().unwrap(), "--show-plaintext", "-o", "json"];

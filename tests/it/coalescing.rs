@@ -1,13 +1,13 @@
-//! Decrypts that come at the same time are asked of Vault together.
+//! Coalescing: concurrent Decrypts become few Vault requests.
 
-use testkit::{Bao, KEY, MOUNT, POLICY, Stage, TAKEN_WITHIN, calls, eventually};
+use testkit::{Bao, KEY, MOUNT, POLICY, RELOAD_TIMEOUT, TestEnv, calls, eventually};
 use tokio::task::JoinSet;
 use tonic::Code;
 
 const SEEDS: u8 = 200;
 
-/// Seeds as another provider has left them, sealed by the server itself.
-async fn sealed(bao: &Bao) -> Vec<String> {
+/// Ciphertexts of seeds, as another provider has left them.
+async fn existing_ciphertexts(bao: &Bao) -> Vec<String> {
     let mut sealed = Vec::new();
     for number in 0..SEEDS {
         sealed.push(bao.encrypt(KEY, &[number; 32]).await);
@@ -16,11 +16,11 @@ async fn sealed(bao: &Bao) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() {
-    let stage = Stage::start().await;
-    stage.bao.audit_uids().await;
-    let (daemon, _) = stage.ready_without_probes().await;
-    let sealed = sealed(&stage.bao).await;
+async fn concurrent_decrypts_become_few_requests_and_a_damaged_one_fails_alone() {
+    let env = TestEnv::start().await;
+    env.bao.enable_uid_audit().await;
+    let (daemon, _) = env.ready_without_health_checks().await;
+    let sealed = existing_ciphertexts(&env.bao).await;
     let damaged = format!("vault:v1:{}", "A".repeat(64));
     let kms = daemon.kms().await;
     let mut running = JoinSet::new();
@@ -44,14 +44,14 @@ async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() 
     assert_eq!((items + shared) as u8, SEEDS + 3);
     assert!(requests < 40.0, "{items} items in {requests} requests");
 
-    // In Vault's log a batch has a name of its own, and our log has its request beside each call.
-    let audited = stage.bao.audit_log();
+    // The audit log of Vault names each batch, and the log of the daemon has the request id beside each call.
+    let audited = env.bao.audit_log();
     let of_batch = audited.iter().find(|entry| {
         let uid = &entry["request"]["headers"]["x-kms-uid"][0];
         entry["type"] == "response" && uid.as_str().is_some_and(|uid| uid.starts_with("batch-"))
     });
     let id = of_batch.expect("a batch")["request"]["id"].as_str().unwrap();
-    eventually("the log has its request beside several calls", TAKEN_WITHIN, async || {
+    eventually("the log has its request beside several calls", RELOAD_TIMEOUT, async || {
         let log = daemon.log();
         log.lines().filter(|line| line.contains("uid=\"many\"") && line.contains(id)).count() > 1
     })
@@ -59,11 +59,11 @@ async fn many_decrypts_at_once_are_few_requests_and_a_damaged_one_fails_alone() 
 }
 
 #[tokio::test]
-async fn without_coalescing_each_decrypt_is_a_request() {
-    let stage = Stage::start().await;
-    let (daemon, _) = stage.ready(["--no-coalescing"]).await;
-    let ciphertext = stage.bao.encrypt(KEY, b"seed").await;
-    let before = requests(&stage.bao);
+async fn without_coalescing_each_decrypt_is_one_request() {
+    let env = TestEnv::start().await;
+    let (daemon, _) = env.ready(["--no-coalescing"]).await;
+    let ciphertext = env.bao.encrypt(KEY, b"seed").await;
+    let before = requests(&env.bao);
     let kms = daemon.kms().await;
     let mut running = JoinSet::new();
     for _ in 0..20 {
@@ -73,8 +73,8 @@ async fn without_coalescing_each_decrypt_is_a_request() {
         });
     }
     running.join_all().await;
-    // The probes have some, too.
-    assert!(requests(&stage.bao) - before >= 20);
+    // Health checks send requests, too.
+    assert!(requests(&env.bao) - before >= 20);
     assert_eq!(daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await as usize, 0);
 }
 
@@ -86,18 +86,18 @@ fn requests(bao: &Bao) -> usize {
 }
 
 #[tokio::test]
-async fn a_policy_that_allows_no_batches_costs_speed_and_nothing_else() {
-    let stage = Stage::start().await;
+async fn decrypts_succeed_when_the_policy_forbids_batches() {
+    let env = TestEnv::start().await;
     let policy = testkit::policy(MOUNT, KEY).replace(
         &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ "),
         &format!("path \"{MOUNT}/decrypt/{KEY}\"  {{ allowed_parameters = {{ \"ciphertext\" = [] }}\n"),
     );
     assert!(policy.contains("allowed_parameters"), "{policy}");
-    stage.bao.policy(POLICY, &policy).await;
-    let (daemon, caller) = stage.ready_without_probes().await;
+    env.bao.policy(POLICY, &policy).await;
+    let (daemon, caller) = env.ready_without_health_checks().await;
     let kms = daemon.kms().await;
     let mut running = JoinSet::new();
-    for (number, ciphertext) in (0..SEEDS).zip(sealed(&stage.bao).await) {
+    for (number, ciphertext) in (0..SEEDS).zip(existing_ciphertexts(&env.bao).await) {
         let kms = kms.clone();
         running.spawn(async move {
             assert_eq!(calls::decrypt(&kms, ciphertext, "1", "many").await.unwrap(), [number; 32]);

@@ -1,15 +1,15 @@
-//! Nodes of Vault that answer wrongly: a proxy in front of a real server, or another real server. None
-//! wins over a node that works, and none takes it away from live calls.
+//! Nodes of Vault with wrong answers: a proxy in front of a real server, or another real server. A working node is always
+//! preferred to them.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use testkit::{
-    Bao, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Load, MOUNT, Rendered, Trio,
+    Bao, ConfigFile, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Load, MOUNT, ThreeNodeVault,
     calls::{encrypt, round_trip, status},
-    eventually,
-    figures::figure,
-    policy, rendered, scratch,
+    config_file, eventually,
+    measurements::record_measurement,
+    policy, temp_dir,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,31 +17,31 @@ use tokio::{
 };
 use tonic::Code;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A server, a file and a daemon that may speak plain HTTP to the proxies.
-struct Scene {
+/// A server, a config, and a daemon that may use plain HTTP to the proxies.
+struct Setup {
     bao: Bao,
     config: std::path::PathBuf,
     daemon: Daemon,
-    rendered: Rendered,
+    rendered: ConfigFile,
     _dir: tempfile::TempDir,
 }
 
-impl Scene {
-    /// Whose file names the addresses that `addresses` makes of the server.
+impl Setup {
+    /// Starts a daemon whose config has these addresses.
     async fn start(bao: Bao, token: &str, addresses: Vec<String>) -> Self {
-        let rendered = Rendered { addresses, ..Rendered::of(&bao, token) };
-        let dir = scratch("faults-");
+        let rendered = ConfigFile { addresses, ..ConfigFile::of(&bao, token) };
+        let dir = temp_dir("faults-");
         let config = dir.path().join("config.yaml");
-        rendered::by_rename(&config, &rendered.yaml());
+        config_file::by_rename(&config, &rendered.yaml());
         let arguments = ["--allow-http", "--log-level", "debug", "--health-check-interval", "1s"];
         let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
         daemon.wait_ready().await;
         Self { bao, config, daemon, rendered, _dir: dir }
     }
 
-    /// Whether a node was ever taken away from calls.
+    /// The log lines about ejected nodes.
     fn ejections(&self) -> Vec<String> {
         let log = self.daemon.log();
         log.lines().filter(|line| line.contains("a Vault node was ejected")).map(str::to_owned).collect()
@@ -57,31 +57,31 @@ async fn more_calls(load: &Load, count: u64) {
     eventually("calls go on", Duration::from_secs(60), async || load.calls() >= before + count).await;
 }
 
-/// The good node is sealed for a second, and calls go on afterwards, whatever the other one answers.
+/// The good node is sealed for a moment. Afterwards all calls succeed, whatever the other node answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_answers_wrongly_never_takes_the_place_of_one_that_works() {
+async fn a_node_with_wrong_answers_never_replaces_a_working_one() {
     type Wrong = (&'static str, fn(&FaultProxy));
     let wrongs: [Wrong; 7] = [
-        ("200 with HTML", |proxy| proxy.spoil("", Fault::html(200))),
-        ("401", |proxy| proxy.spoil("", Fault::Answer(401, vec![], String::new()))),
-        ("a bare 403", |proxy| proxy.spoil("/v1/transit", Fault::token_refused())),
-        ("403 by policy", |proxy| proxy.spoil("/v1/transit", Fault::policy_refused())),
-        ("404 in Vault's words", |proxy| proxy.spoil("/v1/transit", Fault::errors(404, &["no handler"]))),
-        ("a DR secondary", FaultProxy::be_a_dr_secondary),
-        ("502 with HTML", |proxy| proxy.spoil("", Fault::html(502))),
+        ("200 with HTML", |proxy| proxy.inject("", Fault::html(200))),
+        ("401", |proxy| proxy.inject("", Fault::Answer(401, vec![], String::new()))),
+        ("a bare 403", |proxy| proxy.inject("/v1/transit", Fault::token_refused())),
+        ("403 by policy", |proxy| proxy.inject("/v1/transit", Fault::policy_refused())),
+        ("404 in Vault's words", |proxy| proxy.inject("/v1/transit", Fault::errors(404, &["no handler"]))),
+        ("a DR secondary", FaultProxy::act_as_dr_secondary),
+        ("502 with HTML", |proxy| proxy.inject("", Fault::html(502))),
     ];
     for (name, spoil) in wrongs {
         let bao = Bao::start().await;
         let token = bao.token().await;
-        let wrong = FaultProxy::before(&bao).await;
+        let wrong = FaultProxy::in_front_of(&bao).await;
         let addresses = vec![bao.address(), wrong.address()];
-        let scene = Scene::start(bao, &token, addresses).await;
+        let setup = Setup::start(bao, &token, addresses).await;
         spoil(&wrong);
-        let kms = scene.daemon.kms().await;
+        let kms = setup.daemon.kms().await;
         round_trip(&kms, "before").await;
 
-        scene.bao.seal().await;
-        // Calls come while it is sealed, and ask the other one.
+        setup.bao.seal().await;
+        // While it is sealed, calls go to the other node.
         let seen = wrong.calls();
         let calls = (0..10).map(|number| {
             let kms = kms.clone();
@@ -89,8 +89,8 @@ async fn a_node_that_answers_wrongly_never_takes_the_place_of_one_that_works() {
         });
         futures_util::future::join_all(calls).await;
         assert!(wrong.calls() > seen, "{name}: it was asked");
-        scene.bao.unseal().await;
-        eventually(name, PATIENCE, async || {
+        setup.bao.unseal().await;
+        eventually(name, WAIT_TIMEOUT, async || {
             encrypt(&kms, b"seed", "again").await.map(drop).map_err(|error| error.to_string())
         })
         .await;
@@ -102,19 +102,18 @@ async fn a_node_that_answers_wrongly_never_takes_the_place_of_one_that_works() {
     }
 }
 
-/// Every node of a cluster of three in turn answers wrongly, in every way, and no call fails: by a caller
-/// that tries nothing again.
+/// Each node of a cluster of three in turn returns each kind of wrong answer. No call of a client without retries fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
-    let trio = Trio::start().await;
+    let vault = ThreeNodeVault::start().await;
     let mut proxies = Vec::new();
-    for member in &trio.members {
-        proxies.push(FaultProxy::before(member).await);
+    for member in &vault.members {
+        proxies.push(FaultProxy::in_front_of(member).await);
     }
-    let dir = scratch("faults-");
+    let dir = temp_dir("faults-");
     let config = dir.path().join("config.yaml");
     let addresses = proxies.iter().map(FaultProxy::address).collect();
-    rendered::by_rename(&config, &Rendered { addresses, ..trio.rendered().await }.yaml());
+    config_file::by_rename(&config, &ConfigFile { addresses, ..vault.rendered().await }.yaml());
     let arguments = ["--allow-http", "--log-level", "debug", "--health-check-interval", "1s"];
     let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
     daemon.wait_ready().await;
@@ -129,85 +128,88 @@ async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
         Fault::errors(500, &["internal error"]),
         Fault::html(502),
         Fault::errors(503, &["Vault is sealed"]),
-        Fault::Silence,
-        Fault::Late(Duration::from_millis(1500)),
+        Fault::NoAnswer,
+        Fault::Delay(Duration::from_millis(1500)),
     ];
     for fault in faults {
         for proxy in &proxies {
             let before = proxy.calls();
-            proxy.spoil("/v1/transit", fault.clone());
+            proxy.inject("/v1/transit", fault.clone());
             more_calls(&load, 40).await;
-            proxy.mend();
-            // Whether it was the one in use or not: each is, in its turn.
+            proxy.clear();
+            // Each node is the preferred one at some point.
             println!("{fault:?}: {} requests", proxy.calls() - before);
         }
     }
     let report = load.stop().await;
     report.assert_nothing_failed();
-    figure("faults", &format!("one node of three answers wrongly: {} calls, none failed", report.calls));
+    record_measurement(
+        "faults",
+        &format!("one node of three answers wrongly: {} calls, none failed", report.calls),
+    );
     let retries = daemon.metric("transit_kms_retries_total", &[]).await;
     assert!(retries >= 7.0, "the faults were felt: {retries}");
     assert_eq!(daemon.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
-/// A stale DNS record, or a performance secondary: it is a Vault, and does not know the token.
+/// As with a stale DNS record or a performance secondary: another Vault that does not know the token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_refusal_of_another_vault_does_not_outvote_the_acceptance_of_the_own() {
+async fn a_refusal_by_another_vault_does_not_count_while_the_own_vault_accepts() {
     let (bao, other) = (Bao::start().await, Bao::start().await);
     let token = bao.token().await;
-    // The own one is slow at times, so that calls are hedged.
-    let (slow, foreign) = (FaultProxy::before(&bao).await, FaultProxy::before(&other).await);
-    let scene = Scene::start(bao, &token, vec![slow.address(), foreign.address()]).await;
-    slow.spoil("/encrypt/", Fault::Late(Duration::from_millis(700)));
-    let load = Load::start(&scene.daemon, 2, Duration::from_millis(50)).await;
-    eventually("the other Vault is asked", PATIENCE, async || foreign.requests("/encrypt/") > 0).await;
+    // The own Vault is slow at times, so that calls are hedged.
+    let (slow, foreign) = (FaultProxy::in_front_of(&bao).await, FaultProxy::in_front_of(&other).await);
+    let setup = Setup::start(bao, &token, vec![slow.address(), foreign.address()]).await;
+    slow.inject("/encrypt/", Fault::Delay(Duration::from_millis(700)));
+    let load = Load::start(&setup.daemon, 2, Duration::from_millis(50)).await;
+    eventually("the other Vault is asked", WAIT_TIMEOUT, async || foreign.requests("/encrypt/") > 0).await;
     more_calls(&load, 20).await;
     load.stop().await.assert_nothing_failed();
-    assert_eq!(status(&scene.daemon.kms().await).await.unwrap().healthz, "ok");
-    assert!(!scene.daemon.log().contains("the token is invalid"));
+    assert_eq!(status(&setup.daemon.kms().await).await.unwrap().healthz, "ok");
+    assert!(!setup.daemon.log().contains("the token is invalid"));
 }
 
-/// A candidate on a mount under a quota, a 500 to every renewal: neither is news of the nodes.
+/// A candidate on a mount with a quota, and a 500 to every renewal: neither affects the health of the nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_candidates_and_renewals_meet_takes_no_node_away_from_calls() {
+async fn errors_of_candidates_and_renewals_eject_no_node() {
     let bao = Bao::start().await;
     bao.api("POST", "sys/mounts/limited", json!({ "type": "transit" })).await;
     bao.api("POST", &format!("limited/keys/{KEY}"), json!({})).await;
     bao.policy("limited", &policy("limited", KEY)).await;
-    let proxies = [FaultProxy::before(&bao).await, FaultProxy::before(&bao).await];
+    let proxies = [FaultProxy::in_front_of(&bao).await, FaultProxy::in_front_of(&bao).await];
     for proxy in &proxies {
-        proxy.spoil("/v1/limited/", Fault::quota(5));
-        proxy.spoil("renew-self", Fault::errors(500, &["policies have changed, not renewing"]));
+        proxy.inject("/v1/limited/", Fault::quota(5));
+        proxy.inject("renew-self", Fault::errors(500, &["policies have changed, not renewing"]));
     }
     let token = bao.create_token(json!({"policies": ["transit-kms", "limited"], "ttl": "30s"})).await;
     let addresses = proxies.iter().map(FaultProxy::address).collect();
-    let scene = Scene::start(bao, &token, addresses).await;
-    let load = Load::start(&scene.daemon, 4, Duration::from_millis(20)).await;
+    let setup = Setup::start(bao, &token, addresses).await;
+    let load = Load::start(&setup.daemon, 4, Duration::from_millis(20)).await;
     let keys: Vec<Value> = vec![KEY.into(), json!({ "name": KEY, "mount": MOUNT })];
-    let candidate = Rendered { mount: "limited".into(), keys, ..scene.rendered.clone() };
-    rendered::by_rename(&scene.config, &candidate.yaml());
+    let candidate = ConfigFile { mount: "limited".into(), keys, ..setup.rendered.clone() };
+    config_file::by_rename(&setup.config, &candidate.yaml());
     let asked = |part: &str| proxies.iter().map(|proxy| proxy.requests(part)).sum::<usize>();
-    eventually("the candidate is tried", PATIENCE, async || asked("/v1/limited/") > 1).await;
+    eventually("the candidate is tried", WAIT_TIMEOUT, async || asked("/v1/limited/") > 1).await;
     eventually("the token is to be renewed", Duration::from_secs(40), async || asked("renew-self") > 0).await;
     more_calls(&load, 50).await;
     load.stop().await.assert_nothing_failed();
-    assert_eq!(scene.ejections(), Vec::<String>::new());
-    assert_eq!(scene.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
+    assert_eq!(setup.ejections(), Vec::<String>::new());
+    assert_eq!(setup.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
-/// A real quota, at which calls fail: they are not sent again.
+/// A real quota. Calls above it fail and are not sent again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rate_limit_is_passed_on_and_not_gone_round() {
+async fn a_rate_limit_is_returned_to_the_caller_without_a_retry() {
     let bao = Bao::start().await;
     let token = bao.token().await;
-    let proxies = [FaultProxy::before(&bao).await, FaultProxy::before(&bao).await];
+    let proxies = [FaultProxy::in_front_of(&bao).await, FaultProxy::in_front_of(&bao).await];
     let addresses = proxies.iter().map(FaultProxy::address).collect();
-    let scene = Scene::start(bao, &token, addresses).await;
+    let setup = Setup::start(bao, &token, addresses).await;
     let quota = json!({ "path": format!("{MOUNT}/"), "rate": 25, "interval": "1s" });
-    scene.bao.api("POST", "sys/quotas/rate-limit/transit", quota).await;
+    setup.bao.api("POST", "sys/quotas/rate-limit/transit", quota).await;
     let asked = || proxies.iter().map(|proxy| proxy.requests("/encrypt/")).sum::<usize>();
     let before = asked();
-    let kms = scene.daemon.kms().await;
+    let kms = setup.daemon.kms().await;
     let calls = 200;
     let outcomes = futures_util::future::join_all((0..calls).map(|number| {
         let kms = kms.clone();
@@ -222,24 +224,24 @@ async fn a_rate_limit_is_passed_on_and_not_gone_round() {
     }
     let mut hedges = 0;
     for result in ["won", "lost"] {
-        hedges += scene.metric("transit_kms_hedges_total", &[("result", result)]).await as usize;
+        hedges += setup.metric("transit_kms_hedges_total", &[("result", result)]).await as usize;
     }
     let requests = asked() - before;
-    figure(
+    record_measurement(
         "faults",
         &format!(
             "a quota of 25/s: {requests} requests for {calls} calls, of which {hedges} hedges, {} calls refused",
             limited.len()
         ),
     );
-    // Probes encrypt too, a few times.
+    // Health checks encrypt a few times, too.
     assert!(requests <= calls + hedges + 10, "{requests} requests for {calls} calls, {hedges} hedges");
-    assert_eq!(scene.ejections(), Vec::<String>::new());
+    assert_eq!(setup.ejections(), Vec::<String>::new());
 }
 
-/// A Vault 300 ms away, on a bad day: connections take longer than a second.
+/// A Vault with a latency of 300 ms, where a connection takes longer than a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vault_that_is_far_away_connects() {
+async fn slow_connections_to_a_distant_vault_succeed() {
     let bao = Bao::start().await;
     let token = bao.token().await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -256,14 +258,14 @@ async fn a_vault_that_is_far_away_connects() {
             });
         }
     });
-    let scene = Scene::start(bao, &token, vec![address]).await;
-    round_trip(&scene.daemon.kms().await, "far").await;
+    let setup = Setup::start(bao, &token, vec![address]).await;
+    round_trip(&setup.daemon.kms().await, "far").await;
 
-    // And the setting is heeded.
-    let yaml = scene.rendered.yaml().replace("vault:\n", "vault:\n  connect_timeout: 500ms\n");
-    rendered::by_rename(&scene.config, &yaml);
-    eventually("the candidate cannot connect", PATIENCE, async || {
-        let (_, text) = scene.daemon.admin("/readyz").await;
+    // The setting of the timeout is used.
+    let yaml = setup.rendered.yaml().replace("vault:\n", "vault:\n  connect_timeout: 500ms\n");
+    config_file::by_rename(&setup.config, &yaml);
+    eventually("the candidate cannot connect", WAIT_TIMEOUT, async || {
+        let (_, text) = setup.daemon.admin("/readyz").await;
         if text.contains("the newest config is not in use") { Ok(()) } else { Err(text) }
     })
     .await;

@@ -1,4 +1,4 @@
-//! KMS v1, on a socket of its own, for those who move in.
+//! KMS v1 on its own socket, for a migration.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use kms_plugin::{
     },
 };
 use tempfile::TempDir;
-use testkit::{Daemon, DaemonOptions, KEY, Stage, calls, connect, scratch, unix_url};
+use testkit::{Daemon, DaemonOptions, KEY, TestEnv, calls, connect, temp_dir, unix_url};
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -24,21 +24,21 @@ use tonic::{
 const API: &str = "v1beta1";
 const DEK: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// A daemon that serves both, each on a path.
-struct Bench {
+/// A daemon that serves v1 and v2 on a path each.
+struct Setup {
     daemon: Daemon,
     dir: TempDir,
-    stage: Stage,
+    env: TestEnv,
 }
 
-impl Bench {
+impl Setup {
     async fn start() -> Self {
-        let (dir, stage) = (scratch("v1-"), Stage::start().await);
+        let (dir, env) = (temp_dir("v1-"), TestEnv::start().await);
         let v1 = unix_url(&dir.path().join("v1@localhost")).into_string().unwrap();
         let options = DaemonOptions::arguments(["--kms-v1-listen", &v1, "--health-check-interval", "1s"]);
-        let daemon = Daemon::start_with(&stage.config, options).await;
+        let daemon = Daemon::start_with(&env.config, options).await;
         daemon.wait_ready().await;
-        Self { daemon, dir, stage }
+        Self { daemon, dir, env }
     }
 
     fn socket(&self) -> PathBuf {
@@ -46,13 +46,13 @@ impl Bench {
     }
 
     async fn client(&self) -> KeyManagementServiceClient<Channel> {
-        // What kube-apiserver's sends for this socket.
+        // The authority that kube-apiserver sends for this socket.
         let address: UnixAddress = unix_url(&self.socket()).into_string().unwrap().parse().unwrap();
         v1_client(&self.socket(), &address.grpc_authority()).await
     }
 }
 
-/// A client that sends this authority.
+/// A v1 client that sends this authority.
 async fn v1_client(socket: &Path, authority: &str) -> KeyManagementServiceClient<Channel> {
     let endpoint = Endpoint::try_from(format!("http://{authority}")).unwrap();
     let socket = socket.to_owned();
@@ -63,53 +63,53 @@ async fn v1_client(socket: &Path, authority: &str) -> KeyManagementServiceClient
     KeyManagementServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
 }
 
-async fn decrypt(bench: &Bench, cipher: impl Into<Bytes>) -> Result<Bytes, Status> {
+async fn decrypt(setup: &Setup, cipher: impl Into<Bytes>) -> Result<Bytes, Status> {
     let request = Request::new(DecryptRequest { version: API.into(), cipher: cipher.into() });
-    Ok(bench.client().await.decrypt(request).await?.into_inner().plain)
+    Ok(setup.client().await.decrypt(request).await?.into_inner().plain)
 }
 
 #[tokio::test]
-async fn version_encrypt_and_decrypt() {
-    let bench = Bench::start().await;
-    let mut client = bench.client().await;
+async fn version_encrypt_and_decrypt_work() {
+    let setup = Setup::start().await;
+    let mut client = setup.client().await;
     let version = client.version(VersionRequest { version: API.into() }).await.unwrap().into_inner();
     assert_eq!((version.version.as_str(), version.runtime_name.as_str()), (API, "transit-kms"));
 
     let request = EncryptRequest { version: API.into(), plain: DEK.to_vec().into() };
     let cipher = client.encrypt(request).await.unwrap().into_inner().cipher;
-    // Bare, as Trousseau left it: what we wrap, Vault alone unwraps.
+    // The ciphertext is Vault's own, as in Trousseau, so Vault can decrypt it without transit-kms.
     let text = std::str::from_utf8(&cipher).unwrap();
-    assert_eq!(bench.stage.bao.decrypt(KEY, text).await, DEK);
-    assert_eq!(decrypt(&bench, cipher).await.unwrap(), DEK);
-    let of_trousseau = bench.stage.bao.encrypt(KEY, DEK).await;
-    assert_eq!(decrypt(&bench, of_trousseau.into_bytes()).await.unwrap(), DEK);
+    assert_eq!(setup.env.bao.decrypt(KEY, text).await, DEK);
+    assert_eq!(decrypt(&setup, cipher).await.unwrap(), DEK);
+    let of_trousseau = setup.env.bao.encrypt(KEY, DEK).await;
+    assert_eq!(decrypt(&setup, of_trousseau.into_bytes()).await.unwrap(), DEK);
 
-    let error = decrypt(&bench, &b"k8s:enc"[..]).await.unwrap_err();
+    let error = decrypt(&setup, &b"k8s:enc"[..]).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     for (method, calls) in [("v1_version", 1.0), ("v1_encrypt", 1.0), ("v1_decrypt", 3.0)] {
-        let counted = bench.daemon.metric("transit_kms_requests_total", &[("method", method)]).await;
+        let counted = setup.daemon.metric("transit_kms_requests_total", &[("method", method)]).await;
         assert_eq!(counted.to_bits(), f64::to_bits(calls), "{method}");
     }
 }
 
 #[tokio::test]
-async fn each_api_has_its_socket_and_both_go_with_the_daemon() {
-    let mut bench = Bench::start().await;
-    calls::round_trip(&bench.daemon.kms().await, "v2").await;
-    let mut wrong = v1_client(bench.daemon.socket(), "localhost").await;
+async fn each_api_has_its_socket_and_both_are_removed_at_the_end() {
+    let mut setup = Setup::start().await;
+    calls::round_trip(&setup.daemon.kms().await, "v2").await;
+    let mut wrong = v1_client(setup.daemon.socket(), "localhost").await;
     let error = wrong.version(VersionRequest { version: API.into() }).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented, "{error}");
 
-    assert!(bench.socket().exists());
-    assert!(bench.daemon.terminate().await.success());
-    assert!(!bench.socket().exists() && !bench.daemon.socket().exists());
+    assert!(setup.socket().exists());
+    assert!(setup.daemon.terminate().await.success());
+    assert!(!setup.socket().exists() && !setup.daemon.socket().exists());
 }
 
 #[tokio::test]
-async fn it_is_off_by_default_and_a_taken_name_leaves_nothing_behind() {
-    let stage = Stage::start().await;
-    let dir = scratch("v1-");
-    let daemon = stage.daemon([]).await;
+async fn it_is_off_by_default_and_an_occupied_path_leaves_no_socket_behind() {
+    let env = TestEnv::start().await;
+    let dir = temp_dir("v1-");
+    let daemon = env.daemon([]).await;
     assert!(!daemon.log().contains("KMS v1"), "{}", daemon.log());
 
     let (socket, taken) = (dir.path().join("kms.sock"), dir.path().join("v1@localhost"));
@@ -117,7 +117,7 @@ async fn it_is_off_by_default_and_a_taken_name_leaves_nothing_behind() {
     let v1 = unix_url(&taken).into_string().unwrap();
     let options =
         DaemonOptions { socket: Some(socket.clone()), ..DaemonOptions::arguments(["--kms-v1-listen", &v1]) };
-    let mut second = Daemon::spawn(&stage.config, options);
+    let mut second = Daemon::spawn(&env.config, options);
     assert_eq!(second.wait_ended(Duration::from_secs(10)).await.code(), Some(73), "{}", second.log());
     assert!(second.log().contains("v1@localhost"), "{}", second.log());
     assert!(!socket.exists());

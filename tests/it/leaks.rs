@@ -23,26 +23,27 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::{
-    Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, MOUNT, Rendered, closed_address, eventually, policy,
-    program::{self, Ran},
+    Bao, BaoOptions, ConfigFile, Daemon, DaemonOptions, KEY, Kms, MOUNT,
+    cli::{self, Ran},
+    closed_address, config_file, eventually, policy,
     raw::{self, PREFACE, RawClient, SETTINGS},
-    rendered, unix_url,
+    unix_url,
 };
 use tokio::task::{JoinSet, LocalSet};
 use tonic::{Request, Status};
 use transit_kms::session::local_kek::ANNOTATION;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// A leak is at least so long a piece of a secret, or of an encoding of it.
-const PIECE: usize = 16;
+const MIN_LEAK_LENGTH: usize = 16;
 
 #[tokio::test]
-async fn nothing_leaks_into_text() {
+async fn text_output_contains_no_secret() {
     nothing_leaks("text").await;
 }
 
 #[tokio::test]
-async fn nothing_leaks_into_json() {
+async fn json_output_contains_no_secret() {
     nothing_leaks("json").await;
 }
 
@@ -53,7 +54,7 @@ async fn nothing_leaks(format: &str) {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
     let mut secrets = Secrets::default();
-    let mut said = Said::default();
+    let mut said = Output::default();
 
     let (chain, key) = bao.client_certificate("daemon");
     secrets.add_pem("the client's key", &fs::read_to_string(&key).unwrap());
@@ -63,8 +64,8 @@ async fn nothing_leaks(format: &str) {
     secrets.add("the first token", &token);
     let of_environment = sentinel();
     secrets.add("a token in the environment", &of_environment);
-    let good = Rendered { client_certificate: Some((chain, key.clone())), ..Rendered::of(&bao, &token) };
-    rendered::by_rename(&config, &good.yaml());
+    let good = ConfigFile { client_certificate: Some((chain, key.clone())), ..ConfigFile::of(&bao, &token) };
+    config_file::by_rename(&config, &good.yaml());
 
     let mut options = DaemonOptions::arguments(["--log-format", format, "--health-check-interval", "1s"]);
     options.environment = [("VAULT_TOKEN".to_owned(), of_environment)].into();
@@ -86,7 +87,7 @@ async fn nothing_leaks(format: &str) {
         sealed = Some(answer);
     }
     let sealed = sealed.unwrap();
-    ask_around(&daemon, &mut said, &random).await;
+    query_everything(&daemon, &mut said, &random).await;
     assert_no_secret_of_process(&daemon, &secrets);
 
     // Secrets where they do not belong: as a ciphertext, a key_id, metadata, a method, an
@@ -125,7 +126,7 @@ async fn nothing_leaks(format: &str) {
     for start in [&[][..], PREFACE, &[PREFACE, SETTINGS].concat()] {
         let mut client = RawClient::silent(daemon.socket()).await;
         client.send(&[start, too_long.as_bytes()].concat()).await;
-        client.closed(PATIENCE).await;
+        client.closed(WAIT_TIMEOUT).await;
     }
     let (status, body) = daemon.admin(&format!("/{token}")).await;
     assert_eq!(status, 404);
@@ -140,7 +141,7 @@ async fn nothing_leaks(format: &str) {
     let forged = format!("s.{}", sentinel());
     secrets.add("a forged token", &forged);
     let (other_chain, _) = bao.client_certificate("other");
-    let with_certificate = |chain: &Path, key: &Path| Rendered {
+    let with_certificate = |chain: &Path, key: &Path| ConfigFile {
         client_certificate: Some((chain.to_owned(), key.to_owned())),
         ..good.with_token(&second)
     };
@@ -152,8 +153,8 @@ async fn nothing_leaks(format: &str) {
         with_certificate(&key, &key).yaml(),
         with_certificate(&other_chain, &other_chain).yaml(),
         with_certificate(&other_chain, &key).yaml(),
-        Rendered { ca_file: key.clone(), ..good.with_token(&second) }.yaml(),
-        Rendered { addresses: vec![closed_address()], ..good.with_token(&second) }.yaml(),
+        ConfigFile { ca_file: key.clone(), ..good.with_token(&second) }.yaml(),
+        ConfigFile { addresses: vec![closed_address()], ..good.with_token(&second) }.yaml(),
     ] {
         let told = |daemon: &Daemon| {
             let log = daemon.log();
@@ -161,32 +162,33 @@ async fn nothing_leaks(format: &str) {
             count("config cannot be loaded") + count("the new config is not in use yet")
         };
         let before = told(&daemon);
-        rendered::by_rename(&config, &broken);
+        config_file::by_rename(&config, &broken);
         daemon.signal(Signal::HUP);
-        eventually("it says what is wrong", PATIENCE, async || told(&daemon) > before).await;
+        eventually("it says what is wrong", WAIT_TIMEOUT, async || told(&daemon) > before).await;
         said.add("/readyz", daemon.admin("/readyz").await.1);
     }
-    ask_around(&daemon, &mut said, &random).await;
+    query_everything(&daemon, &mut said, &random).await;
     encrypt(&mut kms, &random).await.expect("the last good one stays");
 
     // The token dies, and calls hear of it; another heals it.
     bao.revoke(&token).await;
-    let dead = eventually("a call is refused", PATIENCE, async || encrypt(&mut kms, &random).await.err());
+    let dead = eventually("a call is refused", WAIT_TIMEOUT, async || encrypt(&mut kms, &random).await.err());
     said.add_error("an Encrypt", &dead.await);
     said.add_error("a Decrypt", &decrypt(&mut kms, &sealed).await.unwrap_err());
-    ask_around(&daemon, &mut said, &random).await;
-    rendered::by_rename(&config, &good.with_token(&second).yaml());
-    daemon.wait_ready_within(PATIENCE).await;
+    query_everything(&daemon, &mut said, &random).await;
+    config_file::by_rename(&config, &good.with_token(&second).yaml());
+    daemon.wait_ready_within(WAIT_TIMEOUT).await;
     assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), random);
 
     // The policy changes its mind, and Vault goes away.
     bao.policy("transit-kms", &policy(MOUNT, KEY).replace("/encrypt/", "/never/")).await;
-    let denied = eventually("a call is denied", PATIENCE, async || encrypt(&mut kms, &random).await.err());
+    let denied =
+        eventually("a call is denied", WAIT_TIMEOUT, async || encrypt(&mut kms, &random).await.err());
     said.add_error("an Encrypt", &denied.await);
-    ask_around(&daemon, &mut said, &random).await;
+    query_everything(&daemon, &mut said, &random).await;
     bao.stop();
     said.add_error("a Decrypt", &decrypt(&mut kms, &sealed).await.unwrap_err());
-    ask_around(&daemon, &mut said, &random).await;
+    query_everything(&daemon, &mut said, &random).await;
 
     assert!(daemon.terminate().await.success());
     let log = daemon.log();
@@ -199,12 +201,12 @@ async fn nothing_leaks(format: &str) {
 
 /// A local KEK is as secret as the seeds that it wraps; what it is, only Transit tells.
 #[tokio::test]
-async fn a_local_kek_does_not_leak_either() {
+async fn local_keks_do_not_leak() {
     let mut bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    let content = Rendered::with_new_token(&bao).await;
-    rendered::by_rename(&config, &format!("encryption: {{mode: local-kek}}\n{}", content.yaml()));
+    let content = ConfigFile::with_new_token(&bao).await;
+    config_file::by_rename(&config, &format!("encryption: {{mode: local-kek}}\n{}", content.yaml()));
     let mut daemon =
         Daemon::start_with(&config, DaemonOptions::arguments(["--health-check-interval", "1s"])).await;
     daemon.wait_ready().await;
@@ -215,7 +217,7 @@ async fn a_local_kek_does_not_leak_either() {
     let wrapped = std::str::from_utf8(&sealed.annotations[ANNOTATION]).unwrap();
     // A mark of 16 bytes, and the key.
     let payload = bao.decrypt(KEY, wrapped).await;
-    let (mut secrets, mut said) = (Secrets::default(), Said::default());
+    let (mut secrets, mut said) = (Secrets::default(), Output::default());
     secrets.add("a seed", seed);
     secrets.add("the local KEK", &payload[16..]);
 
@@ -237,7 +239,7 @@ async fn a_local_kek_does_not_leak_either() {
     }
     bao.stop();
     assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed, "Vault is away");
-    ask_around(&daemon, &mut said, &seed).await;
+    query_everything(&daemon, &mut said, &seed).await;
     assert_no_secret_of_process(&daemon, &secrets);
     assert!(daemon.terminate().await.success());
     said.add("the log", daemon.log());
@@ -247,15 +249,15 @@ async fn a_local_kek_does_not_leak_either() {
 /// A config with a secret in every place that a config has, and in many that it has not. Each is
 /// what a new daemon finds.
 #[tokio::test]
-async fn a_bad_config_is_told_of_without_its_values() {
+async fn errors_about_a_bad_config_contain_none_of_its_values() {
     let dir = tempfile::tempdir().unwrap();
     let mut secrets = Secrets::default();
     let configs = bad_configs(&mut secrets, &dir);
     let secrets = Arc::new(secrets);
-    LocalSet::new().run_until(tell_of_all(configs, secrets, &dir)).await;
+    LocalSet::new().run_until(start_with_each(configs, secrets, &dir)).await;
 }
 
-async fn tell_of_all(configs: Vec<Vec<u8>>, secrets: Arc<Secrets>, dir: &TempDir) {
+async fn start_with_each(configs: Vec<Vec<u8>>, secrets: Arc<Secrets>, dir: &TempDir) {
     let mut told = JoinSet::new();
     for (number, text) in configs.into_iter().enumerate() {
         let path = dir.path().join(format!("{number}.yaml"));
@@ -278,11 +280,11 @@ async fn tell_of_all(configs: Vec<Vec<u8>>, secrets: Arc<Secrets>, dir: &TempDir
 }
 
 /// All that a daemon says that is started with this config.
-async fn said_about(config: &Path, format: &str) -> Said {
+async fn said_about(config: &Path, format: &str) -> Output {
     let mut daemon = Daemon::start_with(config, DaemonOptions::arguments(["--log-format", format])).await;
-    let mut said = Said::default();
+    let mut said = Output::default();
     let mut kms = daemon.kms().await;
-    let status = eventually("a reason", PATIENCE, async || {
+    let status = eventually("a reason", WAIT_TIMEOUT, async || {
         let status = kms.status(StatusRequest {}).await.unwrap_err();
         // What it says before it has looked.
         (!status.message().contains("starting")).then_some(status)
@@ -322,13 +324,13 @@ async fn memory_stays_in_memory() {
 
 /// The test of the tests.
 #[test]
-fn every_encoding_of_a_secret_is_found() {
+fn the_search_finds_every_encoding_of_a_secret() {
     let secret: [u8; 32] = rand::random();
     let mut secrets = Secrets::default();
     secrets.add("it", secret);
     secrets.add("a word", "a \"secret\" of %&/ words and nothing else");
     let found = |text: String| {
-        let mut said = Said::default();
+        let mut said = Output::default();
         said.add("a line", format!("what stands before it {text} and after"));
         secrets.found_in(&said).is_some()
     };
@@ -354,7 +356,7 @@ fn every_encoding_of_a_secret_is_found() {
 }
 
 /// All that anybody can ask a daemon without being told a secret.
-async fn ask_around(daemon: &Daemon, said: &mut Said, seed: &[u8]) {
+async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     for path in ["/", "/livez", "/metrics", "/readyz"] {
         said.add(path, daemon.admin(path).await.1);
     }
@@ -363,7 +365,7 @@ async fn ask_around(daemon: &Daemon, said: &mut Said, seed: &[u8]) {
     let probe = async |arguments: &[&str], input: &str| -> Ran {
         // In trouble, calls wait as long as they may.
         let fixed = ["--socket", &socket, "--admin", &admin, "--timeout", "1s"];
-        program::run_with(&[&["probe"], arguments, &fixed].concat(), &[], input).await
+        cli::run_with(&[&["probe"], arguments, &fixed].concat(), &[], input).await
     };
     let sealed = probe(&["encrypt", "--plaintext", "-", "-o", "json"], &BASE64.encode(seed)).await;
     if sealed.code == Some(0) {
@@ -381,7 +383,7 @@ async fn ask_around(daemon: &Daemon, said: &mut Said, seed: &[u8]) {
 }
 
 fn assert_no_secret_of_process(daemon: &Daemon, secrets: &Secrets) {
-    let mut said = Said::default();
+    let mut said = Output::default();
     for name in ["cmdline", "environ", "comm", "status"] {
         let path = PathBuf::from(format!("/proc/{}/{name}", daemon.pid()));
         // Only root may read the environment of what must not be dumped.
@@ -418,9 +420,9 @@ fn sentinel() -> String {
 
 /// Everything that was printed or answered, and by whom.
 #[derive(Default)]
-struct Said(Vec<(String, String)>);
+struct Output(Vec<(String, String)>);
 
-impl Said {
+impl Output {
     fn add(&mut self, who: &str, what: String) {
         self.0.push((who.to_owned(), what));
     }
@@ -441,9 +443,9 @@ struct Secrets(HashMap<Vec<u8>, &'static str>);
 impl Secrets {
     fn add(&mut self, name: &'static str, secret: impl AsRef<[u8]>) {
         let secret = secret.as_ref();
-        assert!(secret.len() > PIECE, "{name} is too short to be told from chance");
+        assert!(secret.len() > MIN_LEAK_LENGTH, "{name} is too short to be told from chance");
         for encoding in encodings(secret) {
-            for piece in encoding.windows(PIECE) {
+            for piece in encoding.windows(MIN_LEAK_LENGTH) {
                 self.0.insert(piece.to_vec(), name);
             }
         }
@@ -459,20 +461,20 @@ impl Secrets {
         self.add(name, BASE64.decode(lines.concat()).unwrap());
     }
 
-    fn found_in(&self, said: &Said) -> Option<String> {
+    fn found_in(&self, said: &Output) -> Option<String> {
         said.0.iter().find_map(|(who, text)| {
             let bytes = text.as_bytes();
-            let at = bytes.windows(PIECE).position(|piece| self.0.contains_key(piece))?;
-            let line = text
-                .lines()
-                .find(|line| line.as_bytes().windows(PIECE).any(|piece| self.0.contains_key(piece)));
-            let name = self.0[&bytes[at..at + PIECE]];
+            let at = bytes.windows(MIN_LEAK_LENGTH).position(|piece| self.0.contains_key(piece))?;
+            let line = text.lines().find(|line| {
+                line.as_bytes().windows(MIN_LEAK_LENGTH).any(|piece| self.0.contains_key(piece))
+            });
+            let name = self.0[&bytes[at..at + MIN_LEAK_LENGTH]];
             Some(format!("{who} tells {name}: {}", line.unwrap_or(text)))
         })
     }
 
     #[track_caller]
-    fn assert_none_in(&self, said: &Said) {
+    fn assert_none_in(&self, said: &Output) {
         if let Some(found) = self.found_in(said) {
             panic!("{found}");
         }

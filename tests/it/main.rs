@@ -1,6 +1,6 @@
-//! Tests against real servers and the real binary; `testkit` starts and stops them.
+//! Tests with a real OpenBao or Vault and the real daemon; `testkit` starts and stops them.
 //!
-//! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
+//! `cfg(test)` always holds here. It is written out so that clippy treats these modules as tests.
 
 #![allow(clippy::disallowed_methods, reason = "tests look at time stamps")]
 

@@ -2,7 +2,7 @@
 //!
 //! | situation | test |
 //! | --- | --- |
-//! | last probe good and fresh | all; and `a_daemon_that_slept_does_not_tell_old_news` |
+//! | last probe good and fresh | all; and `a_daemon_that_was_suspended_does_not_report_a_stale_ok` |
 //! | Vault merely unreachable | `a_sealed_vault_...`, `a_killed_vault_...`, `a_frozen_vault_...` |
 //! | token dead, policy refuses | `a_policy_that_refuses_...`; the token's death in `token.rs` |
 //! | key missing, soft-deleted, made anew | `a_deleted_key_...`, `a_soft_deleted_key_...`, `a_key_made_anew_...` |
@@ -13,26 +13,26 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 use testkit::{
-    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, Stage, TAKEN_WITHIN, TIMEOUT, calls, closed_address,
+    Bao, Caller, Daemon, KEY, Load, MOUNT, POLICY, RELOAD_TIMEOUT, TIMEOUT, TestEnv, calls, closed_address,
     daemon::samples, eventually, policy,
 };
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-/// Of [`Stage::daemon`].
+/// Of [`TestEnv::daemon`].
 const GRACE: Duration = Duration::from_secs(3);
 /// For tests in which calls wait meanwhile.
 const LONG_GRACE: Duration = Duration::from_secs(8);
 /// What a recovery may take: the pause between two tries, and some slack for a busy machine.
-const HEALED_WITHIN: Duration = Duration::from_secs(15);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[tokio::test]
-async fn a_vault_that_is_down_at_the_start_is_waited_for() {
-    let mut stage = Stage::start().await;
-    stage.bao.stop();
-    let mut daemon = stage.daemon([]).await;
+async fn it_waits_for_a_vault_that_is_down_at_the_start() {
+    let mut env = TestEnv::start().await;
+    env.bao.stop();
+    let mut daemon = env.daemon([]).await;
     let caller = Caller::of(&daemon).await;
-    caller.wait_health("cannot be reached", TAKEN_WITHIN).await;
+    caller.wait_health("cannot be reached", RELOAD_TIMEOUT).await;
     for error in [caller.status().await.unwrap_err(), caller.encrypt(b"seed").await.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable, "{error}");
         assert!(error.message().contains("cannot be reached"), "{error}");
@@ -41,8 +41,8 @@ async fn a_vault_that_is_down_at_the_start_is_waited_for() {
     assert_ready(&daemon, 503, "cannot be reached").await;
     assert_eq!(daemon.metric("transit_kms_config_reloads_total", &[("result", "pending")]).await, 1.0);
 
-    stage.bao.start_again().await;
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.start_again().await;
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.round_trip().await;
     assert_health(&daemon, "ok").await;
     assert_ready(&daemon, 200, "ok").await;
@@ -50,50 +50,50 @@ async fn a_vault_that_is_down_at_the_start_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_file_that_does_not_exist_yet_is_waited_for() {
-    let mut stage = Stage::without_file().await;
-    let daemon = stage.daemon([]).await;
+async fn it_waits_for_a_file_that_does_not_exist_yet() {
+    let mut env = TestEnv::without_file().await;
+    let daemon = env.daemon([]).await;
     let caller = Caller::of(&daemon).await;
-    caller.wait_health("config.yaml", TAKEN_WITHIN).await;
+    caller.wait_health("config.yaml", RELOAD_TIMEOUT).await;
     let error = caller.status().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert_ready(&daemon, 503, "config.yaml").await;
 
-    let token = stage.bao.token().await;
-    stage.render(&token);
-    caller.wait_ok(TAKEN_WITHIN).await;
+    let token = env.bao.token().await;
+    env.render(&token);
+    caller.wait_ok(RELOAD_TIMEOUT).await;
     caller.round_trip().await;
 }
 
 #[tokio::test]
-async fn who_calls_at_the_first_moment_waits_for_the_first_session() {
-    let stage = Stage::start().await;
+async fn the_first_calls_wait_for_the_first_session() {
+    let env = TestEnv::start().await;
     for _ in 0..3 {
-        let daemon = stage.daemon([]).await;
+        let daemon = env.daemon([]).await;
         // Nothing is tried twice here: had it been told that nothing is known, this would be it.
         Caller::of(&daemon).await.round_trip().await;
     }
 }
 
 #[tokio::test]
-async fn a_vault_that_is_silent_at_the_start_lets_nobody_wait_beyond_the_deadline() {
-    let mut stage = Stage::start().await;
-    stage.bao.freeze().await;
-    let daemon = stage.daemon([]).await;
+async fn calls_end_at_their_deadline_when_vault_is_silent_at_the_start() {
+    let mut env = TestEnv::start().await;
+    env.bao.freeze().await;
+    let daemon = env.daemon([]).await;
     let caller = Caller::of(&daemon).await;
     let error = caller.status().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
-    stage.bao.thaw();
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.thaw();
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
 }
 
 #[tokio::test]
-async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by_itself() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
+async fn status_stays_ok_for_the_grace_while_vault_is_sealed_and_recovers() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready(["--outage-grace", "8s"]).await;
     let key_id = caller.key_id().await;
     let sealing = Instant::now();
-    stage.bao.seal().await;
+    env.bao.seal().await;
 
     eventually("the grace shows", LONG_GRACE, async || {
         let (_, words) = daemon.admin("/readyz").await;
@@ -114,19 +114,19 @@ async fn a_sealed_vault_is_forgiven_for_the_grace_and_then_named_and_recovers_by
     assert_ready(&daemon, 503, "Vault is sealed").await;
     assert_eq!(daemon.admin("/livez").await.0, 200);
 
-    stage.bao.unseal().await;
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.unseal().await;
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.round_trip().await;
     assert_eq!(caller.key_id().await, key_id);
     assert_health(&daemon, "ok").await;
 }
 
 #[tokio::test]
-async fn a_killed_vault_is_found_again_when_it_is_back() {
-    let mut stage = Stage::start().await;
-    let (mut daemon, caller) = stage.ready(["--outage-grace", "8s"]).await;
+async fn calls_succeed_again_once_a_killed_vault_is_back() {
+    let mut env = TestEnv::start().await;
+    let (mut daemon, caller) = env.ready(["--outage-grace", "8s"]).await;
     let sealed = caller.round_trip().await;
-    stage.bao.stop();
+    env.bao.stop();
     // They wait for it to come back, as long as their deadline allows.
     let (encrypted, decrypted) = tokio::join!(caller.encrypt(b"seed"), caller.decrypt(&sealed));
     for error in [encrypted.unwrap_err(), decrypted.unwrap_err()] {
@@ -137,18 +137,18 @@ async fn a_killed_vault_is_found_again_when_it_is_back() {
     caller.wait_health("cannot be reached", LONG_GRACE * 3).await;
     assert_ready(&daemon, 503, "cannot be reached").await;
 
-    stage.bao.start_again().await;
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.start_again().await;
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.decrypt(&sealed).await.unwrap();
     assert_eq!(daemon.exited(), None);
 }
 
 #[tokio::test]
-async fn a_frozen_vault_holds_nobody_beyond_the_deadline() {
-    let mut stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn calls_end_at_their_deadline_while_vault_is_frozen() {
+    let mut env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
-    stage.bao.freeze().await;
+    env.bao.freeze().await;
     // More at once than there are connections: some wait for an answer, some for a handshake.
     let mut calls = JoinSet::new();
     for number in 0..8 {
@@ -178,17 +178,17 @@ async fn a_frozen_vault_holds_nobody_beyond_the_deadline() {
     assert_ne!(state, "ok", "an outage that is over the grace stays so");
     assert_eq!(daemon.admin("/livez").await.0, 200);
 
-    stage.bao.thaw();
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.thaw();
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.decrypt(&sealed).await.unwrap();
 }
 
 /// On one connection, as kube-apiserver has it.
 #[tokio::test]
-async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
-    let mut stage = Stage::start().await;
-    let (daemon, caller) = stage.ready_without_probes().await;
-    stage.bao.freeze().await;
+async fn a_flood_of_calls_on_a_frozen_vault_is_rejected_and_status_is_answered() {
+    let mut env = TestEnv::start().await;
+    let (daemon, caller) = env.ready_without_health_checks().await;
+    env.bao.freeze().await;
     let mut calls = JoinSet::new();
     for _ in 0..900 {
         let caller = caller.clone();
@@ -202,25 +202,25 @@ async fn a_flood_on_a_frozen_vault_is_shed_and_status_gets_through() {
     assert_eq!(caller.health().await, "ok");
     let codes = calls.join_all().await;
     assert_eq!(codes.iter().filter(|code| **code == Code::ResourceExhausted).count(), 132);
-    stage.bao.thaw();
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.thaw();
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.round_trip().await;
 }
 
 /// 140 calls are more than may ask Vault at once.
 #[tokio::test]
-async fn while_calls_wait_for_a_frozen_vault_local_keks_serve_and_who_leaves_is_counted() {
-    let mut stage = Stage::start().await;
-    stage.rendered.local_kek = true;
-    let token = stage.token().to_owned();
-    stage.render(&token);
-    let (daemon, caller) = stage.ready_without_probes().await;
+async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_calls_are_counted() {
+    let mut env = TestEnv::start().await;
+    env.rendered.local_kek = true;
+    let token = env.token().to_owned();
+    env.render(&token);
+    let (daemon, caller) = env.ready_without_health_checks().await;
     let own = caller.encrypt(b"own").await.unwrap();
     let mut bare = Vec::new();
     for number in 0..140_u8 {
-        bare.push(stage.bao.encrypt(KEY, &[number; 32]).await);
+        bare.push(env.bao.encrypt(KEY, &[number; 32]).await);
     }
-    stage.bao.freeze().await;
+    env.bao.freeze().await;
     let mut waiting = JoinSet::new();
     for ciphertext in bare {
         let kms = daemon.kms().await;
@@ -257,33 +257,33 @@ async fn while_calls_wait_for_a_frozen_vault_local_keks_serve_and_who_leaves_is_
     })
     .await;
     daemon.wait_printed("the caller has gone away").await;
-    stage.bao.thaw();
+    env.bao.thaw();
 }
 
 #[tokio::test]
-async fn a_daemon_that_slept_does_not_tell_old_news() {
-    let mut stage = Stage::start().await;
-    let (mut daemon, caller) = stage.ready([]).await;
+async fn a_daemon_that_was_suspended_does_not_report_a_stale_ok() {
+    let mut env = TestEnv::start().await;
+    let (mut daemon, caller) = env.ready([]).await;
     assert_eq!(caller.health().await, "ok");
     // Both sleep for longer than three intervals; the daemon wakes and cannot ask yet.
     daemon.signal(Signal::STOP);
-    stage.bao.freeze().await;
+    env.bao.freeze().await;
     let asleep = Instant::now();
     eventually("a long sleep", GRACE * 3, async || asleep.elapsed() > GRACE + Duration::from_secs(1)).await;
     daemon.signal(Signal::CONT);
     let status = caller.status().await.unwrap();
     assert!(status.healthz.contains("more than three intervals"), "{}", status.healthz);
-    stage.bao.thaw();
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.thaw();
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
 }
 
 #[tokio::test]
-async fn a_deleted_key_is_an_error_and_stays_one_whatever_calls_come() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn a_deleted_key_stays_an_error_whatever_calls_arrive() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
-    delete_key(&stage.bao).await;
-    let error = wait_for_lost(&caller, "not found: transit/keys/kms").await;
+    delete_key(&env.bao).await;
+    let error = wait_for_key_error(&caller, "not found: transit/keys/kms").await;
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert_health(&daemon, "lost").await;
     assert_ready(&daemon, 503, "not found").await;
@@ -308,12 +308,12 @@ async fn a_deleted_key_is_an_error_and_stays_one_whatever_calls_come() {
 }
 
 #[tokio::test]
-async fn a_key_lost_under_load_is_never_taken_for_a_refusal_again() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn a_key_deleted_under_load_is_never_reported_as_a_policy_refusal() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let load = Load::start(&daemon, 4, Duration::ZERO).await;
-    delete_key(&stage.bao).await;
-    wait_for_lost(&caller, "not found").await;
+    delete_key(&env.bao).await;
+    wait_for_key_error(&caller, "not found").await;
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(1) {
         let error = caller.status().await.expect_err("it is lost");
@@ -324,12 +324,12 @@ async fn a_key_lost_under_load_is_never_taken_for_a_refusal_again() {
 
 #[tokio::test]
 async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
     let path = format!("{MOUNT}/keys/{KEY}/soft-delete");
     let (status, answer) =
-        stage.bao.api_as(stage.bao.root_token(), "DELETE", &path, serde_json::Value::Null).await;
+        env.bao.api_as(env.bao.root_token(), "DELETE", &path, serde_json::Value::Null).await;
     if status == 404 || status == 405 {
         println!("this server knows no soft-deletion: {status} {answer}");
         return;
@@ -338,12 +338,12 @@ async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
     // The first call shows it, or a probe.
     let error = caller.decrypt(&sealed).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
-    let error = wait_for_lost(&caller, "soft-deleted: restore it").await;
+    let error = wait_for_key_error(&caller, "soft-deleted: restore it").await;
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     assert_health(&daemon, "lost").await;
 
-    stage.bao.api("POST", &format!("{path}-restore"), json!({})).await;
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.api("POST", &format!("{path}-restore"), json!({})).await;
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.decrypt(&sealed).await.unwrap();
     assert_eq!(caller.key_id().await, sealed.key_id);
 }
@@ -351,36 +351,36 @@ async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
 /// Vault tells only the second in which a key was made. Here the old and the new one may well be
 /// of the same second, as when a script makes the key anew.
 #[tokio::test]
-async fn a_key_made_anew_under_its_name_is_another_key_even_within_a_second() {
-    let stage = Stage::start().await;
+async fn a_key_recreated_within_the_same_second_is_another_key() {
+    let env = TestEnv::start().await;
     // So that it is made in the second in which it is made anew.
-    delete_key(&stage.bao).await;
+    delete_key(&env.bao).await;
     eventually("the beginning of a second", Duration::from_secs(2), async || {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_millis() < 50
     })
     .await;
-    make_key(&stage.bao).await;
-    let born = birth(&stage.bao).await;
-    let (daemon, caller) = stage.ready([]).await;
+    create_key(&env.bao).await;
+    let born = creation_time(&env.bao).await;
+    let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
-    delete_key(&stage.bao).await;
-    make_key(&stage.bao).await;
-    println!("made anew within the same second: {}", birth(&stage.bao).await == born);
+    delete_key(&env.bao).await;
+    create_key(&env.bao).await;
+    println!("made anew within the same second: {}", creation_time(&env.bao).await == born);
     another_key_is_refused(&daemon, &caller, &sealed).await;
 }
 
 #[tokio::test]
-async fn a_key_made_anew_under_its_name_is_another_key_and_nothing_is_encrypted_with_it() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn a_recreated_key_is_another_key_and_is_not_used_to_encrypt() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
-    let born = birth(&stage.bao).await;
-    delete_key(&stage.bao).await;
+    let born = creation_time(&env.bao).await;
+    delete_key(&env.bao).await;
     eventually("another second", Duration::from_secs(3), async || {
-        make_key(&stage.bao).await;
-        let another = birth(&stage.bao).await != born;
+        create_key(&env.bao).await;
+        let another = creation_time(&env.bao).await != born;
         if !another {
-            delete_key(&stage.bao).await;
+            delete_key(&env.bao).await;
         }
         another
     })
@@ -389,14 +389,14 @@ async fn a_key_made_anew_under_its_name_is_another_key_and_nothing_is_encrypted_
 }
 
 #[tokio::test]
-async fn a_policy_that_refuses_is_told_at_the_first_call_and_healed_with_the_policy() {
-    let stage = Stage::start().await;
+async fn a_policy_refusal_is_reported_at_the_first_call_until_the_policy_is_fixed() {
+    let env = TestEnv::start().await;
     // The first call shows it.
-    let (daemon, caller) = stage.ready_without_probes().await;
+    let (daemon, caller) = env.ready_without_health_checks().await;
     let sealed = caller.round_trip().await;
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("/encrypt/")).collect();
-    stage.bao.policy(POLICY, &rules.join("\n")).await;
+    env.bao.policy(POLICY, &rules.join("\n")).await;
     assert_eq!(caller.health().await, "ok", "nobody has asked Vault since");
 
     let error = caller.encrypt(b"seed").await.unwrap_err();
@@ -409,18 +409,18 @@ async fn a_policy_that_refuses_is_told_at_the_first_call_and_healed_with_the_pol
     assert_ready(&daemon, 503, "does not allow encrypt").await;
     caller.decrypt(&sealed).await.unwrap();
 
-    stage.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
-    caller.wait_ok(HEALED_WITHIN).await;
+    env.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
+    caller.wait_ok(RECOVERY_TIMEOUT).await;
     caller.round_trip().await;
 }
 
 #[tokio::test]
-async fn a_dead_first_address_is_passed_over() {
-    let mut stage = Stage::without_file().await;
-    stage.rendered.addresses.insert(0, closed_address());
-    let token = stage.bao.token().await;
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
+async fn an_unreachable_first_address_is_skipped() {
+    let mut env = TestEnv::without_file().await;
+    env.rendered.addresses.insert(0, closed_address());
+    let token = env.bao.token().await;
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
     caller.round_trip().await;
     let retries = async || daemon.metric("transit_kms_retries_total", &[("reason", "connect")]).await;
     let first = retries().await;
@@ -431,7 +431,7 @@ async fn a_dead_first_address_is_passed_over() {
     }
     assert_eq!(retries().await, first);
     assert_eq!(caller.health().await, "ok");
-    for (address, up) in stage.rendered.addresses.iter().zip([0.0, 1.0]) {
+    for (address, up) in env.rendered.addresses.iter().zip([0.0, 1.0]) {
         let (_, text) = daemon.admin("/metrics").await;
         let node = [("node", address.as_str())];
         assert_eq!(samples(&text, "transit_kms_vault_node_up", &node), [up], "{address}");
@@ -443,18 +443,18 @@ async fn delete_key(bao: &Bao) {
     bao.api("DELETE", &format!("{MOUNT}/keys/{KEY}"), serde_json::Value::Null).await;
 }
 
-async fn make_key(bao: &Bao) {
+async fn create_key(bao: &Bao) {
     bao.api("POST", &format!("{MOUNT}/keys/{KEY}"), json!({})).await;
 }
 
 /// The Unix time of version 1.
-async fn birth(bao: &Bao) -> i64 {
+async fn creation_time(bao: &Bao) -> i64 {
     let answer = bao.api("GET", &format!("{MOUNT}/keys/{KEY}"), serde_json::Value::Null).await;
     answer["data"]["keys"]["1"].as_i64().unwrap()
 }
 
 async fn another_key_is_refused(daemon: &Daemon, caller: &Caller, sealed: &kms_plugin::v2::EncryptResponse) {
-    let error = wait_for_lost(caller, "recreated").await;
+    let error = wait_for_key_error(caller, "recreated").await;
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     let error = caller.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
@@ -467,7 +467,7 @@ async fn another_key_is_refused(daemon: &Daemon, caller: &Caller, sealed: &kms_p
 }
 
 /// Waits until Status is an error that holds `part`.
-async fn wait_for_lost(caller: &Caller, part: &str) -> Status {
+async fn wait_for_key_error(caller: &Caller, part: &str) -> Status {
     eventually(&format!("Status fails with {part:?}"), Duration::from_secs(8), async || {
         match caller.status().await {
             Err(error) if error.message().contains(part) => Ok(error),
@@ -491,12 +491,12 @@ async fn assert_ready(daemon: &Daemon, status: u16, words: &str) {
 /// Whoever reads the log at night finds each change once, with its reason, and no noise of ours or
 /// of a library.
 #[tokio::test]
-async fn an_outage_is_told_once_and_so_is_its_end() {
-    let mut stage = Stage::without_file().await;
-    let token = stage.bao.create_token(json!({ "period": "6s" })).await;
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
-    stage.bao.stop();
+async fn an_outage_and_its_end_are_logged_once() {
+    let mut env = TestEnv::without_file().await;
+    let token = env.bao.create_token(json!({ "period": "6s" })).await;
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
+    env.bao.stop();
     caller.wait_health("has not been usable", Duration::from_secs(20)).await;
     eventually("renewals fail again and again", Duration::from_secs(40), async || {
         daemon.metric("transit_kms_token_renewals_total", &[("result", "failed")]).await >= 2.0
@@ -512,9 +512,9 @@ async fn an_outage_is_told_once_and_so_is_its_end() {
     }
     assert!(!log.contains("ERROR"), "{log}");
 
-    stage.bao.start_again().await;
-    let token = stage.bao.token().await;
-    stage.render(&token);
+    env.bao.start_again().await;
+    let token = env.bao.token().await;
+    env.render(&token);
     caller.wait_ok(Duration::from_secs(20)).await;
     eventually("its end is told", Duration::from_secs(20), async || {
         daemon.log().matches(" healthy before=").count() == 2

@@ -4,47 +4,47 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 use testkit::{
-    Agent, AgentOptions, Bao, BaoOptions, Daemon, DaemonOptions, KEY, Kms, POLICY, Rendered,
+    Agent, AgentOptions, Bao, BaoOptions, ConfigFile, Daemon, DaemonOptions, KEY, Kms, POLICY,
     calls::{decrypt, encrypt, round_trip, status},
-    eventually,
+    config_file, eventually,
     http::{Forwarder, HttpServer, Proxy, answer},
-    policy, rendered,
+    policy,
 };
 use tonic::Code;
 
 const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const WAIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A daemon on a rendered file of its own.
-struct Bench {
+struct Setup {
     daemon: Daemon,
     dir: tempfile::TempDir,
     kms: Kms,
 }
 
-impl Bench {
-    async fn start(content: &Rendered) -> Self {
+impl Setup {
+    async fn start(content: &ConfigFile) -> Self {
         Self::start_with(content, DaemonOptions::default()).await
     }
 
-    async fn start_with(content: &Rendered, options: DaemonOptions) -> Self {
+    async fn start_with(content: &ConfigFile, options: DaemonOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.yaml");
-        rendered::by_rename(&config, &content.yaml());
+        config_file::by_rename(&config, &content.yaml());
         let daemon = Daemon::start_with(&config, options).await;
         let kms = daemon.kms().await;
         Self { daemon, dir, kms }
     }
 
-    async fn ready(content: &Rendered, options: DaemonOptions) -> Self {
-        let bench = Self::start_with(content, options).await;
-        bench.daemon.wait_ready().await;
-        bench
+    async fn ready(content: &ConfigFile, options: DaemonOptions) -> Self {
+        let setup = Self::start_with(content, options).await;
+        setup.daemon.wait_ready().await;
+        setup
     }
 
     /// Waits until Status is an error with all of these words.
     async fn wait_unavailable(&self, words: &[&str]) {
-        eventually("Status says why not", PATIENCE, async || match status(&self.kms).await {
+        eventually("Status says why not", WAIT_TIMEOUT, async || match status(&self.kms).await {
             Ok(known) => Err(format!("{known:?}")),
             Err(e) if e.code() != Code::Unavailable => Err(e.to_string()),
             Err(e) if words.iter().all(|word| e.message().contains(word)) => Ok(()),
@@ -59,7 +59,7 @@ fn allow_http() -> DaemonOptions {
 }
 
 #[tokio::test]
-async fn from_the_agent_to_transit_and_back() {
+async fn a_seed_is_encrypted_and_decrypted_with_tokens_from_an_agent() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
@@ -95,11 +95,11 @@ async fn from_the_agent_to_transit_and_back() {
 }
 
 #[tokio::test]
-async fn ciphertexts_of_other_providers_are_read_and_foreign_key_ids_refused() {
+async fn ciphertexts_of_other_providers_are_decrypted_and_foreign_key_ids_are_refused() {
     let bao = Bao::start().await;
-    bao.audit_uids().await;
-    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
-    let kms = &bench.kms;
+    bao.enable_uid_audit().await;
+    let setup = Setup::ready(&ConfigFile::with_new_token(&bao).await, DaemonOptions::default()).await;
+    let kms = &setup.kms;
 
     // Made around us, as by Trousseau and others that leave it bare.
     let theirs = bao.encrypt(KEY, SEED).await;
@@ -131,12 +131,12 @@ async fn ciphertexts_of_other_providers_are_read_and_foreign_key_ids_refused() {
 }
 
 #[tokio::test]
-async fn several_clients_at_once_get_each_their_own() {
+async fn concurrent_clients_get_their_own_answers() {
     let bao = Bao::start().await;
-    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
+    let setup = Setup::ready(&ConfigFile::with_new_token(&bao).await, DaemonOptions::default()).await;
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..8 {
-        let kms = bench.daemon.kms().await;
+        let kms = setup.daemon.kms().await;
         clients.spawn(async move {
             for call in 0..10 {
                 round_trip(&kms, &format!("client-{client}-{call}")).await;
@@ -146,7 +146,7 @@ async fn several_clients_at_once_get_each_their_own() {
         });
     }
     let open = clients.join_all().await;
-    let counted = bench.daemon.metric("transit_kms_connections_open", &[]).await as usize;
+    let counted = setup.daemon.metric("transit_kms_connections_open", &[]).await as usize;
     assert_eq!(counted, open.len() + 1);
 }
 
@@ -154,17 +154,17 @@ async fn several_clients_at_once_get_each_their_own() {
 async fn the_audit_log_names_the_api_request() {
     let bao = Bao::start().await;
     let options = DaemonOptions::arguments(["--log-format", "json", "--log-level", "debug"]);
-    let bench = Bench::ready(&Rendered::with_new_token(&bao).await, options).await;
+    let setup = Setup::ready(&ConfigFile::with_new_token(&bao).await, options).await;
 
-    encrypt(&bench.kms, SEED, "before").await.unwrap();
+    encrypt(&setup.kms, SEED, "before").await.unwrap();
     assert!(bao.audited("before").is_empty());
-    bao.audit_uids().await;
-    let sealed = encrypt(&bench.kms, SEED, "uid-of-encrypt").await.unwrap();
-    decrypt(&bench.kms, sealed.ciphertext, &sealed.key_id, "uid-of-decrypt").await.unwrap();
+    bao.enable_uid_audit().await;
+    let sealed = encrypt(&setup.kms, SEED, "uid-of-encrypt").await.unwrap();
+    decrypt(&setup.kms, sealed.ciphertext, &sealed.key_id, "uid-of-decrypt").await.unwrap();
 
     for (uid, method) in [("uid-of-encrypt", "encrypt"), ("uid-of-decrypt", "decrypt")] {
-        let line = eventually("a line of the call", PATIENCE, async || {
-            let log = bench.daemon.log();
+        let line = eventually("a line of the call", WAIT_TIMEOUT, async || {
+            let log = setup.daemon.log();
             let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             lines.into_iter().find(|line| line["uid"] == json!(uid))
         })
@@ -185,10 +185,10 @@ async fn the_audit_log_names_the_api_request() {
 async fn a_path_prefix_in_the_address_is_kept() {
     let bao = Bao::start().await;
     let proxy = Proxy::start(&bao, "/behind/a-proxy").await;
-    let content = Rendered::with_new_token(&bao).await;
-    let content = Rendered { addresses: vec![proxy.address()], ..content };
-    let bench = Bench::ready(&content, allow_http()).await;
-    round_trip(&bench.kms, "prefixed").await;
+    let content = ConfigFile::with_new_token(&bao).await;
+    let content = ConfigFile { addresses: vec![proxy.address()], ..content };
+    let setup = Setup::ready(&content, allow_http()).await;
+    round_trip(&setup.kms, "prefixed").await;
     let paths: Vec<_> = proxy.seen().into_iter().map(|seen| seen.path).collect();
     assert!(paths.contains(&"/behind/a-proxy/v1/transit/encrypt/kms".to_owned()), "{paths:?}");
     assert!(paths.contains(&"/behind/a-proxy/v1/auth/token/lookup-self".to_owned()), "{paths:?}");
@@ -196,7 +196,7 @@ async fn a_path_prefix_in_the_address_is_kept() {
 }
 
 #[tokio::test]
-async fn a_namespace_is_used_and_part_of_the_key_id() {
+async fn the_namespace_is_used_and_is_part_of_the_key_id() {
     let bao = Bao::start().await;
     if Bao::is_vault() {
         eprintln!("not tested: Vault has namespaces in its Enterprise edition only");
@@ -211,9 +211,9 @@ async fn a_namespace_is_used_and_part_of_the_key_id() {
     let answer = bao.api("POST", "team-a/auth/token/create", request).await;
     let token = answer["auth"]["client_token"].as_str().unwrap();
 
-    let content = Rendered::of(&bao, token);
-    let here = Bench::ready(
-        &Rendered { namespace: Some("team-a/".into()), ..content.clone() },
+    let content = ConfigFile::of(&bao, token);
+    let here = Setup::ready(
+        &ConfigFile { namespace: Some("team-a/".into()), ..content.clone() },
         DaemonOptions::default(),
     )
     .await;
@@ -222,66 +222,66 @@ async fn a_namespace_is_used_and_part_of_the_key_id() {
     let answer = bao.api("POST", "team-a/transit/decrypt/kms", json!({"ciphertext": text})).await;
     assert_eq!(answer["data"]["plaintext"], json!(BASE64.encode(SEED)));
 
-    let root = Bench::ready(&Rendered::with_new_token(&bao).await, DaemonOptions::default()).await;
+    let root = Setup::ready(&ConfigFile::with_new_token(&bao).await, DaemonOptions::default()).await;
     assert_ne!(status(&root.kms).await.unwrap().key_id, sealed.key_id);
 
-    let nowhere = Rendered { namespace: Some("team-b".into()), ..content };
-    let nowhere = Bench::start(&nowhere).await;
+    let nowhere = ConfigFile { namespace: Some("team-b".into()), ..content };
+    let nowhere = Setup::start(&nowhere).await;
     nowhere.wait_unavailable(&["namespace"]).await;
 }
 
 #[tokio::test]
-async fn a_server_name_stands_in_for_an_address_that_the_certificate_does_not_name() {
+async fn the_configured_server_name_is_checked_instead_of_the_address() {
     let bao = Bao::start().await;
     let forwarder = Forwarder::start(&bao).await;
-    let content = Rendered::with_new_token(&bao).await;
-    let content = Rendered { addresses: vec![forwarder.address()], ..content };
-    let bench = Bench::start(&content).await;
-    bench
+    let content = ConfigFile::with_new_token(&bao).await;
+    let content = ConfigFile { addresses: vec![forwarder.address()], ..content };
+    let setup = Setup::start(&content).await;
+    setup
         .wait_unavailable(&[&forwarder.address(), "certificate", "127.0.0.2", "vault.tls.server_name"])
         .await;
 
-    let content = Rendered { server_name: Some("localhost".into()), ..content };
-    rendered::by_rename(&bench.dir.path().join("config.yaml"), &content.yaml());
-    bench.daemon.wait_ready().await;
-    round_trip(&bench.kms, "named").await;
+    let content = ConfigFile { server_name: Some("localhost".into()), ..content };
+    config_file::by_rename(&setup.dir.path().join("config.yaml"), &content.yaml());
+    setup.daemon.wait_ready().await;
+    round_trip(&setup.kms, "named").await;
 
     // Names are still checked.
-    let content = Rendered { server_name: Some("elsewhere.test".into()), ..content };
-    let wrong = Bench::start(&content).await;
+    let content = ConfigFile { server_name: Some("elsewhere.test".into()), ..content };
+    let wrong = Setup::start(&content).await;
     wrong.wait_unavailable(&["certificate", "elsewhere.test", "vault.tls.server_name"]).await;
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_a_server_that_asks() {
+async fn a_client_certificate_is_sent_to_a_server_that_requires_one() {
     let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
     let bao = Bao::start_with(options).await;
-    let content = Rendered::with_new_token(&bao).await;
-    let bench = Bench::start(&content).await;
-    bench.wait_unavailable(&["CertificateRequired", "vault.tls.client_cert_file"]).await;
+    let content = ConfigFile::with_new_token(&bao).await;
+    let setup = Setup::start(&content).await;
+    setup.wait_unavailable(&["CertificateRequired", "vault.tls.client_cert_file"]).await;
 
-    let content = Rendered { client_certificate: Some(bao.client_certificate("daemon")), ..content };
-    rendered::by_rename(&bench.dir.path().join("config.yaml"), &content.yaml());
-    bench.daemon.wait_ready().await;
-    round_trip(&bench.kms, "certified").await;
+    let content = ConfigFile { client_certificate: Some(bao.client_certificate("daemon")), ..content };
+    config_file::by_rename(&setup.dir.path().join("config.yaml"), &content.yaml());
+    setup.daemon.wait_ready().await;
+    round_trip(&setup.kms, "certified").await;
 }
 
 #[tokio::test]
-async fn a_wrong_authority_is_named_and_can_be_corrected() {
+async fn a_wrong_ca_file_is_named_and_can_be_replaced() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let ca_file = dir.path().join("ca.pem");
     let stranger = rcgen::generate_simple_self_signed(["stranger".to_owned()]).unwrap();
     std::fs::write(&ca_file, stranger.cert.pem()).unwrap();
-    let content = Rendered::with_new_token(&bao).await;
-    let content = Rendered { ca_file: ca_file.clone(), ..content };
-    let bench = Bench::start(&content).await;
-    bench.wait_unavailable(&[&bao.address(), "UnknownIssuer", "vault.tls.ca_file"]).await;
+    let content = ConfigFile::with_new_token(&bao).await;
+    let content = ConfigFile { ca_file: ca_file.clone(), ..content };
+    let setup = Setup::start(&content).await;
+    setup.wait_unavailable(&[&bao.address(), "UnknownIssuer", "vault.tls.ca_file"]).await;
 
     // The file that the config names is a part of it.
-    rendered::by_rename(&ca_file, &std::fs::read_to_string(bao.ca_file()).unwrap());
-    bench.daemon.wait_ready().await;
-    round_trip(&bench.kms, "trusted").await;
+    config_file::by_rename(&ca_file, &std::fs::read_to_string(bao.ca_file()).unwrap());
+    setup.daemon.wait_ready().await;
+    round_trip(&setup.kms, "trusted").await;
 }
 
 #[tokio::test]
@@ -299,12 +299,12 @@ async fn a_redirect_is_not_followed_with_the_token() {
         }
     })
     .await;
-    let content = Rendered::with_new_token(&bao).await;
-    let bench =
-        Bench::start_with(&Rendered { addresses: vec![redirecting.address()], ..content }, allow_http())
+    let content = ConfigFile::with_new_token(&bao).await;
+    let setup =
+        Setup::start_with(&ConfigFile { addresses: vec![redirecting.address()], ..content }, allow_http())
             .await;
-    bench.wait_unavailable(&["redirect", "307"]).await;
-    let seen = eventually("it is asked again", PATIENCE, async || {
+    setup.wait_unavailable(&["redirect", "307"]).await;
+    let seen = eventually("it is asked again", WAIT_TIMEOUT, async || {
         let seen = redirecting.seen();
         (seen.len() >= 2).then_some(seen)
     })

@@ -16,18 +16,18 @@ use procfs::{
 use rustix::process::Signal;
 use serde_json::json;
 use testkit::{
-    Bao, Daemon, DaemonOptions, Kms, Rendered,
+    Bao, ConfigFile, Daemon, DaemonOptions, Kms,
     calls::{round_trip, status, timed},
-    eventually,
+    config_file, eventually,
     http::{Proxy, Seen},
-    rendered, without_inotify,
+    without_inotify,
 };
 use tonic::Code;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server, and a daemon that works with it.
-struct Bench {
+struct Setup {
     bao: Bao,
     daemon: Daemon,
     dir: tempfile::TempDir,
@@ -37,7 +37,7 @@ struct Bench {
     token: String,
 }
 
-impl Bench {
+impl Setup {
     /// A daemon whose file is where `make` puts it, below the folder that it is given.
     async fn start(make: impl FnOnce(&Path, &str) -> PathBuf) -> Self {
         Self::start_with(DaemonOptions::default(), make).await
@@ -46,25 +46,25 @@ impl Bench {
     async fn start_with(options: DaemonOptions, make: impl FnOnce(&Path, &str) -> PathBuf) -> Self {
         let bao = Bao::start().await;
         let dir = tempfile::tempdir().unwrap();
-        let content = Rendered::with_new_token(&bao).await;
+        let content = ConfigFile::with_new_token(&bao).await;
         let config = make(dir.path(), &content.yaml());
         let daemon = Daemon::start_with(&config, options).await;
         let (kms, pid) = (daemon.kms().await, daemon.pid());
-        let mut bench = Self { bao, daemon, dir, generation: 0, kms, pid, token: String::new() };
+        let mut setup = Self { bao, daemon, dir, generation: 0, kms, pid, token: String::new() };
         if config.exists() {
-            bench.took(content.token).await;
+            setup.assert_in_use(content.token).await;
         }
-        bench
+        setup
     }
 
     /// Changes the file in this way, with a new token; that token, and no other, is then in use.
-    async fn takes(&mut self, change: impl FnOnce(&str)) {
-        let content = Rendered::with_new_token(&self.bao).await;
+    async fn change_and_wait(&mut self, change: impl FnOnce(&str)) {
+        let content = ConfigFile::with_new_token(&self.bao).await;
         change(&content.yaml());
-        self.took(content.token).await;
+        self.assert_in_use(content.token).await;
     }
 
-    async fn took(&mut self, token: String) {
+    async fn assert_in_use(&mut self, token: String) {
         self.generation += 1;
         self.daemon.wait_generation(self.generation).await;
         let old = std::mem::replace(&mut self.token, token);
@@ -79,8 +79,8 @@ impl Bench {
     }
 
     /// Waits until the newest config is not in use for a reason with these words.
-    async fn wait_trouble(&self, words: &str) {
-        eventually("the reason", PATIENCE, async || match self.daemon.admin("/readyz").await {
+    async fn wait_config_error(&self, words: &str) {
+        eventually("the reason", WAIT_TIMEOUT, async || match self.daemon.admin("/readyz").await {
             (200, text) if text.contains("the newest config is not in use") && text.contains(words) => Ok(()),
             (status, text) => Err(format!("{status} {text}")),
         })
@@ -89,7 +89,7 @@ impl Bench {
 
     /// # Panics
     /// If anything that was found was not taken.
-    async fn assert_nothing_else(&self) {
+    async fn assert_every_reload_succeeded(&self) {
         for result in ["pending", "refused", "invalid"] {
             assert_eq!(self.daemon.reloads(result).await, 0, "{result}");
         }
@@ -99,133 +99,133 @@ impl Bench {
 /// `config.yaml` itself.
 fn plain(dir: &Path, text: &str) -> PathBuf {
     let config = dir.join("config.yaml");
-    rendered::by_rename(&config, text);
+    config_file::by_rename(&config, text);
     config
 }
 
 #[tokio::test]
-async fn by_atomic_rename() {
-    let mut bench = Bench::start(plain).await;
-    let config = bench.dir.path().join("config.yaml");
+async fn a_file_replaced_by_an_atomic_rename_is_reloaded() {
+    let mut setup = Setup::start(plain).await;
+    let config = setup.dir.path().join("config.yaml");
     for _ in 0..3 {
-        bench.takes(|text| rendered::by_rename(&config, text)).await;
+        setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
     }
-    bench.assert_nothing_else().await;
+    setup.assert_every_reload_succeeded().await;
 }
 
 #[tokio::test]
-async fn by_the_swap_of_a_kubernetes_volume() {
+async fn a_file_replaced_by_a_kubelet_volume_swap_is_reloaded() {
     let mut volume = None;
-    let mut bench = Bench::start(|dir, text| {
-        let made = rendered::DataVolume::new(&dir.join("volume"), "config.yaml", text);
+    let mut setup = Setup::start(|dir, text| {
+        let made = config_file::KubeletVolume::new(&dir.join("volume"), "config.yaml", text);
         volume.insert(made).path()
     })
     .await;
     let volume = volume.unwrap();
     for _ in 0..3 {
-        bench.takes(|text| volume.swap(text)).await;
+        setup.change_and_wait(|text| volume.swap(text)).await;
     }
-    bench.assert_nothing_else().await;
+    setup.assert_every_reload_succeeded().await;
 }
 
 #[tokio::test]
-async fn by_truncating_and_writing() {
-    let mut bench = Bench::start(plain).await;
-    let config = bench.dir.path().join("config.yaml");
-    bench.takes(|text| rendered::in_place(&config, text)).await;
+async fn a_file_that_is_truncated_and_written_is_reloaded() {
+    let mut setup = Setup::start(plain).await;
+    let config = setup.dir.path().join("config.yaml");
+    setup.change_and_wait(|text| config_file::in_place(&config, text)).await;
 
     // Half written, and read in that state; but not for long.
     for turn in 1.. {
         assert!(turn < 10, "this machine is too slow to write a file");
-        let before = bench.daemon.reloads("invalid").await;
-        let content = Rendered::with_new_token(&bench.bao).await;
+        let before = setup.daemon.reloads("invalid").await;
+        let content = ConfigFile::with_new_token(&setup.bao).await;
         let begun = Instant::now();
-        let half = rendered::in_place_half(&config, &content.yaml());
-        bench.daemon.signal(Signal::HUP);
-        let looked = || bench.daemon.log().matches("reading it a second time").count() == turn;
-        eventually("it has read that", PATIENCE, async || looked()).await;
+        let half = config_file::in_place_first_half(&config, &content.yaml());
+        setup.daemon.signal(Signal::HUP);
+        let looked = || setup.daemon.log().matches("reading it a second time").count() == turn;
+        eventually("it has read that", WAIT_TIMEOUT, async || looked()).await;
         half.finish();
         let took = begun.elapsed();
-        bench.took(content.token).await;
+        setup.assert_in_use(content.token).await;
         // Below the time after which a file is called bad.
         if took < Duration::from_millis(200) {
-            assert_eq!(bench.daemon.reloads("invalid").await, before);
+            assert_eq!(setup.daemon.reloads("invalid").await, before);
             break;
         }
     }
-    assert_eq!(bench.daemon.reloads("refused").await, 0);
+    assert_eq!(setup.daemon.reloads("refused").await, 0);
 }
 
 #[tokio::test]
-async fn a_file_that_stays_half_written_is_reported_and_displaces_nothing() {
-    let mut bench = Bench::start(plain).await;
-    let config = bench.dir.path().join("config.yaml");
-    let content = Rendered::with_new_token(&bench.bao).await;
-    let half = rendered::in_place_half(&config, &content.yaml());
-    bench.wait_trouble(&format!("{}:", config.display())).await;
-    assert_eq!(bench.daemon.reloads("invalid").await, 1);
-    assert_eq!(bench.daemon.generation().await, 1);
-    round_trip(&bench.kms, "meanwhile").await;
+async fn a_half_written_file_is_reported_and_replaces_nothing() {
+    let mut setup = Setup::start(plain).await;
+    let config = setup.dir.path().join("config.yaml");
+    let content = ConfigFile::with_new_token(&setup.bao).await;
+    let half = config_file::in_place_first_half(&config, &content.yaml());
+    setup.wait_config_error(&format!("{}:", config.display())).await;
+    assert_eq!(setup.daemon.reloads("invalid").await, 1);
+    assert_eq!(setup.daemon.generation().await, 1);
+    round_trip(&setup.kms, "meanwhile").await;
 
     half.finish();
-    bench.took(content.token).await;
-    let (_, text) = bench.daemon.admin("/readyz").await;
+    setup.assert_in_use(content.token).await;
+    let (_, text) = setup.daemon.admin("/readyz").await;
     assert!(!text.contains("not in use"), "{text}");
 }
 
 #[tokio::test]
-async fn a_file_that_does_not_exist_yet() {
+async fn a_file_and_directory_created_later_are_noticed() {
     // Neither does its directory.
-    let mut bench = Bench::start(|dir, _| dir.join("absent/config.yaml")).await;
-    let config = bench.dir.path().join("absent/config.yaml");
-    let refused = eventually("it has looked", PATIENCE, async || {
-        let refused = status(&bench.kms).await.unwrap_err();
+    let mut setup = Setup::start(|dir, _| dir.join("absent/config.yaml")).await;
+    let config = setup.dir.path().join("absent/config.yaml");
+    let refused = eventually("it has looked", WAIT_TIMEOUT, async || {
+        let refused = status(&setup.kms).await.unwrap_err();
         refused.message().contains(config.to_str().unwrap()).then_some(refused)
     })
     .await;
     assert_eq!(refused.code(), Code::Unavailable);
-    let (ready, text) = bench.daemon.admin("/readyz").await;
+    let (ready, text) = setup.daemon.admin("/readyz").await;
     assert!(ready == 503 && text.contains(config.to_str().unwrap()), "{ready} {text}");
-    assert_eq!(bench.daemon.admin("/livez").await.0, 200);
+    assert_eq!(setup.daemon.admin("/livez").await.0, 200);
 
-    bench
-        .takes(|text| {
+    setup
+        .change_and_wait(|text| {
             fs::create_dir(config.parent().unwrap()).unwrap();
-            rendered::by_rename(&config, text);
+            config_file::by_rename(&config, text);
         })
         .await;
-    bench.takes(|text| rendered::by_rename(&config, text)).await;
+    setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
 }
 
 #[tokio::test]
-async fn a_directory_that_is_deleted_and_made_anew() {
+async fn a_deleted_and_recreated_directory_is_watched_again() {
     let below = |dir: &Path, text: &str| {
         fs::create_dir(dir.join("below")).unwrap();
         plain(&dir.join("below"), text)
     };
-    let mut bench = Bench::start(below).await;
-    let dir = bench.dir.path().to_owned();
+    let mut setup = Setup::start(below).await;
+    let dir = setup.dir.path().to_owned();
     // At once.
-    bench
-        .takes(|text| {
+    setup
+        .change_and_wait(|text| {
             fs::remove_dir_all(dir.join("below")).unwrap();
             below(&dir, text);
         })
         .await;
     // And after it was missed.
-    let seen = bench.daemon.reloads("invalid").await;
+    let seen = setup.daemon.reloads("invalid").await;
     fs::remove_dir_all(dir.join("below")).unwrap();
-    bench.wait_trouble("below/config.yaml").await;
-    assert_eq!(bench.daemon.reloads("invalid").await, seen + 1);
-    round_trip(&bench.kms, "without a file").await;
-    bench.takes(|text| drop(below(&dir, text))).await;
+    setup.wait_config_error("below/config.yaml").await;
+    assert_eq!(setup.daemon.reloads("invalid").await, seen + 1);
+    round_trip(&setup.kms, "without a file").await;
+    setup.change_and_wait(|text| drop(below(&dir, text))).await;
     // The new directory is watched as the old one was.
-    bench.takes(|text| rendered::by_rename(&dir.join("below/config.yaml"), text)).await;
+    setup.change_and_wait(|text| config_file::by_rename(&dir.join("below/config.yaml"), text)).await;
 }
 
 #[tokio::test]
-async fn through_a_symlink_into_another_directory() {
-    let mut bench = Bench::start(|dir, text| {
+async fn a_change_behind_a_symlink_into_another_directory_is_noticed() {
+    let mut setup = Setup::start(|dir, text| {
         for name in ["here", "there", "elsewhere"] {
             fs::create_dir(dir.join(name)).unwrap();
         }
@@ -234,66 +234,66 @@ async fn through_a_symlink_into_another_directory() {
         dir.join("here/config.yaml")
     })
     .await;
-    let dir = bench.dir.path().to_owned();
-    bench.takes(|text| rendered::by_rename(&dir.join("there/config.yaml"), text)).await;
-    bench.takes(|text| rendered::in_place(&dir.join("there/config.yaml"), text)).await;
+    let dir = setup.dir.path().to_owned();
+    setup.change_and_wait(|text| config_file::by_rename(&dir.join("there/config.yaml"), text)).await;
+    setup.change_and_wait(|text| config_file::in_place(&dir.join("there/config.yaml"), text)).await;
     // Now it leads elsewhere, and what happens there counts.
-    bench
-        .takes(|text| {
+    setup
+        .change_and_wait(|text| {
             plain(&dir.join("elsewhere"), text);
             symlink(dir.join("elsewhere/config.yaml"), dir.join("here/new")).unwrap();
             fs::rename(dir.join("here/new"), dir.join("here/config.yaml")).unwrap();
         })
         .await;
-    bench.takes(|text| rendered::by_rename(&dir.join("elsewhere/config.yaml"), text)).await;
-    bench.assert_nothing_else().await;
+    setup.change_and_wait(|text| config_file::by_rename(&dir.join("elsewhere/config.yaml"), text)).await;
+    setup.assert_every_reload_succeeded().await;
 }
 
 #[tokio::test]
-async fn without_inotify_by_polling() {
+async fn without_inotify_a_change_is_found_by_polling() {
     let Some(wrapper) = without_inotify() else { return };
     let options = DaemonOptions { wrapper, ..DaemonOptions::default() };
-    let mut bench = Bench::start_with(options, plain).await;
-    let config = bench.dir.path().join("config.yaml");
-    let log = bench.daemon.log();
+    let mut setup = Setup::start_with(options, plain).await;
+    let config = setup.dir.path().join("config.yaml");
+    let log = setup.daemon.log();
     assert!(log.contains("are not all noticed immediately; the files are polled"), "{log}");
-    bench.takes(|text| rendered::by_rename(&config, text)).await;
-    bench.assert_nothing_else().await;
+    setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
+    setup.assert_every_reload_succeeded().await;
 }
 
 #[tokio::test]
-async fn a_touch_without_a_change_is_nothing() {
-    let mut bench = Bench::start(plain).await;
-    let config = bench.dir.path().join("config.yaml");
+async fn a_touched_file_with_the_same_content_is_not_reloaded() {
+    let mut setup = Setup::start(plain).await;
+    let config = setup.dir.path().join("config.yaml");
     let text = fs::read_to_string(&config).unwrap();
     let touch = || {
         let later = SystemTime::now() + Duration::from_secs(1);
         fs::File::options().write(true).open(&config).unwrap().set_modified(later).unwrap();
     };
     touch();
-    rendered::by_rename(&config, &text);
+    config_file::by_rename(&config, &text);
     // This read is after both, and of the same content.
-    bench.daemon.signal(Signal::HUP);
-    eventually("it reads", PATIENCE, async || bench.daemon.log().contains("SIGHUP")).await;
-    rendered::in_place(&config, &text);
+    setup.daemon.signal(Signal::HUP);
+    eventually("it reads", WAIT_TIMEOUT, async || setup.daemon.log().contains("SIGHUP")).await;
+    config_file::in_place(&config, &text);
     touch();
     // By exactly one.
-    bench.takes(|text| rendered::by_rename(&config, text)).await;
+    setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
     touch();
-    bench.takes(|text| rendered::by_rename(&config, text)).await;
-    bench.assert_nothing_else().await;
+    setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
+    setup.assert_every_reload_succeeded().await;
 }
 
 #[tokio::test]
-async fn connections_to_vault_outlive_the_token() {
-    let mut bench = Bench::start(plain).await;
-    let config = bench.dir.path().join("config.yaml");
-    let port = bench.bao.address().rsplit_once(':').unwrap().1.parse().unwrap();
+async fn connections_to_vault_are_kept_when_the_token_changes() {
+    let mut setup = Setup::start(plain).await;
+    let config = setup.dir.path().join("config.yaml");
+    let port = setup.bao.address().rsplit_once(':').unwrap().1.parse().unwrap();
     let before = connections(port);
     assert!(!before.is_empty());
     const SWAPS: usize = 6;
     for _ in 0..SWAPS {
-        bench.takes(|text| rendered::by_rename(&config, text)).await;
+        setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
     }
     let after = connections(port);
     assert!(before.is_subset(&after), "{before:?} {after:?}");
@@ -319,20 +319,20 @@ fn connections(to: u16) -> BTreeSet<u16> {
 }
 
 #[tokio::test]
-async fn a_call_in_flight_ends_on_the_session_that_it_began_with() {
+async fn a_call_in_flight_finishes_on_the_session_it_started_with() {
     let bao = Bao::start().await;
-    bao.audit_uids().await;
+    bao.enable_uid_audit().await;
     let proxy = Proxy::start(&bao, "").await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
     // The audit log tells the sessions apart by what their tokens carry.
     let content = async |session: &str| {
         let token = bao.create_token(json!({"meta": {"session": session}, "ttl": "1h"})).await;
-        Rendered::of(&bao, &token)
+        ConfigFile::of(&bao, &token)
     };
-    let through_the_proxy = |content| Rendered { addresses: vec![proxy.address()], ..content };
+    let through_the_proxy = |content| ConfigFile { addresses: vec![proxy.address()], ..content };
 
-    rendered::by_rename(&config, &through_the_proxy(content("one").await).yaml());
+    config_file::by_rename(&config, &through_the_proxy(content("one").await).yaml());
     let daemon = Daemon::start_with(&config, DaemonOptions::arguments(["--allow-http"])).await;
     daemon.wait_generation(1).await;
     let kms = daemon.kms().await;
@@ -346,12 +346,12 @@ async fn a_call_in_flight_ends_on_the_session_that_it_began_with() {
         async move { kms.encrypt(slow).await }
     });
     let of_slow = |seen: &Seen| seen.headers.get("x-kms-uid").is_some_and(|uid| uid == "slow");
-    eventually("the call is on its way", PATIENCE, async || proxy.seen().iter().any(of_slow)).await;
+    eventually("the call is on its way", WAIT_TIMEOUT, async || proxy.seen().iter().any(of_slow)).await;
 
     // Once over the same connections, and once over others.
-    rendered::by_rename(&config, &through_the_proxy(content("two").await).yaml());
+    config_file::by_rename(&config, &through_the_proxy(content("two").await).yaml());
     daemon.wait_generation(2).await;
-    rendered::by_rename(&config, &content("three").await.yaml());
+    config_file::by_rename(&config, &content("three").await.yaml());
     daemon.wait_generation(3).await;
     round_trip(&kms, "fast").await;
 

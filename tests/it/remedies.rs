@@ -14,34 +14,34 @@ use futures_util::future::join_all;
 use rcgen::{CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
 use testkit::{
-    Bao, BaoOptions, Daemon, DaemonOptions, Fault, FaultProxy, KEY, MOUNT, POLICY, Rendered,
-    authority::Authority, closed_address, credentials, eventually, policy, rendered, scratch,
+    Bao, BaoOptions, ConfigFile, Daemon, DaemonOptions, Fault, FaultProxy, KEY, MOUNT, POLICY,
+    authority::Authority, closed_address, config_file, eventually, login, policy, temp_dir,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A situation, and what must be read in it.
 struct Row {
     case: &'static str,
-    content: Rendered,
+    content: ConfigFile,
     words: Vec<String>,
 }
 
-fn row<const N: usize>(case: &'static str, content: Rendered, words: [&str; N]) -> Row {
+fn row<const N: usize>(case: &'static str, content: ConfigFile, words: [&str; N]) -> Row {
     Row { case, content, words: words.map(str::to_owned).into() }
 }
 
 /// Each row by a daemon of its own, all at the same time.
-async fn hold(rows: Vec<Row>) {
+async fn check_all(rows: Vec<Row>) {
     join_all(rows.into_iter().map(read)).await;
 }
 
 async fn read(Row { case, content, words }: Row) {
-    let dir = scratch("remedy-");
+    let dir = temp_dir("remedy-");
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &content.yaml());
+    config_file::by_rename(&config, &content.yaml());
     let daemon = Daemon::start_with(&config, DaemonOptions::arguments(["--allow-http"])).await;
-    let why = eventually(&format!("{case}: {words:?}"), PATIENCE, async || {
+    let why = eventually(&format!("{case}: {words:?}"), WAIT_TIMEOUT, async || {
         let (_, why) = daemon.admin("/readyz").await;
         if words.iter().all(|word| why.contains(word)) { Ok(why) } else { Err(why) }
     })
@@ -51,12 +51,12 @@ async fn read(Row { case, content, words }: Row) {
 }
 
 /// The authority of a site, and what goes wrong with certificates.
-struct Site {
+struct Certificates {
     authority: Authority,
     dir: PathBuf,
 }
 
-impl Site {
+impl Certificates {
     /// What a listener of the server has for this certificate.
     fn listener(files: &(PathBuf, PathBuf)) -> Value {
         json!({ "tls_cert_file": files.0, "tls_key_file": files.1 })
@@ -101,49 +101,52 @@ fn text(path: &Path) -> String {
 }
 
 #[tokio::test]
-async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
-    let dir = scratch("site-");
+async fn connection_errors_name_the_cause_and_the_remedy() {
+    let dir = temp_dir("site-");
     let authority = Authority::new(dir.path());
-    let site = Site { authority, dir: dir.path().to_owned() };
+    let certificates = Certificates { authority, dir: dir.path().to_owned() };
     fs::create_dir(dir.path().join("strangers")).unwrap();
     let stranger = Authority::new(&dir.path().join("strangers"));
 
-    let self_signed = site.self_signed_authority();
+    let self_signed = certificates.self_signed_authority();
     let long_ago = |params: &mut CertificateParams| {
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2021, 2, 3);
     };
-    let good = site.server("good", |_| ());
+    let good = certificates.server("good", |_| ());
     let asking = |version: &str| {
-        let mut listener = Site::listener(&good);
-        listener["tls_client_ca_file"] = json!(site.authority.file());
+        let mut listener = Certificates::listener(&good);
+        listener["tls_client_ca_file"] = json!(certificates.authority.file());
         listener["tls_require_and_verify_client_cert"] = json!(true);
         listener["tls_max_version"] = json!(version);
         listener
     };
     let listeners = [
         ("plain", json!({ "tls_disable": true })),
-        ("good", Site::listener(&good)),
-        ("self-signed", Site::listener(&self_signed)),
-        ("no-san", Site::listener(&site.server("no-san", |params| params.subject_alt_names.clear()))),
+        ("good", Certificates::listener(&good)),
+        ("self-signed", Certificates::listener(&self_signed)),
+        (
+            "no-san",
+            Certificates::listener(&certificates.server("no-san", |params| params.subject_alt_names.clear())),
+        ),
         (
             "other-name",
-            Site::listener(&site.server("other-name", |params| {
+            Certificates::listener(&certificates.server("other-name", |params| {
                 params.subject_alt_names =
                     CertificateParams::new(["vault.example".to_owned()]).unwrap().subject_alt_names;
             })),
         ),
-        ("expired", Site::listener(&site.server("expired", long_ago))),
+        ("expired", Certificates::listener(&certificates.server("expired", long_ago))),
         (
             "early",
-            Site::listener(&site.server("early", |params| {
+            Certificates::listener(&certificates.server("early", |params| {
                 params.not_before = date_time_ymd(2090, 1, 1);
                 params.not_after = date_time_ymd(2091, 1, 1);
             })),
         ),
         (
             "for-clients",
-            Site::listener(&site.server("for-clients", |params| {
+            Certificates::listener(&certificates.server("for-clients", |params| {
                 params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             })),
         ),
@@ -157,25 +160,26 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
     let bao = Bao::start_with(options).await;
     let port =
         |name: &str| bao.port_of_listener(listeners.iter().position(|(known, _)| *known == name).unwrap());
-    let trusting = Rendered { ca_file: site.authority.file(), ..Rendered::with_new_token(&bao).await };
-    let to = |scheme: &str, name: &str| Rendered {
+    let trusting =
+        ConfigFile { ca_file: certificates.authority.file(), ..ConfigFile::with_new_token(&bao).await };
+    let to = |scheme: &str, name: &str| ConfigFile {
         addresses: vec![format!("{scheme}://127.0.0.1:{}", port(name))],
         ..trusting.clone()
     };
-    let shown = |name: &str, certificate: (PathBuf, PathBuf)| Rendered {
+    let shown = |name: &str, certificate: (PathBuf, PathBuf)| ConfigFile {
         client_certificate: Some(certificate),
         ..to("https", name)
     };
-    let trusted = |content: Rendered, ca_file: PathBuf| Rendered { ca_file, ..content };
+    let trusted = |content: ConfigFile, ca_file: PathBuf| ConfigFile { ca_file, ..content };
 
-    let client = site.client("client", |_| ());
-    let other = site.client("other", |_| ());
-    let expired = site.client("expired-client", long_ago);
-    let server_only = site.client("server-only", |params| {
+    let client = certificates.client("client", |_| ());
+    let other = certificates.client("other", |_| ());
+    let expired = certificates.client("expired-client", long_ago);
+    let server_only = certificates.client("server-only", |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     });
     let strangers = stranger.client("strange");
-    let ca = text(&site.authority.file());
+    let ca = text(&certificates.authority.file());
     let damaged = "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIU\n-----END CERTIFICATE-----\n";
     let not_base64 = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
@@ -183,7 +187,7 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_address = format!("https://{}", silent.local_addr().unwrap());
 
-    hold(vec![
+    check_all(vec![
         row("http to TLS", to("http", "good"), ["the port speaks TLS", "write https://"]),
         row("https to plain", to("https", "plain"), ["does not speak TLS", "listener with TLS", "http://"]),
         row(
@@ -255,7 +259,7 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
         ),
         row(
             "a client key with a password",
-            shown("asks", (client.0.clone(), site.write("encrypted.key", encrypted))),
+            shown("asks", (client.0.clone(), certificates.write("encrypted.key", encrypted))),
             ["vault.tls.client_key_file is encrypted", "render it without one"],
         ),
         row(
@@ -270,24 +274,27 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
         ),
         row(
             "a damaged client certificate",
-            shown("asks", (site.write("damaged-client.pem", damaged), client.1.clone())),
+            shown("asks", (certificates.write("damaged-client.pem", damaged), client.1.clone())),
             ["vault.tls.client_cert_file is damaged", "issue and render it again"],
         ),
         row(
             "a damaged certificate in a bundle",
-            trusted(to("https", "good"), site.write("bundle.pem", &format!("{ca}{damaged}{ca}"))),
+            trusted(to("https", "good"), certificates.write("bundle.pem", &format!("{ca}{damaged}{ca}"))),
             ["certificate 2 in vault.tls.ca_file is damaged", "remove it"],
         ),
         row(
             "no base64 in a bundle",
-            trusted(to("https", "good"), site.write("bundle64.pem", &format!("{ca}{ca}{not_base64}"))),
+            trusted(
+                to("https", "good"),
+                certificates.write("bundle64.pem", &format!("{ca}{ca}{not_base64}")),
+            ),
             ["certificate 3 in vault.tls.ca_file is damaged", "remove it"],
         ),
         row(
             "half a bundle",
             trusted(
                 to("https", "good"),
-                site.write("half.pem", &format!("{ca}{}", ca.get(..ca.len() / 2).unwrap())),
+                certificates.write("half.pem", &format!("{ca}{}", ca.get(..ca.len() / 2).unwrap())),
             ),
             ["certificate 2 in vault.tls.ca_file is damaged", "remove it"],
         ),
@@ -298,17 +305,17 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
         ),
         row(
             "nobody listens",
-            Rendered { addresses: vec![closed_address()], ..trusting.clone() },
+            ConfigFile { addresses: vec![closed_address()], ..trusting.clone() },
             ["refused", "does Vault run there, and is the port right?"],
         ),
         row(
             "silence",
-            Rendered { addresses: vec![silent_address], ..trusting.clone() },
+            ConfigFile { addresses: vec![silent_address], ..trusting.clone() },
             ["timed out", "nothing answers: does a firewall drop the packets"],
         ),
         row(
             "a name that does not exist",
-            Rendered { addresses: vec!["https://nowhere.invalid:8200".into()], ..trusting.clone() },
+            ConfigFile { addresses: vec!["https://nowhere.invalid:8200".into()], ..trusting.clone() },
             ["`nowhere.invalid` cannot be resolved", "DNS"],
         ),
     ])
@@ -317,7 +324,7 @@ async fn what_keeps_a_connection_from_being_made_is_named_with_its_remedy() {
 
 /// A token that an AppRole login has brought, and the entity that it belongs to.
 async fn logged_in(bao: &Bao, dir: &Path) -> (String, String) {
-    credentials::approle(bao, dir, &json!({})).await;
+    login::approle(bao, dir, &json!({})).await;
     let file = |name: &str| text(&dir.join(name)).trim().to_owned();
     let login = json!({ "role_id": file("role_id"), "secret_id": file("secret_id") });
     let auth = bao.api("POST", "auth/approle/login", login).await["auth"].take();
@@ -328,10 +335,10 @@ async fn logged_in(bao: &Bao, dir: &Path) -> (String, String) {
 /// The rows of the refusals that only a proxy, another edition or another cluster gives are made by a
 /// proxy in front of the server; all others are the server's own.
 #[tokio::test]
-async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
+async fn refusals_by_vault_are_quoted_with_the_cause_and_the_remedy() {
     let bao = Bao::start().await;
-    let good = Rendered::with_new_token(&bao).await;
-    let dir = scratch("refused-");
+    let good = ConfigFile::with_new_token(&bao).await;
+    let dir = temp_dir("refused-");
     let parameters = |method: &str, names: &str| {
         policy(MOUNT, KEY).replace(
             &format!("path \"{MOUNT}/{method}/{KEY}\"  {{ "),
@@ -375,7 +382,7 @@ async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
         row("a disabled entity", good.with_token(&disabled), ["its entity is disabled", "render a new one"]),
         row(
             "no such mount",
-            Rendered { mount: "nowhere".into(), ..of_policy("nowhere", &policy("nowhere", KEY)).await },
+            ConfigFile { mount: "nowhere".into(), ..of_policy("nowhere", &policy("nowhere", KEY)).await },
             [
                 "not found: nowhere/keys/kms",
                 "mount Transit, or correct vault.transitpath",
@@ -395,7 +402,7 @@ async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
             child,
             ["a token of a child namespace needs vault.namespace"],
         ));
-        let nowhere = Rendered { namespace: Some("team-x".into()), ..good.clone() };
+        let nowhere = ConfigFile { namespace: Some("team-x".into()), ..good.clone() };
         rows.push(row(
             "no such namespace",
             nowhere,
@@ -404,10 +411,10 @@ async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
     }
     // Vault Community Edition is not here to be asked.
     let mut proxies = Vec::new();
-    let community = FaultProxy::before(&bao).await;
-    community.spoil("", Fault::policy_refused());
+    let community = FaultProxy::in_front_of(&bao).await;
+    community.inject("", Fault::policy_refused());
     let content =
-        Rendered { namespace: Some("team-a".into()), addresses: vec![community.address()], ..good.clone() };
+        ConfigFile { namespace: Some("team-a".into()), addresses: vec![community.address()], ..good.clone() };
     rows.push(row("Vault CE with a namespace", content, ["Vault Community Edition has no namespaces"]));
     proxies.push(community);
     let empty = |status| Fault::Answer(status, Vec::new(), String::new());
@@ -432,11 +439,11 @@ async fn what_vault_refuses_is_named_with_its_remedy_and_quoted() {
         ("empty 500", empty(500), ["answered 500", "is a proxy in between, or another program"]),
         ("no words", Fault::errors(500, &[]), ["answered 500", "Vault's own log says why"]),
     ] {
-        let proxy = FaultProxy::before(&bao).await;
-        proxy.spoil("/auth/", fault.clone());
-        proxy.spoil("/transit/", fault);
-        rows.push(row(case, Rendered { addresses: vec![proxy.address()], ..good.clone() }, words));
+        let proxy = FaultProxy::in_front_of(&bao).await;
+        proxy.inject("/auth/", fault.clone());
+        proxy.inject("/transit/", fault);
+        rows.push(row(case, ConfigFile { addresses: vec![proxy.address()], ..good.clone() }, words));
         proxies.push(proxy);
     }
-    hold(rows).await;
+    check_all(rows).await;
 }

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{
-    Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Login, MOUNT, POLICY,
-    Rendered, Stage, TAKEN_WITHIN, Wire, eventually, policy, port, probes, rendered, scratch,
+    Agent, AgentOptions, Bao, Caller, ConfigFile, Daemon, DaemonOptions, Fault, FaultProxy, KEY, Login,
+    MOUNT, NetworkLink, POLICY, RELOAD_TIMEOUT, TestEnv, config_file, eventually, health_checks, policy,
+    port, temp_dir,
 };
 
 /// How long a token of these tests lives, with time for a busy machine.
@@ -14,15 +15,15 @@ const TTL: Duration = Duration::from_secs(8);
 const PERIOD: &str = "8s";
 
 #[tokio::test]
-async fn an_agent_that_adds_its_own_token_and_strips_it_from_answers_is_no_obstacle() {
-    let mut stage = Stage::without_file().await;
-    let (dir, port) = (scratch("agent-proxy-"), port::unused());
+async fn it_works_through_an_agent_that_replaces_tokens() {
+    let mut env = TestEnv::without_file().await;
+    let (dir, port) = (temp_dir("agent-proxy-"), port::unused());
     let options =
         AgentOptions { login: Login::AppRole, proxy: Some(port), role: json!({"token_period": PERIOD}) };
-    let agent = Agent::start(&stage.bao, &dir.path().join("unused.yaml"), options).await;
-    stage.rendered.addresses = vec![format!("http://127.0.0.1:{port}")];
-    stage.render("the-agent-replaces-this");
-    let (daemon, caller) = stage.ready(["--allow-http"]).await;
+    let agent = Agent::start(&env.bao, &dir.path().join("unused.yaml"), options).await;
+    env.rendered.addresses = vec![format!("http://127.0.0.1:{port}")];
+    env.render("the-agent-replaces-this");
+    let (daemon, caller) = env.ready(["--allow-http"]).await;
     let ttl = daemon.metric("transit_kms_token_ttl_seconds", &[]).await;
     assert!((1.0..=8.0).contains(&ttl), "{ttl}");
     wait_for_renewals(&daemon, "renewed", 2).await;
@@ -32,9 +33,9 @@ async fn an_agent_that_adds_its_own_token_and_strips_it_from_answers_is_no_obsta
 }
 
 #[tokio::test]
-async fn a_token_whose_policies_come_from_its_identity_only_is_renewed() {
-    let mut stage = Stage::without_file().await;
-    let bao = &stage.bao;
+async fn a_token_with_identity_policies_only_is_renewed() {
+    let mut env = TestEnv::without_file().await;
+    let bao = &env.bao;
     let role = json!({
         "bind_secret_id": false, "secret_id_bound_cidrs": "127.0.0.0/8", "token_no_default_policy": true,
         "token_period": PERIOD,
@@ -54,8 +55,8 @@ async fn a_token_whose_policies_come_from_its_identity_only_is_renewed() {
     let policies = &answer["auth"]["token_policies"];
     assert!(policies.is_null() || *policies == json!([]), "that is what this is about: {answer}");
 
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
     let end = expiry(&daemon).await;
     wait_for_renewals(&daemon, "renewed", 1).await;
     assert!(expiry(&daemon).await > end, "its end has moved");
@@ -64,19 +65,19 @@ async fn a_token_whose_policies_come_from_its_identity_only_is_renewed() {
 }
 
 #[tokio::test]
-async fn a_refused_renewal_is_tried_again_before_the_token_ends() {
-    let mut stage = Stage::without_file().await;
+async fn a_refused_renewal_is_retried_before_the_token_expires() {
+    let mut env = TestEnv::without_file().await;
     let all = policy(MOUNT, KEY);
     let without: Vec<_> = all.lines().filter(|line| !line.contains("renew-self")).collect();
-    stage.bao.policy("moody", &without.join("\n")).await;
-    let token = stage.bao.create_token(json!({"policies": ["moody"], "period": PERIOD})).await;
+    env.bao.policy("moody", &without.join("\n")).await;
+    let token = env.bao.create_token(json!({"policies": ["moody"], "period": PERIOD})).await;
     let created = Instant::now();
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
     wait_for_renewals(&daemon, "failed", 1).await;
-    stage.bao.policy("moody", &all).await;
+    env.bao.policy("moody", &all).await;
     wait_for_renewals(&daemon, "renewed", 1).await;
-    outlive(created).await;
+    wait_past_first_ttl(created).await;
     caller.round_trip().await;
     let log = daemon.log();
     let told = log.lines().find(|line| line.contains("the token could not be renewed; trying again"));
@@ -89,7 +90,7 @@ async fn a_refused_renewal_is_tried_again_before_the_token_ends() {
 
 /// The words are Vault's own, so that a new version with others is found out here.
 #[tokio::test]
-async fn what_only_a_new_login_heals_is_said_so_and_the_session_serves_to_the_end() {
+async fn a_final_refusal_of_a_renewal_asks_for_a_new_login_and_the_session_is_used_to_its_end() {
     let bao = Bao::start().await;
     let lease = json!({"token_no_default_policy": true, "token_policies": [POLICY], "token_ttl": PERIOD});
     bao.api("POST", "sys/auth/userpass", json!({"type": "userpass"})).await;
@@ -126,7 +127,7 @@ async fn what_only_a_new_login_heals_is_said_so_and_the_session_serves_to_the_en
             "the token role that it was issued for does not exist any more",
         ),
     ] {
-        let subject = Subject::start(&bao, &token).await;
+        let subject = DaemonWithFile::start(&bao, &token).await;
         subject.daemon.wait_ready().await;
         cases.push((subject, words));
     }
@@ -156,65 +157,65 @@ async fn what_only_a_new_login_heals_is_said_so_and_the_session_serves_to_the_en
 }
 
 #[tokio::test]
-async fn a_node_that_fails_renewals_only_stays_well_and_is_not_probed_for_it() {
-    let mut stage = Stage::without_file().await;
-    let proxy = FaultProxy::before(&stage.bao).await;
-    proxy.spoil("renew-self", Fault::errors(500, &["internal error"]));
-    let token = stage.bao.create_token(json!({"period": PERIOD})).await;
+async fn a_node_that_fails_only_renewals_is_not_ejected() {
+    let mut env = TestEnv::without_file().await;
+    let proxy = FaultProxy::in_front_of(&env.bao).await;
+    proxy.inject("renew-self", Fault::errors(500, &["internal error"]));
+    let token = env.bao.create_token(json!({"period": PERIOD})).await;
     let created = Instant::now();
-    stage.rendered.addresses = vec![proxy.address()];
-    stage.render(&token);
-    let (daemon, caller) = stage.ready(["--allow-http", "--health-check-interval", "10m"]).await;
-    eventually("the first probe", TAKEN_WITHIN, async || probes(&daemon).await >= 1.0).await;
-    let probed = probes(&daemon).await;
+    env.rendered.addresses = vec![proxy.address()];
+    env.render(&token);
+    let (daemon, caller) = env.ready(["--allow-http", "--health-check-interval", "10m"]).await;
+    eventually("the first probe", RELOAD_TIMEOUT, async || health_checks(&daemon).await >= 1.0).await;
+    let probed = health_checks(&daemon).await;
     wait_for_renewals(&daemon, "failed", 2).await;
     let mended = Instant::now();
-    proxy.mend();
+    proxy.clear();
     assert!(created.elapsed() < TTL, "this machine is too slow for this test: {:?}", mended - created);
     wait_for_renewals(&daemon, "renewed", 1).await;
-    outlive(created).await;
+    wait_past_first_ttl(created).await;
     caller.round_trip().await;
-    assert_eq!(probes(&daemon).await, probed, "{}", daemon.log());
+    assert_eq!(health_checks(&daemon).await, probed, "{}", daemon.log());
     assert!(!daemon.log().contains("Status is not ok"), "{}", daemon.log());
 }
 
 #[tokio::test]
-async fn without_the_right_to_look_itself_up_a_token_is_renewed_all_the_same() {
-    let mut stage = Stage::without_file().await;
+async fn a_token_without_lookup_permission_is_renewed() {
+    let mut env = TestEnv::without_file().await;
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("lookup-self")).collect();
-    stage.bao.policy("blind", &rules.join("\n")).await;
-    let token = stage.bao.create_token(json!({"policies": ["blind"], "period": PERIOD})).await;
+    env.bao.policy("blind", &rules.join("\n")).await;
+    let token = env.bao.create_token(json!({"policies": ["blind"], "period": PERIOD})).await;
     let created = Instant::now();
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
     wait_for_renewals(&daemon, "renewed", 1).await;
     let ttl = daemon.metric("transit_kms_token_ttl_seconds", &[]).await;
     assert!((7.0..=8.0).contains(&ttl), "one renewal tells it: {ttl}");
     assert!(expiry(&daemon).await > 0.0);
     wait_for_renewals(&daemon, "renewed", 2).await;
-    outlive(created).await;
+    wait_past_first_ttl(created).await;
     caller.round_trip().await;
 }
 
 /// A lookup is of use and not needed: Encrypt and Decrypt work.
 #[tokio::test]
-async fn a_lookup_that_fails_in_whatever_way_keeps_no_config_from_being_taken() {
-    let mut stage = Stage::without_file().await;
-    let token = stage.bao.create_token(json!({"period": "1h"})).await;
+async fn a_failed_lookup_does_not_block_a_config() {
+    let mut env = TestEnv::without_file().await;
+    let token = env.bao.create_token(json!({"period": "1h"})).await;
     for fault in [
         Fault::html(200),
         Fault::html(502),
         Fault::errors(500, &["internal error"]),
         Fault::json(200, &json!({"data": null})),
         Fault::quota(1),
-        Fault::Silence,
+        Fault::NoAnswer,
     ] {
-        let proxy = FaultProxy::before(&stage.bao).await;
-        proxy.spoil("lookup-self", fault.clone());
-        stage.rendered.addresses = vec![proxy.address()];
-        stage.render(&token);
-        let (daemon, caller) = stage.ready(["--allow-http"]).await;
+        let proxy = FaultProxy::in_front_of(&env.bao).await;
+        proxy.inject("lookup-self", fault.clone());
+        env.rendered.addresses = vec![proxy.address()];
+        env.render(&token);
+        let (daemon, caller) = env.ready(["--allow-http"]).await;
         caller.round_trip().await;
         wait_for_renewals(&daemon, "renewed", 1).await;
         let ttl = daemon.metric("transit_kms_token_ttl_seconds", &[]).await;
@@ -224,69 +225,69 @@ async fn a_lookup_that_fails_in_whatever_way_keeps_no_config_from_being_taken() 
 }
 
 #[tokio::test]
-async fn a_candidate_that_gets_no_answer_delays_no_renewal() {
-    let mut stage = Stage::without_file().await;
-    let wire = Wire::to(&stage.bao).await;
-    wire.swallow();
-    let token = stage.bao.create_token(json!({"period": PERIOD})).await;
+async fn an_unanswered_candidate_does_not_delay_renewals() {
+    let mut env = TestEnv::without_file().await;
+    let link = NetworkLink::to(&env.bao).await;
+    link.drop_traffic();
+    let token = env.bao.create_token(json!({"period": PERIOD})).await;
     let created = Instant::now();
-    stage.render(&token);
-    let (daemon, caller) = stage.ready([]).await;
-    let good = stage.rendered.addresses.clone();
-    stage.rendered.addresses = vec![wire.address()];
-    let next = stage.bao.token().await;
-    stage.render(&next);
-    eventually("the candidate waits", TAKEN_WITHIN, async || {
+    env.render(&token);
+    let (daemon, caller) = env.ready([]).await;
+    let good = env.rendered.addresses.clone();
+    env.rendered.addresses = vec![link.address()];
+    let next = env.bao.token().await;
+    env.render(&next);
+    eventually("the candidate waits", RELOAD_TIMEOUT, async || {
         daemon.admin("/readyz").await.1.contains("waiting for")
     })
     .await;
     wait_for_renewals(&daemon, "renewed", 1).await;
-    outlive(created).await;
+    wait_past_first_ttl(created).await;
     caller.round_trip().await;
     assert_eq!(daemon.generation().await, 1);
 
     // And it is superseded at once, in the middle of a try.
-    stage.rendered.addresses = good;
-    stage.render_and_wait(&daemon, &next).await;
+    env.rendered.addresses = good;
+    env.render_and_wait(&daemon, &next).await;
     assert_eq!(caller.health().await, "ok");
 }
 
 #[tokio::test]
-async fn a_renewal_that_gets_no_answer_delays_no_config() {
-    let mut stage = Stage::without_file().await;
-    let proxy = FaultProxy::before(&stage.bao).await;
-    proxy.spoil("renew-self", Fault::Silence);
+async fn an_unanswered_renewal_does_not_delay_a_config() {
+    let mut env = TestEnv::without_file().await;
+    let proxy = FaultProxy::in_front_of(&env.bao).await;
+    proxy.inject("renew-self", Fault::NoAnswer);
     // Nothing is known of its end, so its renewal begins at once and may take long.
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("lookup-self")).collect();
-    stage.bao.policy("blind", &rules.join("\n")).await;
-    let token = stage.bao.create_token(json!({"policies": ["blind"], "period": "1h"})).await;
-    stage.rendered.addresses = vec![proxy.address()];
-    stage.render(&token);
-    let (daemon, _) = stage.ready(["--allow-http"]).await;
-    eventually("a renewal is asked for", TAKEN_WITHIN, async || proxy.requests("renew-self") > 0).await;
-    let next = stage.bao.token().await;
-    stage.render_and_wait(&daemon, &next).await;
+    env.bao.policy("blind", &rules.join("\n")).await;
+    let token = env.bao.create_token(json!({"policies": ["blind"], "period": "1h"})).await;
+    env.rendered.addresses = vec![proxy.address()];
+    env.render(&token);
+    let (daemon, _) = env.ready(["--allow-http"]).await;
+    eventually("a renewal is asked for", RELOAD_TIMEOUT, async || proxy.requests("renew-self") > 0).await;
+    let next = env.bao.token().await;
+    env.render_and_wait(&daemon, &next).await;
     assert_eq!(renewals(&daemon, "failed").await, 0.0, "the renewal had not ended by then");
 }
 
 /// A daemon with a file of its own.
-struct Subject {
+struct DaemonWithFile {
     daemon: Daemon,
     dir: TempDir,
 }
 
-impl Subject {
+impl DaemonWithFile {
     async fn start(bao: &Bao, token: &str) -> Self {
-        let dir = scratch("subject-");
+        let dir = temp_dir("subject-");
         let config = dir.path().join("config.yaml");
-        rendered::by_rename(&config, &Rendered::of(bao, token).yaml());
+        config_file::by_rename(&config, &ConfigFile::of(bao, token).yaml());
         let options = DaemonOptions::arguments(["--health-check-interval", "1s", "--log-level", "debug"]);
         Self { daemon: Daemon::start_with(&config, options).await, dir }
     }
 
     fn render(&self, bao: &Bao, token: &str) {
-        rendered::by_rename(&self.dir.path().join("config.yaml"), &Rendered::of(bao, token).yaml());
+        config_file::by_rename(&self.dir.path().join("config.yaml"), &ConfigFile::of(bao, token).yaml());
     }
 }
 
@@ -297,7 +298,7 @@ async fn log_in(bao: &Bao, path: &str, request: Value) -> String {
 }
 
 /// Waits until a token of [`TTL`] would have ended if it had not been renewed.
-async fn outlive(created: Instant) {
+async fn wait_past_first_ttl(created: Instant) {
     let over = TTL + Duration::from_secs(2);
     eventually("the first TTL is over", over * 2, async || created.elapsed() > over).await;
 }

@@ -14,8 +14,9 @@ use kms_plugin::v2::EncryptResponse;
 use rustix::process::Signal;
 use serde_json::json;
 use testkit::{
-    Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, KEY, Load, MOUNT, Stage, TAKEN_WITHIN,
-    eventually, full, probes, scratch, version_of_ciphertext, version_of_key_id, wait_for_session_after,
+    Agent, AgentOptions, Bao, Caller, Daemon, DaemonOptions, KEY, Load, MOUNT, RELOAD_TIMEOUT, TestEnv,
+    eventually, full, health_checks, temp_dir, version_of_ciphertext, version_of_key_id,
+    wait_for_session_after,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,31 +27,31 @@ const LOADS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[tokio::test]
-async fn many_tokens_come_and_go_under_load_and_no_call_fails() {
+async fn no_call_fails_during_many_token_changes_under_load() {
     let rounds = if full() { 1000 } else { 200 };
-    let mut stage = Stage::start().await;
+    let mut env = TestEnv::start().await;
     // At level trace the harness would keep hundreds of megabytes of lines.
-    let (mut daemon, _) = stage.ready(["--log-level", "info"]).await;
+    let (mut daemon, _) = env.ready(["--log-level", "info"]).await;
     let started = daemon.metric("process_start_time_seconds", &[]).await;
     let load = Load::start(&daemon, LOADS, PAUSE).await;
 
     let mut connections = BTreeSet::new();
     let mut memory = 0.0;
     for round in 1..=rounds {
-        let old = stage.token().to_owned();
-        let new = stage.bao.token().await;
+        let old = env.token().to_owned();
+        let new = env.bao.token().await;
         let calls = load.calls();
         let before = daemon.generation().await;
-        stage.render(&new);
+        env.render(&new);
         if round % 4 != 0 {
             // As fast as they are taken: most do not wait for the watcher to find the file quiet.
             daemon.signal(Signal::HUP);
         }
         wait_for_session_after(&daemon, before).await;
         // Calls may be on their way with the old token at this very moment.
-        stage.bao.revoke(&old).await;
-        eventually("calls go on", TAKEN_WITHIN, async || load.calls() > calls).await;
-        connections.extend(connections_to(&daemon, &stage.bao));
+        env.bao.revoke(&old).await;
+        eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls).await;
+        connections.extend(connections_to(&daemon, &env.bao));
         if round == rounds / 4 {
             memory = daemon.metric("process_resident_memory_bytes", &[]).await;
         }
@@ -84,25 +85,25 @@ async fn many_tokens_come_and_go_under_load_and_no_call_fails() {
 }
 
 #[tokio::test]
-async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
+async fn calls_wait_for_the_next_token_when_theirs_is_revoked() {
     const ROUNDS: u32 = 20;
-    let mut stage = Stage::start().await;
-    let (daemon, _) = stage.ready(["--log-level", "info"]).await;
+    let mut env = TestEnv::start().await;
+    let (daemon, _) = env.ready(["--log-level", "info"]).await;
     // Status tells that a token is dead, as it must; what has to succeed is the rest.
-    let wrapping = Wrapping::start(&daemon, LOADS).await;
+    let wrapping = EncryptLoad::start(&daemon, LOADS).await;
     for _ in 0..ROUNDS {
         let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
-        let (before, old) = (daemon.generation().await, stage.token().to_owned());
-        let new = stage.bao.token().await;
-        stage.bao.revoke(&old).await;
-        eventually("somebody meets the dead token", TAKEN_WITHIN, async || {
+        let (before, old) = (daemon.generation().await, env.token().to_owned());
+        let new = env.bao.token().await;
+        env.bao.revoke(&old).await;
+        eventually("somebody meets the dead token", RELOAD_TIMEOUT, async || {
             daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await > dead
         })
         .await;
-        stage.render(&new);
+        env.render(&new);
         wait_for_session_after(&daemon, before).await;
         let calls = wrapping.calls();
-        eventually("calls go on", TAKEN_WITHIN, async || wrapping.calls() > calls).await;
+        eventually("calls go on", RELOAD_TIMEOUT, async || wrapping.calls() > calls).await;
     }
     let (calls, failures) = wrapping.stop().await;
     assert!(failures.is_empty(), "of {calls} calls these failed: {failures:#?}");
@@ -114,9 +115,9 @@ async fn calls_wait_for_the_next_token_if_theirs_is_revoked_before_it_comes() {
 }
 
 #[tokio::test]
-async fn an_agent_logs_in_again_and_again_under_load_and_no_call_fails() {
+async fn no_call_fails_while_an_agent_logs_in_repeatedly_under_load() {
     let bao = Bao::start().await;
-    let dir = scratch("agent-config-");
+    let dir = temp_dir("agent-config-");
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
     let options = DaemonOptions::arguments(["--log-level", "info", "--health-check-interval", "1s"]);
     let daemon = Daemon::start_with(agent.config(), options).await;
@@ -128,22 +129,22 @@ async fn an_agent_logs_in_again_and_again_under_load_and_no_call_fails() {
         wait_for_session_after(&daemon, before).await;
         bao.revoke(&old).await;
         let calls = load.calls();
-        eventually("calls go on", TAKEN_WITHIN, async || load.calls() > calls + 20).await;
+        eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls + 20).await;
     }
     load.stop().await.assert_nothing_failed();
 }
 
 #[tokio::test]
-async fn keys_rotate_under_load_and_status_encrypt_and_ciphertext_always_agree() {
+async fn status_encrypt_and_ciphertext_agree_while_keys_rotate_under_load() {
     let rotations = if full() { 200 } else { 30 };
-    let stage = Stage::start().await;
+    let env = TestEnv::start().await;
     // Two daemons, as two API servers have them: one is always the first to see a new version,
     // and the other one is then asked to decrypt what it has never heard of.
-    let (one, ask_one) = stage.ready(["--log-level", "info"]).await;
-    let (other, ask_other) = stage.ready(["--log-level", "info"]).await;
-    let rotating = Rotating::start(&[&one, &other], 2).await;
+    let (one, ask_one) = env.ready(["--log-level", "info"]).await;
+    let (other, ask_other) = env.ready(["--log-level", "info"]).await;
+    let rotating = MultiDaemonLoad::start(&[&one, &other], 2).await;
     for _ in 0..rotations {
-        let version = stage.bao.rotate_key(KEY).await;
+        let version = env.bao.rotate_key(KEY).await;
         for caller in [&ask_one, &ask_other] {
             let what = format!("version {version} is published");
             eventually(&what, Duration::from_secs(5), async || {
@@ -152,12 +153,12 @@ async fn keys_rotate_under_load_and_status_encrypt_and_ciphertext_always_agree()
             })
             .await;
         }
-        eventually("something is encrypted with it", TAKEN_WITHIN, async || rotating.has_version(version))
+        eventually("something is encrypted with it", RELOAD_TIMEOUT, async || rotating.has_version(version))
             .await;
     }
     let outcome = rotating.stop().await;
     assert!(outcome.failures.is_empty(), "{} rounds; {:#?}", outcome.rounds, outcome.failures);
-    println!("{} rounds, {} of them astride a rotation", outcome.rounds, outcome.astride);
+    println!("{} rounds, {} of them astride a rotation", outcome.rounds, outcome.status_changed);
 
     // Nothing is lost, whoever wrote it.
     assert_eq!(outcome.kept.len(), rotations + 1, "something was encrypted with each version");
@@ -169,13 +170,13 @@ async fn keys_rotate_under_load_and_status_encrypt_and_ciphertext_always_agree()
 }
 
 #[tokio::test]
-async fn a_raised_min_encryption_version_costs_one_call_and_the_next_use_the_new_version() {
-    let stage = Stage::start().await;
+async fn after_a_raised_min_encryption_version_one_call_fails_and_the_next_use_the_new_version() {
+    let env = TestEnv::start().await;
     // The call has to start the probe.
-    let (_daemon, caller) = stage.ready_without_probes().await;
+    let (_daemon, caller) = env.ready_without_health_checks().await;
     let old = caller.round_trip().await;
-    stage.bao.rotate_key(KEY).await;
-    configure_key(&stage.bao, json!({"min_encryption_version": 2})).await;
+    env.bao.rotate_key(KEY).await;
+    configure_key(&env.bao, json!({"min_encryption_version": 2})).await;
     assert_eq!(version_of_key_id(&caller.key_id().await), 1, "nobody has looked yet");
 
     let error = caller.encrypt(b"seed").await.unwrap_err();
@@ -197,14 +198,14 @@ async fn a_raised_min_encryption_version_costs_one_call_and_the_next_use_the_new
 }
 
 #[tokio::test]
-async fn a_raised_min_decryption_version_says_how_to_read_the_value_again() {
-    let stage = Stage::start().await;
-    let (daemon, caller) = stage.ready([]).await;
+async fn the_error_for_a_raised_min_decryption_version_names_the_remedy() {
+    let env = TestEnv::start().await;
+    let (daemon, caller) = env.ready([]).await;
     let old = caller.round_trip().await;
-    stage.bao.rotate_key(KEY).await;
+    env.bao.rotate_key(KEY).await;
     wait_for_version(&caller, 2).await;
     let new = caller.round_trip().await;
-    configure_key(&stage.bao, json!({"min_decryption_version": 2})).await;
+    configure_key(&env.bao, json!({"min_decryption_version": 2})).await;
 
     let refused = async || {
         let error = caller.decrypt(&old).await.unwrap_err();
@@ -213,39 +214,39 @@ async fn a_raised_min_decryption_version_says_how_to_read_the_value_again() {
     };
     refused().await;
     // And the same once a probe has found that Transit no longer tells when version 1 was made.
-    wait_for_probes(&daemon, 3.0).await;
+    wait_for_health_checks(&daemon, 3.0).await;
     refused().await;
     let told = daemon.log().matches("older versions of the key are excluded from decryption").count();
     assert_eq!(told, 1, "once, not at every probe");
     caller.decrypt(&new).await.unwrap();
     assert_eq!(caller.health().await, "ok", "one value that is too old is no reason to stop writing");
 
-    configure_key(&stage.bao, json!({"min_decryption_version": 1})).await;
+    configure_key(&env.bao, json!({"min_decryption_version": 1})).await;
     assert_eq!(caller.decrypt(&old).await.unwrap().len(), 32);
 }
 
 #[tokio::test]
 async fn the_key_id_is_the_same_after_a_restart_and_on_another_node() {
-    let stage = Stage::start().await;
-    let (mut daemon, caller) = stage.ready([]).await;
+    let env = TestEnv::start().await;
+    let (mut daemon, caller) = env.ready([]).await;
     let first = caller.round_trip().await;
-    stage.bao.rotate_key(KEY).await;
+    env.bao.rotate_key(KEY).await;
     wait_for_version(&caller, 2).await;
     let second = caller.round_trip().await;
     assert!(daemon.terminate().await.success());
 
     // Nothing changed: nothing changes. Something changed while nobody looked: all see the same.
-    let (mut daemon, caller) = stage.ready([]).await;
+    let (mut daemon, caller) = env.ready([]).await;
     assert_eq!(caller.key_id().await, second.key_id);
     caller.decrypt(&first).await.unwrap();
     assert!(daemon.terminate().await.success());
-    assert_eq!(stage.bao.rotate_key(KEY).await, 3);
-    configure_key(&stage.bao, json!({"min_decryption_version": 2, "min_encryption_version": 2})).await;
+    assert_eq!(env.bao.rotate_key(KEY).await, 3);
+    configure_key(&env.bao, json!({"min_decryption_version": 2, "min_encryption_version": 2})).await;
     let trim = json!({"min_available_version": 2});
-    stage.bao.api("POST", &format!("{MOUNT}/keys/{KEY}/trim"), trim).await;
+    env.bao.api("POST", &format!("{MOUNT}/keys/{KEY}/trim"), trim).await;
 
-    let (_daemon, one) = stage.ready([]).await;
-    let (_other_daemon, other) = stage.ready([]).await;
+    let (_daemon, one) = env.ready([]).await;
+    let (_other_daemon, other) = env.ready([]).await;
     let key_id = one.key_id().await;
     assert_eq!(version_of_key_id(&key_id), 3);
     assert_eq!(other.key_id().await, key_id);
@@ -269,9 +270,9 @@ async fn wait_for_version(caller: &Caller, version: u64) {
 }
 
 /// Waits for so many more probes.
-async fn wait_for_probes(daemon: &Daemon, more: f64) {
-    let before = probes(daemon).await;
-    eventually("more probes", TAKEN_WITHIN, async || probes(daemon).await >= before + more).await;
+async fn wait_for_health_checks(daemon: &Daemon, more: f64) {
+    let before = health_checks(daemon).await;
+    eventually("more probes", RELOAD_TIMEOUT, async || health_checks(daemon).await >= before + more).await;
 }
 
 /// The local ports of the daemon's connections to this server.
@@ -292,13 +293,13 @@ fn connections_to(daemon: &Daemon, bao: &Bao) -> BTreeSet<u16> {
 }
 
 /// Encrypts and decrypts, round and round, and never asks for Status.
-struct Wrapping {
+struct EncryptLoad {
     calls: Arc<AtomicU64>,
     stop: CancellationToken,
     tasks: JoinSet<Vec<String>>,
 }
 
-impl Wrapping {
+impl EncryptLoad {
     async fn start(daemon: &Daemon, tasks: usize) -> Self {
         let mut all = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         for _ in 0..tasks {
@@ -339,15 +340,15 @@ impl Wrapping {
 }
 
 /// So many ciphertexts of each version are kept.
-const KEPT: usize = 10;
+const KEPT_PER_VERSION: usize = 10;
 
 /// By version, what was encrypted, and with it what is expected back.
-type Kept = BTreeMap<u64, Vec<(EncryptResponse, [u8; 32])>>;
+type Ciphertexts = BTreeMap<u64, Vec<(EncryptResponse, [u8; 32])>>;
 
 /// Load on several daemons of one key: Status, Encrypt, Status, held against each other; and
 /// Decrypt of what any of them has encrypted.
-struct Rotating {
-    kept: Arc<Mutex<Kept>>,
+struct MultiDaemonLoad {
+    kept: Arc<Mutex<Ciphertexts>>,
     stop: CancellationToken,
     tasks: JoinSet<Outcome>,
 }
@@ -355,13 +356,13 @@ struct Rotating {
 #[derive(Default)]
 struct Outcome {
     /// Rounds in which Status changed.
-    astride: u64,
+    status_changed: u64,
     failures: Vec<String>,
-    kept: Kept,
+    kept: Ciphertexts,
     rounds: u64,
 }
 
-impl Rotating {
+impl MultiDaemonLoad {
     async fn start(daemons: &[&Daemon], tasks: usize) -> Self {
         let mut all = Self { kept: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         for daemon in daemons {
@@ -390,7 +391,7 @@ impl Rotating {
         self.stop.cancel();
         let mut total = Outcome::default();
         for outcome in self.tasks.join_all().await {
-            total.astride += outcome.astride;
+            total.status_changed += outcome.status_changed;
             total.failures.extend(outcome.failures);
             total.rounds += outcome.rounds;
         }
@@ -400,7 +401,7 @@ impl Rotating {
 }
 
 impl Outcome {
-    async fn round(&mut self, caller: &Caller, kept: &Mutex<Kept>) -> Result<(), String> {
+    async fn round(&mut self, caller: &Caller, kept: &Mutex<Ciphertexts>) -> Result<(), String> {
         self.rounds += 1;
         let failed =
             |what: &str, error: tonic::Status| format!("{what}: {:?}: {}", error.code(), error.message());
@@ -416,7 +417,7 @@ impl Outcome {
         let before = status().await?;
         let sealed = caller.encrypt(&seed).await.map_err(|error| failed("Encrypt", error))?;
         let after = status().await?;
-        self.astride += u64::from(before != after);
+        self.status_changed += u64::from(before != after);
         if sealed.key_id != before && sealed.key_id != after {
             return Err(format!("Encrypt: key_id {}, Status {before} and then {after}", sealed.key_id));
         }
@@ -431,7 +432,7 @@ impl Outcome {
         let (newest, any) = {
             let mut kept = kept.lock().unwrap();
             let same = kept.entry(version).or_default();
-            if same.len() < KEPT {
+            if same.len() < KEPT_PER_VERSION {
                 same.push((sealed, seed));
             }
             let newest = kept.values().next_back().and_then(|same| same.last()).cloned();

@@ -11,25 +11,24 @@ use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequ
 use rustix::process::Signal;
 use tempfile::TempDir;
 use testkit::{
-    self, Bao, Daemon, DaemonOptions, Kms, Rendered, connect, eventually,
+    self, Bao, ConfigFile, Daemon, DaemonOptions, Kms, config_file, connect, eventually,
     raw::{self, GOAWAY, PREFACE, RawClient},
-    rendered,
 };
 use tonic::{Code, Request};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-/// With it, whoever waits for silent clients misses [`PATIENCE`].
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// With it, whoever waits for silent clients misses [`WAIT_TIMEOUT`].
 const LONG_GRACE: [&str; 2] = ["--shutdown-grace", "30s"];
 
 #[tokio::test]
-async fn both_signals_end_it_well_and_take_its_sockets_away() {
+async fn sigterm_and_sigint_end_it_cleanly_and_remove_its_sockets() {
     for signal in [Signal::TERM, Signal::INT] {
         let dir = tempfile::tempdir().unwrap();
         let mut daemon = Daemon::start(&no_config(&dir)).await;
         let sockets = [daemon.socket().to_owned(), daemon.admin_socket()];
         assert!(sockets.iter().all(|socket| socket.exists()));
         daemon.signal(signal);
-        let status = daemon.wait_ended(PATIENCE).await;
+        let status = daemon.wait_ended(WAIT_TIMEOUT).await;
         assert_eq!(status.code(), Some(0), "{signal:?}: {status}");
         assert!(!sockets.iter().any(|socket| socket.exists()), "{signal:?}");
         let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
@@ -38,7 +37,7 @@ async fn both_signals_end_it_well_and_take_its_sockets_away() {
 }
 
 #[tokio::test]
-async fn a_signal_at_the_first_moment_ends_it_well_too() {
+async fn a_signal_right_after_the_start_ends_it_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::spawn(&no_config(&dir), DaemonOptions::default());
     let socket = daemon.socket().to_owned();
@@ -52,7 +51,7 @@ async fn a_signal_at_the_first_moment_ends_it_well_too() {
 }
 
 #[tokio::test]
-async fn a_socket_that_is_no_longer_ours_stays() {
+async fn a_socket_of_another_process_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(&no_config(&dir)).await;
     let socket = daemon.socket().to_owned();
@@ -69,7 +68,7 @@ async fn a_socket_that_is_no_longer_ours_stays() {
 }
 
 #[tokio::test]
-async fn silent_clients_cannot_hold_it_up() {
+async fn silent_clients_do_not_delay_the_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(LONG_GRACE)).await;
     let socket = daemon.socket().to_owned();
@@ -87,13 +86,13 @@ async fn silent_clients_cannot_hold_it_up() {
     let admin = RawClient::silent(&daemon.admin_socket()).await;
 
     daemon.signal(Signal::TERM);
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
     assert!(daemon.log().contains("calls=0 connections=0"), "{}", daemon.log());
     drop((nothing, half, greeted, answered, admin));
 }
 
 #[tokio::test]
-async fn half_a_request_ends_with_its_callers_deadline() {
+async fn an_incomplete_request_ends_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(LONG_GRACE)).await;
     let mut half = RawClient::greeted(daemon.socket()).await;
@@ -102,14 +101,14 @@ async fn half_a_request_ends_with_its_callers_deadline() {
     half.send(&raw::ping().bytes()).await;
     while half.frame().await.expect("an answer to the ping").kind != raw::PING {}
     daemon.signal(Signal::TERM);
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
 
 /// Half a request holds the drain up for as long as its caller's deadline.
 #[tokio::test]
-async fn it_is_alive_but_not_ready_while_calls_are_finished_and_leaves_the_path_alone() {
-    let stage = testkit::Stage::start().await;
-    let (mut daemon, _) = stage.ready(LONG_GRACE).await;
+async fn while_draining_it_is_alive_but_not_ready_and_does_not_take_the_path_again() {
+    let env = testkit::TestEnv::start().await;
+    let (mut daemon, _) = env.ready(LONG_GRACE).await;
     let socket = daemon.socket().to_owned();
     let mut half = RawClient::greeted(&socket).await;
     let mut headers = raw::call_headers("Encrypt", "localhost");
@@ -132,12 +131,12 @@ async fn it_is_alive_but_not_ready_while_calls_are_finished_and_leaves_the_path_
     stopping().await;
     assert!(!socket.exists());
     drop(half);
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
     assert!(!socket.exists());
 }
 
 #[tokio::test]
-async fn clients_are_told_to_go_away() {
+async fn clients_get_goaway() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(&no_config(&dir)).await;
     let mut client = RawClient::greeted(daemon.socket()).await;
@@ -152,108 +151,108 @@ async fn clients_are_told_to_go_away() {
     };
     // NO_ERROR.
     assert_eq!(goaway.payload[4..8], [0; 4], "{goaway:?}");
-    assert!(daemon.wait_ended(PATIENCE).await.success());
+    assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
 
 #[tokio::test]
 async fn a_call_in_flight_is_finished() {
-    let mut stage = Stage::set(LONG_GRACE).await;
-    let sealed = encrypt(&mut stage.kms).await;
-    stage.bao.freeze().await;
-    let mut kms = stage.kms.clone();
+    let mut env = Setup::start(LONG_GRACE).await;
+    let sealed = encrypt(&mut env.kms).await;
+    env.bao.freeze().await;
+    let mut kms = env.kms.clone();
     let decrypt = kms.decrypt(decrypt_of(&sealed, Duration::from_secs(9)));
     tokio::pin!(decrypt);
     // It is written first, so when Status is answered, it is there.
     tokio::select! {
         biased;
         answer = &mut decrypt => panic!("{answer:?}"),
-        status = stage.kms.status(StatusRequest {}) => drop(status.unwrap()),
+        status = env.kms.status(StatusRequest {}) => drop(status.unwrap()),
     }
-    stage.daemon.signal(Signal::TERM);
+    env.daemon.signal(Signal::TERM);
     let draining = async || {
-        let log = stage.daemon.log();
+        let log = env.daemon.log();
         log.lines().any(|line| line.contains("finishing calls in flight") && line.contains("calls=1"))
     };
     tokio::select! {
         biased;
         answer = &mut decrypt => panic!("{answer:?}"),
-        () = eventually("it drains", PATIENCE, draining) => {}
+        () = eventually("it drains", WAIT_TIMEOUT, draining) => {}
     }
     // Nobody new gets in, and nobody is told that there is a socket.
-    assert!(connect(stage.daemon.socket()).await.is_err());
-    assert!(stage.daemon.exited().is_none());
-    stage.bao.thaw();
+    assert!(connect(env.daemon.socket()).await.is_err());
+    assert!(env.daemon.exited().is_none());
+    env.bao.thaw();
     assert_eq!(decrypt.await.unwrap().into_inner().plaintext, SEED);
-    assert!(stage.daemon.wait_ended(PATIENCE).await.success());
-    assert!(stage.daemon.log().contains("calls=0 connections=0"), "{}", stage.daemon.log());
+    assert!(env.daemon.wait_ended(WAIT_TIMEOUT).await.success());
+    assert!(env.daemon.log().contains("calls=0 connections=0"), "{}", env.daemon.log());
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_end_is_cut_off_after_the_grace() {
-    let mut stage = Stage::set(["--shutdown-grace", "500ms"]).await;
-    let sealed = encrypt(&mut stage.kms).await;
-    stage.bao.freeze().await;
-    let mut kms = stage.kms.clone();
+async fn a_call_that_does_not_end_is_cut_off_after_the_drain_grace() {
+    let mut env = Setup::start(["--shutdown-grace", "500ms"]).await;
+    let sealed = encrypt(&mut env.kms).await;
+    env.bao.freeze().await;
+    let mut kms = env.kms.clone();
     let stuck = kms.decrypt(decrypt_of(&sealed, Duration::from_secs(50)));
     tokio::pin!(stuck);
     tokio::select! {
         biased;
         answer = &mut stuck => panic!("{answer:?}"),
-        status = stage.kms.status(StatusRequest {}) => drop(status.unwrap()),
+        status = env.kms.status(StatusRequest {}) => drop(status.unwrap()),
     }
     let begun = Instant::now();
-    stage.daemon.signal(Signal::TERM);
+    env.daemon.signal(Signal::TERM);
     let error = stuck.await.unwrap_err();
     assert_ne!(error.code(), Code::DeadlineExceeded, "{error:?}");
-    assert!(stage.daemon.wait_ended(PATIENCE).await.success());
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(env.daemon.wait_ended(WAIT_TIMEOUT).await.success());
+    assert!(begun.elapsed() < WAIT_TIMEOUT, "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
-    assert!(!stage.daemon.socket().exists());
-    assert!(stage.daemon.log().contains("calls=1 connections=1"), "{}", stage.daemon.log());
+    assert!(!env.daemon.socket().exists());
+    assert!(env.daemon.log().contains("calls=1 connections=1"), "{}", env.daemon.log());
 }
 
 #[tokio::test]
-async fn sighup_has_the_config_read() {
-    let mut stage = Stage::set(LONG_GRACE).await;
-    let config = stage.dir.path().join("config.yaml");
+async fn sighup_reloads_the_config() {
+    let mut env = Setup::start(LONG_GRACE).await;
+    let config = env.dir.path().join("config.yaml");
     // Written under another name in another folder, it changes without an event where we look;
     // a poll would find it in the end.
-    let elsewhere = stage.dir.path().join("elsewhere");
+    let elsewhere = env.dir.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::hard_link(&config, elsewhere.join("config.yaml")).unwrap();
     let mut next = Vec::new();
     for _ in 0..5 {
-        next.push(Rendered::with_new_token(&stage.bao).await.yaml());
+        next.push(ConfigFile::with_new_token(&env.bao).await.yaml());
     }
     let begun = Instant::now();
     for text in next {
-        let before = stage.daemon.metric("transit_kms_session_generation", &[]).await;
-        rendered::in_place(&elsewhere.join("config.yaml"), &text);
-        stage.daemon.signal(Signal::HUP);
-        eventually("the new session", PATIENCE, async || {
-            stage.daemon.metric("transit_kms_session_generation", &[]).await > before
+        let before = env.daemon.metric("transit_kms_session_generation", &[]).await;
+        config_file::in_place(&elsewhere.join("config.yaml"), &text);
+        env.daemon.signal(Signal::HUP);
+        eventually("the new session", WAIT_TIMEOUT, async || {
+            env.daemon.metric("transit_kms_session_generation", &[]).await > before
         })
         .await;
     }
     // A poll every five seconds could have found one or two of them in that time.
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
-    assert!(stage.daemon.exited().is_none());
+    assert!(begun.elapsed() < WAIT_TIMEOUT, "{:?}", begun.elapsed());
+    assert!(env.daemon.exited().is_none());
 
     // And nothing happens if nothing has changed.
-    let before = stage.daemon.metric("transit_kms_session_generation", &[]).await;
-    stage.daemon.signal(Signal::HUP);
-    eventually("the last one is heard", PATIENCE, async || {
-        stage.daemon.log().matches("SIGHUP: reading the config").count() == 6
+    let before = env.daemon.metric("transit_kms_session_generation", &[]).await;
+    env.daemon.signal(Signal::HUP);
+    eventually("the last one is heard", WAIT_TIMEOUT, async || {
+        env.daemon.log().matches("SIGHUP: reading the config").count() == 6
     })
     .await;
-    stage.kms.status(StatusRequest {}).await.unwrap();
-    assert_eq!(stage.daemon.metric("transit_kms_session_generation", &[]).await, before);
+    env.kms.status(StatusRequest {}).await.unwrap();
+    assert_eq!(env.daemon.metric("transit_kms_session_generation", &[]).await, before);
 }
 
 const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 /// A server, a daemon that uses it, and a client of that.
-struct Stage {
+struct Setup {
     // First dropped first: the daemon ends before the server does.
     daemon: Daemon,
     kms: Kms,
@@ -261,12 +260,12 @@ struct Stage {
     dir: TempDir,
 }
 
-impl Stage {
-    async fn set(arguments: [&str; 2]) -> Self {
+impl Setup {
+    async fn start(arguments: [&str; 2]) -> Self {
         let bao = Bao::start().await;
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.yaml");
-        rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+        config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
         let daemon = Daemon::start_with(&config, DaemonOptions::arguments(arguments)).await;
         daemon.wait_ready().await;
         let kms = daemon.kms().await;

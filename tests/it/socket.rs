@@ -14,10 +14,10 @@ use kms_plugin::v2::{DecryptRequest, EncryptRequest, StatusRequest};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use tempfile::TempDir;
 use testkit::{
-    Bao, Daemon, DaemonOptions, Kms, Rendered, calls, command, connect, eventually, kms_client, port,
-    program,
+    Bao, ConfigFile, Daemon, DaemonOptions, Kms, calls, cli, command, config_file, connect, eventually,
+    kms_client, port,
     raw::{self, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PREFACE, RST_STREAM, RawClient, SETTINGS},
-    rendered, unix_url,
+    unix_url,
 };
 use tokio::{io::AsyncReadExt, process::Child, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,12 +25,12 @@ use tonic::{Code, Status};
 
 /// A user that is nobody here: neither root nor, but for bad luck, the one who runs the tests.
 const NOBODY: u32 = 65_534;
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Open files of a daemon that is kept short, and connections that want more than that.
-const FEW: u64 = 64;
-const CROWD: usize = 90;
+const FEW_DESCRIPTORS: u64 = 64;
+const MANY_CONNECTIONS: usize = 90;
 /// `EX_CANTCREAT`.
-const TAKEN: Option<i32> = Some(73);
+const CANNOT_CREATE: Option<i32> = Some(73);
 
 #[tokio::test]
 async fn a_socket_left_by_a_crash_is_replaced() {
@@ -38,7 +38,7 @@ async fn a_socket_left_by_a_crash_is_replaced() {
     let socket = dir.path().join("kms.sock");
     let mut first = Daemon::start_with(&no_config(&dir), at(&socket)).await;
     first.signal(Signal::KILL);
-    first.wait_ended(PATIENCE).await;
+    first.wait_ended(WAIT_TIMEOUT).await;
     let left = fs::symlink_metadata(&socket).expect("a killed process cleans nothing up");
 
     let second = Daemon::start_with(&no_config(&dir), at(&socket)).await;
@@ -55,7 +55,7 @@ async fn a_live_listener_keeps_its_socket_and_is_named() {
     for socket in [dir.path().join("kms.sock"), port::abstract_name()] {
         let first = Daemon::start_with(&no_config(&dir), at(&socket)).await;
         let mut second = Daemon::spawn(&no_config(&dir), at(&socket));
-        assert_eq!(second.wait_ended(PATIENCE).await.code(), TAKEN);
+        assert_eq!(second.wait_ended(WAIT_TIMEOUT).await.code(), CANNOT_CREATE);
         let said = second.log();
         assert!(said.contains(&format!("the process with pid {} and uid ", first.pid())), "{said}");
         assert!(said.contains("--listen"), "{said}");
@@ -65,20 +65,20 @@ async fn a_live_listener_keeps_its_socket_and_is_named() {
 }
 
 #[tokio::test]
-async fn a_taken_admin_address_leaves_no_socket_behind() {
+async fn an_occupied_admin_address_leaves_no_socket_behind() {
     let dir = folder();
     let first = Daemon::start(&no_config(&dir)).await;
     let socket = dir.path().join("kms.sock");
     let admin = unix_url(&first.admin_socket()).into_string().unwrap();
     let options = DaemonOptions { arguments: vec!["--admin-listen".into(), admin], ..at(&socket) };
     let mut second = Daemon::spawn(&no_config(&dir), options);
-    assert_eq!(second.wait_ended(PATIENCE).await.code(), TAKEN);
+    assert_eq!(second.wait_ended(WAIT_TIMEOUT).await.code(), CANNOT_CREATE);
     assert!(!socket.exists());
     assert_eq!(first.admin("/livez").await.0, 200);
 }
 
 #[tokio::test]
-async fn what_is_not_a_socket_is_left_alone() {
+async fn a_file_that_is_not_a_socket_is_not_replaced() {
     let dir = folder();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("file"), "precious").unwrap();
@@ -86,7 +86,7 @@ async fn what_is_not_a_socket_is_left_alone() {
     std::os::unix::fs::symlink("file", path("link")).unwrap();
     for (name, kind) in [("file", "a regular file"), ("folder", "a directory"), ("link", "a symbolic link")] {
         let mut daemon = Daemon::spawn(&no_config(&dir), at(&path(name)));
-        assert_eq!(daemon.wait_ended(PATIENCE).await.code(), TAKEN);
+        assert_eq!(daemon.wait_ended(WAIT_TIMEOUT).await.code(), CANNOT_CREATE);
         let said = daemon.log();
         assert!(said.contains(&format!("is {kind}, not a socket, and is left alone")), "{said}");
     }
@@ -96,9 +96,9 @@ async fn what_is_not_a_socket_is_left_alone() {
 }
 
 #[tokio::test]
-async fn mode_group_and_folder_are_as_told() {
+async fn the_socket_and_its_folder_have_the_configured_mode_and_group() {
     let dir = folder();
-    let root = we_are_root();
+    let root = runs_as_root();
     // Another than root may only give a file to a group of its own.
     let group = if root { NOBODY } else { rustix::process::getegid().as_raw() };
     let group_argument = format!("--socket-group={group}");
@@ -130,7 +130,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
     let daemon =
         Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(["--allow-uid", "4242424"])).await;
     let mut client = RawClient::greeted(daemon.socket()).await;
-    client.closed(PATIENCE).await;
+    client.closed(WAIT_TIMEOUT).await;
     let ran = probe(daemon.socket(), "status").await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains(&format!("does it allow uid {ours} (--allow-uid)?")), "{ran:?}");
@@ -145,7 +145,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
 
 #[tokio::test]
 async fn another_user_is_refused_until_a_flag_allows_it() {
-    if !we_are_root() {
+    if !runs_as_root() {
         // Only root can become another user; the test above is this one the other way round.
         return;
     }
@@ -159,7 +159,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     let probe = ["probe", "status", "--socket", &url];
 
     let mut daemon = start(&["--socket-mode", "0666"]).await;
-    let ran = program::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     let log = daemon.log();
     assert!(log.contains(&format!("uid={NOBODY} ")), "{log}");
@@ -168,14 +168,14 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     daemon.terminate().await;
 
     let daemon = start(&["--socket-mode", "0666", "--allow-uid", "0", "--allow-uid", "65534"]).await;
-    let ran = program::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
     assert_is_answered(&ran);
     assert_served(&socket).await;
     drop(daemon);
 
     // What the mode of the socket forbids, the kernel refuses before we hear of it.
     let daemon = start(&["--allow-uid", "0,65534"]).await;
-    let ran = program::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("Permission denied"), "{ran:?}");
     assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
@@ -183,7 +183,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
 
 #[tokio::test]
 async fn root_and_the_daemons_own_uid_are_served_by_default() {
-    if !we_are_root() {
+    if !runs_as_root() {
         // Then this is all that can be shown.
         let daemon = Daemon::start(&no_config(&folder())).await;
         return assert_served(daemon.socket()).await;
@@ -194,24 +194,24 @@ async fn root_and_the_daemons_own_uid_are_served_by_default() {
     assert_served(daemon.socket()).await;
     let socket = unix_url(daemon.socket()).into_string().unwrap();
     let folder = daemon.socket().parent().unwrap();
-    assert_is_answered(&program::run_as(NOBODY, folder, &["probe", "status", "--socket", &socket]).await);
+    assert_is_answered(&cli::run_as(NOBODY, folder, &["probe", "status", "--socket", &socket]).await);
     assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
 }
 
 #[tokio::test]
-async fn an_abstract_socket_serves() {
+async fn an_abstract_socket_works() {
     let dir = folder();
     let name = port::abstract_name();
     let mut daemon = Daemon::start_with(&no_config(&dir), at(&name)).await;
     assert_served(&name).await;
-    let ran = program::run(&["probe", "status", "--socket", &format!("unix:///{}", name.display())]).await;
+    let ran = cli::run(&["probe", "status", "--socket", &format!("unix:///{}", name.display())]).await;
     assert_is_answered(&ran);
     assert!(daemon.terminate().await.success());
     assert!(connect(&name).await.is_err());
 }
 
 #[tokio::test]
-async fn half_a_preface_times_out_while_others_are_served() {
+async fn an_incomplete_preface_times_out_while_other_clients_are_served() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let timed_out = async || daemon.metric("transit_kms_handshake_timeouts_total", &[]).await;
     let mut halves = Vec::new();
@@ -224,7 +224,7 @@ async fn half_a_preface_times_out_while_others_are_served() {
     let mut whole = RawClient::greeted(daemon.socket()).await;
     let mut kms = daemon.kms().await;
     let mut served = 0;
-    eventually("all halves time out", PATIENCE, async || {
+    eventually("all halves time out", WAIT_TIMEOUT, async || {
         assert_answered(kms.status(calls::timed(StatusRequest {})).await.unwrap_err());
         served += 1;
         timed_out().await >= 4.0
@@ -244,12 +244,12 @@ async fn half_a_preface_times_out_while_others_are_served() {
 
 /// The library refuses it by a reset of the stream and tells the program nothing.
 #[tokio::test]
-async fn an_authority_that_is_a_path_is_refused_warned_of_once_and_counted() {
+async fn an_authority_that_is_a_path_is_rejected_logged_once_and_counted() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let count = async |what| daemon.metric("transit_kms_malformed_requests_total", &[("what", what)]).await;
     // A client may have its answer before it is counted.
     let counted = async |wanted: (f64, f64)| {
-        eventually("all are counted", PATIENCE, async || {
+        eventually("all are counted", WAIT_TIMEOUT, async || {
             let found = (count("authority").await, count("other").await);
             if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
         })
@@ -293,7 +293,7 @@ async fn an_authority_that_is_a_path_is_refused_warned_of_once_and_counted() {
 }
 
 #[tokio::test]
-async fn garbage_ends_no_more_than_its_own_connection() {
+async fn invalid_bytes_end_only_their_own_connection() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let mut bystander = daemon.kms().await;
     let frame = |kind, flags, stream, payload: &[u8]| {
@@ -320,7 +320,7 @@ async fn garbage_ends_no_more_than_its_own_connection() {
         client.send(&garbage).await;
         // What is shorter than a preface is waited for; the test above sees to that.
         if garbage.len() >= PREFACE.len() {
-            client.closed(PATIENCE).await;
+            client.closed(WAIT_TIMEOUT).await;
         }
         assert_answered(bystander.status(calls::timed(StatusRequest {})).await.unwrap_err());
         assert_served(daemon.socket()).await;
@@ -330,21 +330,21 @@ async fn garbage_ends_no_more_than_its_own_connection() {
 
 /// Connections leave descriptors for Vault, however few there are and however many want one.
 #[tokio::test]
-async fn a_crowd_does_not_take_the_descriptors_that_calls_need() {
+async fn many_connections_leave_descriptors_for_calls() {
     let bao = Bao::start().await;
     let dir = folder();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
-    let options = DaemonOptions { open_files: Some(FEW), ..DaemonOptions::default() };
+    config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
+    let options = DaemonOptions { open_files: Some(FEW_DESCRIPTORS), ..DaemonOptions::default() };
     let daemon = Daemon::start_with(&config, options).await;
     daemon.wait_ready().await;
 
     // One who works goes on working: it is never the one that has been idle longest.
     let stop = CancellationToken::new();
-    let working = tokio::spawn(work(daemon.kms().await, stop.clone()));
-    let crowd = Crowd::at(daemon.socket(), CROWD).await;
+    let working = tokio::spawn(call_until_stopped(daemon.kms().await, stop.clone()));
+    let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
     for _ in 0..5 {
-        let_in(daemon.socket(), "roundtrip", 0).await;
+        probe_until_accepted(daemon.socket(), "roundtrip", 0).await;
     }
     stop.cancel();
     let worked = working.await.unwrap();
@@ -356,22 +356,27 @@ async fn a_crowd_does_not_take_the_descriptors_that_calls_need() {
 
 /// The limit shrinks under the running daemon, so that it cannot have seen it coming.
 #[tokio::test]
-async fn running_out_of_descriptors_is_survived_without_a_hot_loop() {
+async fn running_out_of_descriptors_causes_no_busy_loop() {
     let bao = Bao::start().await;
     let dir = folder();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+    config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
-    prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(FEW), maximum: Some(FEW) }).unwrap();
+    prlimit(
+        Some(pid),
+        Resource::Nofile,
+        Rlimit { current: Some(FEW_DESCRIPTORS), maximum: Some(FEW_DESCRIPTORS) },
+    )
+    .unwrap();
 
     let (begun, busy) = (Instant::now(), cpu(&daemon));
-    let crowd = Crowd::at(daemon.socket(), CROWD).await;
-    eventually("descriptors run out", PATIENCE, async || daemon.log().contains("RLIMIT_NOFILE")).await;
+    let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
+    eventually("descriptors run out", WAIT_TIMEOUT, async || daemon.log().contains("RLIMIT_NOFILE")).await;
     // One who comes now, behind all of them, is let in.
     let mut late = daemon.kms().await;
-    let answer = timeout(2 * PATIENCE, late.status(StatusRequest {})).await.expect("an answer");
+    let answer = timeout(2 * WAIT_TIMEOUT, late.status(StatusRequest {})).await.expect("an answer");
     assert_eq!(answer.unwrap().into_inner().version, "v2");
     let (took, busy) = (begun.elapsed(), cpu(&daemon) - busy);
     // A hot loop takes all of a core; an unoptimised build under load takes a little.
@@ -385,7 +390,7 @@ async fn running_out_of_descriptors_is_survived_without_a_hot_loop() {
     assert_eq!(warned, 1, "{log}");
 
     drop(crowd);
-    eventually("room for all", PATIENCE, async || {
+    eventually("room for all", WAIT_TIMEOUT, async || {
         let open = daemon.metric("transit_kms_connections_open", &[]).await;
         if open <= 1.0 { Ok(()) } else { Err(open.to_string()) }
     })
@@ -398,7 +403,7 @@ async fn running_out_of_descriptors_is_survived_without_a_hot_loop() {
 }
 
 /// Calls until it is told to stop, without ever failing; how often.
-async fn work(mut kms: Kms, stop: CancellationToken) -> usize {
+async fn call_until_stopped(mut kms: Kms, stop: CancellationToken) -> usize {
     let mut rounds = 0;
     while !stop.is_cancelled() {
         roundtrip(&mut kms).await;
@@ -409,20 +414,20 @@ async fn work(mut kms: Kms, stop: CancellationToken) -> usize {
 }
 
 #[tokio::test]
-async fn a_thousand_idle_connections_lock_nobody_out() {
+async fn a_thousand_idle_connections_do_not_block_other_clients() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let mut working = daemon.kms().await;
-    let crowd = Crowd::at(daemon.socket(), 1000).await;
+    let crowd = IdleConnections::at(daemon.socket(), 1000).await;
     // One who has been idle for as long as any of them, but is one of few of its process.
     assert_answered(working.status(calls::timed(StatusRequest {})).await.unwrap_err());
-    assert_is_answered(&let_in(daemon.socket(), "status", 1).await);
-    eventually("most of the crowd have left", PATIENCE, async || {
+    assert_is_answered(&probe_until_accepted(daemon.socket(), "status", 1).await);
+    eventually("most of the crowd have left", WAIT_TIMEOUT, async || {
         let open = daemon.metric("transit_kms_connections_open", &[]).await;
         if open <= 512.0 { Ok(()) } else { Err(open.to_string()) }
     })
     .await;
     assert_answered(working.status(calls::timed(StatusRequest {})).await.unwrap_err());
-    assert_is_answered(&let_in(daemon.socket(), "status", 1).await);
+    assert_is_answered(&probe_until_accepted(daemon.socket(), "status", 1).await);
     let log = daemon.log();
     let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("too many")).count();
     assert_eq!(warnings, 1, "{log}");
@@ -430,9 +435,9 @@ async fn a_thousand_idle_connections_lock_nobody_out() {
 }
 
 /// Connections of another process, which are greeted and then silent. They end with this value.
-struct Crowd(Child);
+struct IdleConnections(Child);
 
-impl Crowd {
+impl IdleConnections {
     async fn at(socket: &Path, size: usize) -> Self {
         const PROGRAM: &str = "
 import resource, socket, sys
@@ -457,12 +462,12 @@ sys.stdin.read()
         let mut child = command.spawn().expect("python3");
         let mut said = [0; 5];
         let reading = child.stdout.as_mut().unwrap().read_exact(&mut said);
-        timeout(2 * PATIENCE, reading).await.expect("a crowd in time").unwrap();
+        timeout(2 * WAIT_TIMEOUT, reading).await.expect("a crowd in time").unwrap();
         Self(child)
     }
 }
 
-impl Drop for Crowd {
+impl Drop for IdleConnections {
     fn drop(&mut self) {
         // Fails only if it has ended.
         drop(self.0.start_kill());
@@ -470,8 +475,8 @@ impl Drop for Crowd {
 }
 
 /// Probes until it is let in: of very many, some are turned away.
-async fn let_in(socket: &Path, what: &str, code: i32) -> program::Ran {
-    let ran = eventually("one who comes now is let in", PATIENCE, async || {
+async fn probe_until_accepted(socket: &Path, what: &str, code: i32) -> cli::Ran {
+    let ran = eventually("one who comes now is let in", WAIT_TIMEOUT, async || {
         let ran = probe(socket, what).await;
         if ran.code == Some(2) { Err(ran.stderr) } else { Ok(ran) }
     })
@@ -481,11 +486,11 @@ async fn let_in(socket: &Path, what: &str, code: i32) -> program::Ran {
 }
 
 #[tokio::test]
-async fn messages_beyond_the_limits_are_refused_and_harm_nobody() {
+async fn messages_above_the_limits_are_refused_and_other_calls_succeed() {
     let bao = Bao::start().await;
     let dir = folder();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+    config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let mut kms = daemon.kms().await;
@@ -548,18 +553,18 @@ async fn messages_beyond_the_limits_are_refused_and_harm_nobody() {
     for _ in 0..2000 {
         client.send(&more.bytes()).await;
     }
-    client.closed(PATIENCE).await;
+    client.closed(WAIT_TIMEOUT).await;
     roundtrip(&mut kms).await;
     let resident = daemon.metric("process_resident_memory_bytes", &[]).await;
     assert!(resident < 200e6, "{resident}");
 }
 
 #[tokio::test]
-async fn a_call_as_kube_apiserver_writes_it_is_answered() {
+async fn a_call_with_the_bytes_of_kube_apiserver_is_answered() {
     let bao = Bao::start().await;
     let dir = folder();
     let config = dir.path().join("config.yaml");
-    rendered::by_rename(&config, &Rendered::with_new_token(&bao).await.yaml());
+    config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let mut client = RawClient::greeted(daemon.socket()).await;
@@ -607,7 +612,7 @@ fn at(socket: &Path) -> DaemonOptions {
     DaemonOptions { socket: Some(socket.to_owned()), ..DaemonOptions::default() }
 }
 
-fn we_are_root() -> bool {
+fn runs_as_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -615,7 +620,7 @@ fn we_are_root() -> bool {
 /// once: on a busy machine the caller's three seconds may pass before anybody is scheduled.
 async fn assert_served(socket: &Path) {
     let kms = kms_client(socket).await;
-    let status = eventually("a new client is answered", PATIENCE, async || {
+    let status = eventually("a new client is answered", WAIT_TIMEOUT, async || {
         calls::status(&kms).await.err().filter(|status| status.code() != Code::Cancelled)
     })
     .await;
@@ -632,12 +637,12 @@ fn is_reason(text: &str) -> bool {
     ["starting: ", "absent.yaml: does not exist"].iter().any(|reason| text.contains(reason))
 }
 
-async fn probe(socket: &Path, what: &str) -> program::Ran {
+async fn probe(socket: &Path, what: &str) -> cli::Ran {
     let url = unix_url(socket).into_string().unwrap();
-    program::run(&["probe", what, "--socket", &url]).await
+    cli::run(&["probe", what, "--socket", &url]).await
 }
 
-fn assert_is_answered(ran: &program::Ran) {
+fn assert_is_answered(ran: &cli::Ran) {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("Unavailable") && is_reason(&ran.stderr), "{ran:?}");
 }

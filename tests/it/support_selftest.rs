@@ -17,14 +17,14 @@ use kms_plugin::v2::{
 };
 use serde_json::{Value, json};
 use testkit::{
-    Agent, AgentOptions, Bao, BaoOptions, KEY, Load, LoadReport, Login, POLICY, Rendered, closed_address,
-    eventually, http::client, policy, rendered,
+    Agent, AgentOptions, Bao, BaoOptions, ConfigFile, KEY, Load, LoadReport, Login, POLICY, closed_address,
+    config_file, eventually, http::client, policy,
 };
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 #[tokio::test]
-async fn a_server_encrypts_and_keeps_its_data_over_seal_crash_and_restart() {
+async fn a_server_keeps_its_data_after_a_seal_a_crash_and_a_restart() {
     let mut bao = Bao::start().await;
     let ciphertext = bao.encrypt(KEY, b"seed").await;
     assert!(ciphertext.starts_with("vault:v1:"), "{ciphertext}");
@@ -45,7 +45,7 @@ async fn a_server_encrypts_and_keeps_its_data_over_seal_crash_and_restart() {
 }
 
 #[tokio::test]
-async fn two_servers_have_nothing_in_common() {
+async fn two_servers_share_no_tokens_and_no_keys() {
     let (one, other) = (Bao::start().await, Bao::start().await);
     let (status, answer) = other.api_as(one.root_token(), "GET", "transit/keys/kms", Value::Null).await;
     assert_eq!(status, 403, "{answer}");
@@ -58,7 +58,7 @@ async fn two_servers_have_nothing_in_common() {
 }
 
 #[tokio::test]
-async fn a_token_has_the_least_rights_until_it_is_revoked() {
+async fn a_token_has_only_the_test_policy_until_it_is_revoked() {
     let bao = Bao::start().await;
     let token = bao.token().await;
     let (status, answer) = bao.api_as(&token, "GET", "auth/token/lookup-self", Value::Null).await;
@@ -80,7 +80,7 @@ async fn a_token_has_the_least_rights_until_it_is_revoked() {
 }
 
 #[tokio::test]
-async fn a_server_can_ask_for_client_certificates() {
+async fn a_server_can_require_client_certificates() {
     let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
     let bao = Bao::start_with(options).await;
     let ca = reqwest::Certificate::from_pem(&std::fs::read(bao.ca_file()).unwrap()).unwrap();
@@ -96,7 +96,7 @@ async fn a_server_can_ask_for_client_certificates() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_answers_nobody_and_a_closed_address_refuses() {
+async fn a_frozen_server_does_not_answer_and_a_closed_address_refuses() {
     let mut bao = Bao::start().await;
     let hasty =
         client().tls_danger_accept_invalid_certs(true).timeout(Duration::from_millis(200)).build().unwrap();
@@ -110,7 +110,7 @@ async fn a_frozen_server_answers_nobody_and_a_closed_address_refuses() {
 }
 
 #[tokio::test]
-async fn an_agent_logs_in_again_at_once_when_told_and_its_old_token_still_works() {
+async fn an_agent_logs_in_again_on_request_and_its_old_token_stays_valid() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
@@ -118,7 +118,7 @@ async fn an_agent_logs_in_again_at_once_when_told_and_its_old_token_still_works(
     let mode = std::fs::metadata(&config).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
     let text = std::fs::read_to_string(&config).unwrap();
-    assert_eq!(text, Rendered::of(&bao, &agent.token()).yaml());
+    assert_eq!(text, ConfigFile::of(&bao, &agent.token()).yaml());
     for _ in 0..3 {
         let old = agent.token();
         let new = agent.log_in_again().await;
@@ -131,7 +131,7 @@ async fn an_agent_logs_in_again_at_once_when_told_and_its_old_token_still_works(
 }
 
 #[tokio::test]
-async fn an_agent_renders_again_after_its_token_was_revoked() {
+async fn an_agent_renders_a_new_token_after_a_revocation() {
     let bao = Bao::start().await;
     let dir = tempfile::tempdir().unwrap();
     let options = AgentOptions {
@@ -148,21 +148,21 @@ async fn an_agent_renders_again_after_its_token_was_revoked() {
 }
 
 #[tokio::test]
-async fn a_rendered_file_changes_in_every_way() {
+async fn a_config_file_can_be_replaced_in_every_way() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yaml");
     let read = || std::fs::read_to_string(&path).unwrap();
-    rendered::by_rename(&path, "one");
+    config_file::by_rename(&path, "one");
     assert_eq!(read(), "one");
-    rendered::in_place(&path, "two");
+    config_file::in_place(&path, "two");
     assert_eq!(read(), "two");
-    let half = rendered::in_place_half(&path, "three!");
+    let half = config_file::in_place_first_half(&path, "three!");
     assert_eq!(read(), "thr");
     half.finish();
     assert_eq!(read(), "three!");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 
-    let volume = rendered::DataVolume::new(&dir.path().join("volume"), "config.yaml", "one");
+    let volume = config_file::KubeletVolume::new(&dir.path().join("volume"), "config.yaml", "one");
     assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "one");
     volume.swap("two");
     assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "two");
@@ -172,18 +172,18 @@ async fn a_rendered_file_changes_in_every_way() {
 
 #[tokio::test]
 #[should_panic(expected = "not within 50ms: pigs fly (no wings)")]
-async fn what_never_holds_says_so_in_its_own_words() {
+async fn eventually_panics_with_the_last_error() {
     eventually("pigs fly", Duration::from_millis(50), async || Err::<(), _>("no wings")).await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "not within 50ms: an answer (no answer)")]
-async fn what_never_answers_says_so_too() {
+async fn eventually_panics_when_the_condition_never_returns() {
     eventually("an answer", Duration::from_millis(50), std::future::pending::<bool>).await;
 }
 
 #[tokio::test]
-async fn load_notices_every_kind_of_failure() {
+async fn load_reports_every_kind_of_failure() {
     let report = load_on_a_provider_that_is(Fault::None).await;
     report.assert_nothing_failed();
     assert!(report.longest > Duration::ZERO);

@@ -4,8 +4,8 @@ use std::{fs, time::Duration};
 
 use serde_json::json;
 use testkit::{
-    Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, SmallDisk, Stage, TAKEN_WITHIN, eventually,
-    scratch, wait_for_session_after, without_inotify,
+    Agent, AgentOptions, Bao, Daemon, DaemonOptions, Load, RELOAD_TIMEOUT, SmallDisk, TestEnv, eventually,
+    temp_dir, wait_for_session_after, without_inotify,
 };
 
 const CALLERS: usize = 2;
@@ -14,9 +14,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const RENEWED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Waits for so many calls that one of them would have met what is wrong.
-async fn load_goes_on(load: &Load) {
+async fn wait_for_more_calls(load: &Load) {
     let calls = load.calls();
-    eventually("load goes on", TAKEN_WITHIN, async || load.calls() >= calls + 40).await;
+    eventually("load goes on", RELOAD_TIMEOUT, async || load.calls() >= calls + 40).await;
 }
 
 async fn daemon_of(agent: &Agent) -> Daemon {
@@ -27,8 +27,8 @@ async fn daemon_of(agent: &Agent) -> Daemon {
 }
 
 #[tokio::test]
-async fn the_agent_dies_and_the_token_is_renewed_all_the_same() {
-    let (bao, dir) = (Bao::start().await, scratch("rendered-"));
+async fn the_token_is_renewed_after_the_agent_dies() {
+    let (bao, dir) = (Bao::start().await, temp_dir("rendered-"));
     let options = AgentOptions { role: json!({"token_ttl": "6s"}), ..AgentOptions::default() };
     let agent = Agent::start(&bao, &dir.path().join("config.yaml"), options).await;
     let daemon = daemon_of(&agent).await;
@@ -39,49 +39,49 @@ async fn the_agent_dies_and_the_token_is_renewed_all_the_same() {
     // Without these the token would be dead by then.
     eventually("the token outlives its agent", RENEWED_WITHIN, async || renewed().await >= before + 3.0)
         .await;
-    load_goes_on(&load).await;
+    wait_for_more_calls(&load).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(daemon.generation().await, 1);
 }
 
 #[tokio::test]
-async fn the_rendered_file_is_deleted_and_comes_back() {
-    let mut stage = Stage::start().await;
-    let (daemon, _) = stage.ready([]).await;
+async fn no_call_fails_while_the_config_file_is_missing() {
+    let mut env = TestEnv::start().await;
+    let (daemon, _) = env.ready([]).await;
     let load = Load::start(&daemon, CALLERS, PAUSE).await;
-    fs::remove_file(&stage.config).unwrap();
-    eventually("its loss is told", TAKEN_WITHIN, async || {
+    fs::remove_file(&env.config).unwrap();
+    eventually("its loss is told", RELOAD_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         if status == 200 && text.contains("the newest config is not in use") { Ok(()) } else { Err(text) }
     })
     .await;
-    load_goes_on(&load).await;
-    let token = stage.bao.token().await;
-    stage.render_and_wait(&daemon, &token).await;
-    load_goes_on(&load).await;
+    wait_for_more_calls(&load).await;
+    let token = env.bao.token().await;
+    env.render_and_wait(&daemon, &token).await;
+    wait_for_more_calls(&load).await;
     load.stop().await.assert_nothing_failed();
 }
 
 #[tokio::test]
-async fn there_is_no_inotify_left_and_a_new_token_is_found_all_the_same() {
+async fn a_new_token_is_found_when_inotify_is_exhausted() {
     let Some(wrapper) = without_inotify() else { return };
-    let mut stage = Stage::start().await;
+    let mut env = TestEnv::start().await;
     let options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
     let options = DaemonOptions { wrapper, ..options };
-    let daemon = Daemon::start_with(&stage.config, options).await;
+    let daemon = Daemon::start_with(&env.config, options).await;
     daemon.wait_ready().await;
     let load = Load::start(&daemon, CALLERS, PAUSE).await;
-    let old = stage.token().to_owned();
-    let token = stage.bao.token().await;
-    stage.render_and_wait(&daemon, &token).await;
-    stage.bao.revoke(&old).await;
-    load_goes_on(&load).await;
+    let old = env.token().to_owned();
+    let token = env.bao.token().await;
+    env.render_and_wait(&daemon, &token).await;
+    env.bao.revoke(&old).await;
+    wait_for_more_calls(&load).await;
     load.stop().await.assert_nothing_failed();
     assert!(daemon.log().contains("the files are polled"), "{}", daemon.log());
 }
 
 #[tokio::test]
-async fn the_disk_is_full_where_the_agent_renders() {
+async fn no_call_fails_while_the_disk_of_the_agent_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let Some(disk) = SmallDisk::mounted(dir.path(), "64k") else { return };
     let bao = Bao::start().await;
@@ -92,18 +92,18 @@ async fn the_disk_is_full_where_the_agent_renders() {
 
     disk.fill();
     agent.try_to_log_in_again();
-    eventually("the agent cannot render", TAKEN_WITHIN, async || {
+    eventually("the agent cannot render", RELOAD_TIMEOUT, async || {
         let said = agent.output();
         if said.contains("no space left on device") { Ok(()) } else { Err(said) }
     })
     .await;
     assert_eq!(agent.token(), rendered, "what was there stays");
-    load_goes_on(&load).await;
+    wait_for_more_calls(&load).await;
 
     disk.free();
     let generation = daemon.generation().await;
     agent.log_in_again().await;
     wait_for_session_after(&daemon, generation).await;
-    load_goes_on(&load).await;
+    wait_for_more_calls(&load).await;
     load.stop().await.assert_nothing_failed();
 }

@@ -14,23 +14,23 @@ use rustix::{
 };
 use tempfile::TempDir;
 use testkit::{
-    Daemon, DaemonOptions, Load, Stage, calls, connect, eventually, http::client, kms_client, port,
-    program::run, scratch, unix_url,
+    Daemon, DaemonOptions, Load, TestEnv, calls, cli::run, connect, eventually, http::client, kms_client,
+    port, temp_dir, unix_url,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// In a row, in the one test here that has load; `tests/e2e/upgrades.rs` has more.
 const UPGRADES: usize = 5;
 
 /// A folder with the socket that one hands to the next.
-struct Place {
+struct SharedSocket {
     dir: TempDir,
     socket: PathBuf,
 }
 
-impl Place {
+impl SharedSocket {
     fn new() -> Self {
-        let dir = scratch("takeover-");
+        let dir = temp_dir("takeover-");
         Self { socket: dir.path().join("kms.sock"), dir }
     }
 
@@ -55,8 +55,8 @@ impl Place {
         names.filter(|name| name != "kms.sock").collect()
     }
 
-    async fn wait_taken(&self, before: u64) {
-        eventually("the successor has the path", PATIENCE, async || self.inode() != before).await;
+    async fn wait_replaced(&self, before: u64) {
+        eventually("the successor has the path", WAIT_TIMEOUT, async || self.inode() != before).await;
     }
 }
 
@@ -65,34 +65,34 @@ async fn answered(daemon: &Daemon) -> f64 {
 }
 
 #[tokio::test]
-async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
-    let (stage, place) = (Stage::start().await, Place::new());
-    let mut first = place.daemon(&stage.config, []).await;
+async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_serving() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+    let mut first = shared.daemon(&env.config, []).await;
     first.wait_ready().await;
-    let old = kms_client(&place.socket).await;
+    let old = kms_client(&shared.socket).await;
     calls::round_trip(&old, "old").await;
 
     // A successor that knows nothing takes nothing.
-    let later = place.dir.path().join("later");
+    let later = shared.dir.path().join("later");
     fs::create_dir(&later).unwrap();
-    let before = place.inode();
-    let mut second = place.daemon(&later.join("config.yaml"), []).await;
+    let before = shared.inode();
+    let mut second = shared.daemon(&later.join("config.yaml"), []).await;
     second.wait_printed(&format!("the process with pid {} and uid ", first.pid())).await;
-    eventually("it knows that it knows nothing", PATIENCE, async || {
+    eventually("it knows that it knows nothing", WAIT_TIMEOUT, async || {
         let (status, why) = second.admin("/readyz").await;
         assert_eq!(status, 503, "{why}");
         if why.contains("config.yaml") { Ok(()) } else { Err(why) }
     })
     .await;
-    assert_eq!(place.inode(), before);
-    calls::round_trip(&kms_client(&place.socket).await, "still the first").await;
+    assert_eq!(shared.inode(), before);
+    calls::round_trip(&kms_client(&shared.socket).await, "still the first").await;
 
-    fs::copy(&stage.config, later.join("config.yaml")).unwrap();
-    place.wait_taken(before).await;
+    fs::copy(&env.config, later.join("config.yaml")).unwrap();
+    shared.wait_replaced(before).await;
     second.wait_ready().await;
-    assert_eq!(place.others(), ["later"]);
+    assert_eq!(shared.others(), ["later"]);
     second.wait_printed(&format!("took the socket over from the process with pid {} ", first.pid())).await;
-    eventually("the first knows by whom it is superseded", PATIENCE, async || {
+    eventually("the first knows by whom it is superseded", WAIT_TIMEOUT, async || {
         let (log, by) = (first.log(), format!("with pid {} ", second.pid()));
         log.lines().any(|line| line.contains("superseded: new connections go to") && line.contains(&by))
     })
@@ -107,90 +107,90 @@ async fn a_successor_waits_until_it_is_proven_and_the_superseded_serves_on() {
     let (by_first, by_second) = (answered(&first).await, answered(&second).await);
     calls::round_trip(&old, "old again").await;
     assert_eq!(answered(&first).await, by_first + 3.0);
-    let new = kms_client(&place.socket).await;
+    let new = kms_client(&shared.socket).await;
     calls::round_trip(&new, "new").await;
     assert_eq!(answered(&second).await, by_second + 3.0);
 
     // And at its end the first takes nothing with it, not even its clients' next call.
-    let taken = place.inode();
+    let taken = shared.inode();
     assert!(first.terminate().await.success());
     assert!(first.log().contains("calls=0 connections=0"), "{}", first.log());
-    assert_eq!(place.inode(), taken);
+    assert_eq!(shared.inode(), taken);
     calls::round_trip(&old, "the old one at the second").await;
     assert!(second.terminate().await.success());
-    assert!(!place.socket.exists());
+    assert!(!shared.socket.exists());
 }
 
 /// A rollout stops the predecessor of whoever is ready: then the path has to be its own.
 #[tokio::test]
-async fn nobody_is_ready_before_it_has_the_path() {
-    let (stage, place) = (Stage::start().await, Place::new());
-    let first = place.daemon(&stage.config, []).await;
+async fn a_process_is_ready_only_when_it_owns_the_path() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+    let first = shared.daemon(&env.config, []).await;
     first.wait_ready().await;
-    let before = place.inode();
-    let later = place.dir.path().join("later.yaml");
-    let second = place.daemon(&later, []).await;
+    let before = shared.inode();
+    let later = shared.dir.path().join("later.yaml");
+    let second = shared.daemon(&later, []).await;
     // Whoever changes something in the folder has its lock; now it is we.
-    let folder = fs::File::open(place.dir.path()).unwrap();
+    let folder = fs::File::open(shared.dir.path()).unwrap();
     flock(&folder, FlockOperation::LockExclusive).unwrap();
-    fs::copy(&stage.config, &later).unwrap();
-    eventually("it is well and waits", PATIENCE, async || {
+    fs::copy(&env.config, &later).unwrap();
+    eventually("it is well and waits", WAIT_TIMEOUT, async || {
         let (status, why) = second.admin("/readyz").await;
         assert_eq!(status, 503, "{why}");
         if why == "waiting to take the socket over\n" { Ok(()) } else { Err(why) }
     })
     .await;
-    assert_eq!(place.inode(), before);
+    assert_eq!(shared.inode(), before);
     drop(folder);
     second.wait_ready().await;
-    assert_ne!(place.inode(), before);
+    assert_ne!(shared.inode(), before);
 }
 
 #[tokio::test]
-async fn one_after_the_other_takes_over_under_load_and_no_call_fails() {
-    let (stage, place) = (Stage::start().await, Place::new());
-    let mut daemon = place.daemon(&stage.config, []).await;
+async fn no_call_fails_during_repeated_takeovers_under_load() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+    let mut daemon = shared.daemon(&env.config, []).await;
     daemon.wait_ready().await;
-    let load = Load::start_on(&place.socket, 4, Duration::from_millis(5)).await;
+    let load = Load::start_on(&shared.socket, 4, Duration::from_millis(5)).await;
     for _ in 0..UPGRADES {
-        let before = place.inode();
-        let next = place.daemon(&stage.config, []).await;
+        let before = shared.inode();
+        let next = shared.daemon(&env.config, []).await;
         // Ready is what a rollout waits for before it removes the predecessor.
         next.wait_ready().await;
-        assert_ne!(place.inode(), before, "it is ready only once it has the path");
+        assert_ne!(shared.inode(), before, "it is ready only once it has the path");
         assert!(daemon.terminate().await.success());
         daemon = next;
         let calls = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
     }
     load.stop().await.assert_nothing_failed();
-    assert!(place.others().is_empty(), "{:?}", place.others());
+    assert!(shared.others().is_empty(), "{:?}", shared.others());
 }
 
 #[tokio::test]
-async fn with_vault_away_the_predecessor_serves_until_it_is_gone() {
+async fn without_vault_the_predecessor_serves_until_it_ends() {
     for signal in [Signal::TERM, Signal::KILL] {
-        let (stage, place) = (Stage::start().await, Place::new());
-        let mut first = place.daemon(&stage.config, []).await;
+        let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+        let mut first = shared.daemon(&env.config, []).await;
         first.wait_ready().await;
-        let mut bao = stage.bao;
+        let mut bao = env.bao;
         bao.stop();
-        let before = place.inode();
-        let second = place.daemon(&stage.config, []).await;
-        eventually("it has tried", PATIENCE, async || {
+        let before = shared.inode();
+        let second = shared.daemon(&env.config, []).await;
+        eventually("it has tried", WAIT_TIMEOUT, async || {
             let (status, why) = second.admin("/readyz").await;
             assert_eq!(status, 503, "{why}");
             if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
         })
         .await;
-        assert_eq!(place.inode(), before);
-        calls::status(&kms_client(&place.socket).await).await.expect("the first knows the key");
+        assert_eq!(shared.inode(), before);
+        calls::status(&kms_client(&shared.socket).await).await.expect("the first knows the key");
 
         first.signal(signal);
-        first.wait_ended(PATIENCE).await;
-        let said = eventually("the second answers, with the reason", PATIENCE, async || {
-            let mut kms = match connect(&place.socket).await {
-                Ok(_) => kms_client(&place.socket).await,
+        first.wait_ended(WAIT_TIMEOUT).await;
+        let said = eventually("the second answers, with the reason", WAIT_TIMEOUT, async || {
+            let mut kms = match connect(&shared.socket).await {
+                Ok(_) => kms_client(&shared.socket).await,
                 Err(error) => return Err(error.to_string()),
             };
             Ok(kms.status(StatusRequest {}).await.unwrap_err())
@@ -204,61 +204,61 @@ async fn with_vault_away_the_predecessor_serves_until_it_is_gone() {
 }
 
 #[tokio::test]
-async fn the_end_of_one_that_waits_leaves_nothing_behind() {
-    let place = Place::new();
-    let absent = place.dir.path().join("absent.yaml");
-    let first = place.daemon(&absent, []).await;
-    let before = place.inode();
-    let mut second = place.daemon(&absent, []).await;
-    assert_eq!(place.others().len(), 1);
+async fn a_waiting_process_leaves_no_file_behind_when_it_ends() {
+    let shared = SharedSocket::new();
+    let absent = shared.dir.path().join("absent.yaml");
+    let first = shared.daemon(&absent, []).await;
+    let before = shared.inode();
+    let mut second = shared.daemon(&absent, []).await;
+    assert_eq!(shared.others().len(), 1);
     assert_eq!(second.terminate().await.code(), Some(0));
-    assert!(place.others().is_empty());
-    assert_eq!(place.inode(), before);
+    assert!(shared.others().is_empty());
+    assert_eq!(shared.inode(), before);
 
     // One that is killed cannot clean up; the next that waits does.
-    let mut third = place.daemon(&absent, []).await;
+    let mut third = shared.daemon(&absent, []).await;
     third.signal(Signal::KILL);
-    third.wait_ended(PATIENCE).await;
-    let left = place.others();
+    third.wait_ended(WAIT_TIMEOUT).await;
+    let left = shared.others();
     assert_eq!(left.len(), 1);
-    let _fourth = place.daemon(&absent, []).await;
-    assert_eq!(place.others().len(), 1);
-    assert_ne!(place.others(), left);
+    let _fourth = shared.daemon(&absent, []).await;
+    assert_eq!(shared.others().len(), 1);
+    assert_ne!(shared.others(), left);
     drop(first);
 }
 
 #[tokio::test]
 async fn without_a_live_predecessor_it_listens_at_once() {
-    let place = Place::new();
-    let absent = place.dir.path().join("absent.yaml");
+    let shared = SharedSocket::new();
+    let absent = shared.dir.path().join("absent.yaml");
     for _ in 0..2 {
         // The second time the socket of the first is there, stale.
-        let mut daemon = place.daemon(&absent, []).await;
-        let error = kms_client(&place.socket).await.status(StatusRequest {}).await.unwrap_err();
+        let mut daemon = shared.daemon(&absent, []).await;
+        let error = kms_client(&shared.socket).await.status(StatusRequest {}).await.unwrap_err();
         assert!(error.message().contains("absent.yaml"), "{error}");
-        assert!(place.others().is_empty());
+        assert!(shared.others().is_empty());
         daemon.signal(Signal::KILL);
-        daemon.wait_ended(PATIENCE).await;
+        daemon.wait_ended(WAIT_TIMEOUT).await;
     }
 }
 
 /// As when a rollout is undone while both pods run: the new one goes, and the old one stays.
 #[tokio::test]
-async fn when_the_successor_goes_the_superseded_takes_the_path_again() {
-    let (stage, place) = (Stage::start().await, Place::new());
-    let first = place.daemon(&stage.config, []).await;
+async fn when_the_successor_ends_the_predecessor_takes_the_path_again() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+    let first = shared.daemon(&env.config, []).await;
     first.wait_ready().await;
-    let old = kms_client(&place.socket).await;
+    let old = kms_client(&shared.socket).await;
     calls::round_trip(&old, "old").await;
     for signal in [Signal::TERM, Signal::KILL] {
-        let before = place.inode();
-        let mut second = place.daemon(&stage.config, []).await;
-        place.wait_taken(before).await;
+        let before = shared.inode();
+        let mut second = shared.daemon(&env.config, []).await;
+        shared.wait_replaced(before).await;
         wait_superseded_by(&first, second.pid()).await;
         second.signal(signal);
-        second.wait_ended(PATIENCE).await;
+        second.wait_ended(WAIT_TIMEOUT).await;
 
-        eventually("the first has the path", PATIENCE, async || {
+        eventually("the first has the path", WAIT_TIMEOUT, async || {
             let (status, text) = first.admin("/readyz").await;
             // At no time does it name a process that has ended as the one that takes connections.
             let names_it = text.contains(&format!("pid {} ", second.pid()));
@@ -267,21 +267,21 @@ async fn when_the_successor_goes_the_superseded_takes_the_path_again() {
         .await;
         assert_eq!(first.metric("transit_kms_superseded", &[]).await, 0.0);
         let by_first = answered(&first).await;
-        calls::round_trip(&kms_client(&place.socket).await, "new").await;
+        calls::round_trip(&kms_client(&shared.socket).await, "new").await;
         calls::round_trip(&old, "old again").await;
         assert_eq!(answered(&first).await, by_first + 6.0);
-        assert!(place.others().is_empty(), "{:?}", place.others());
+        assert!(shared.others().is_empty(), "{:?}", shared.others());
     }
 
     // And it can be superseded again, by another one.
-    let before = place.inode();
-    let third = place.daemon(&stage.config, []).await;
-    place.wait_taken(before).await;
+    let before = shared.inode();
+    let third = shared.daemon(&env.config, []).await;
+    shared.wait_replaced(before).await;
     wait_superseded_by(&first, third.pid()).await;
 }
 
 async fn wait_superseded_by(daemon: &Daemon, pid: u32) {
-    eventually("it says by which process it is superseded", PATIENCE, async || {
+    eventually("it says by which process it is superseded", WAIT_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         let named = text.contains("; superseded: ") && text.contains(&format!("with pid {pid} "));
         if status == 200 && named { Ok(()) } else { Err(text) }
@@ -291,11 +291,11 @@ async fn wait_superseded_by(daemon: &Daemon, pid: u32) {
 
 /// Two that were superseded, one after the other: one of them takes the path, and the other names it.
 #[tokio::test]
-async fn of_two_superseded_one_takes_the_path_and_the_other_leaves_it_there() {
-    let (stage, place) = (Stage::start().await, Place::new());
+async fn of_two_superseded_processes_only_one_takes_the_path_again() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
     let mut daemons = Vec::new();
     for _ in 0..3 {
-        let daemon = place.daemon(&stage.config, []).await;
+        let daemon = shared.daemon(&env.config, []).await;
         daemon.wait_ready().await;
         daemons.push(daemon);
     }
@@ -304,8 +304,8 @@ async fn of_two_superseded_one_takes_the_path_and_the_other_leaves_it_there() {
         wait_superseded_by(daemon, last.pid()).await;
     }
     last.signal(Signal::KILL);
-    last.wait_ended(PATIENCE).await;
-    let settled = eventually("one has it and the other says so", PATIENCE, async || {
+    last.wait_ended(WAIT_TIMEOUT).await;
+    let settled = eventually("one has it and the other says so", WAIT_TIMEOUT, async || {
         let texts = [daemons[0].admin("/readyz").await, daemons[1].admin("/readyz").await];
         let by = |taker: usize, other: usize| {
             let named =
@@ -313,57 +313,57 @@ async fn of_two_superseded_one_takes_the_path_and_the_other_leaves_it_there() {
             !texts[taker].1.contains("superseded") && texts[other].1.contains(&named)
         };
         let settled = texts.iter().all(|(status, _)| *status == 200) && (by(0, 1) || by(1, 0));
-        if settled { Ok(place.inode()) } else { Err(format!("{texts:?}")) }
+        if settled { Ok(shared.inode()) } else { Err(format!("{texts:?}")) }
     })
     .await;
-    calls::round_trip(&kms_client(&place.socket).await, "new").await;
+    calls::round_trip(&kms_client(&shared.socket).await, "new").await;
     let took = |daemon: &Daemon| daemon.log().matches("took it again").count();
     assert_eq!(took(&daemons[0]) + took(&daemons[1]), 1);
-    assert_eq!(place.inode(), settled);
+    assert_eq!(shared.inode(), settled);
 }
 
 /// `rm`, or a cleaner of temporary files.
 #[tokio::test]
-async fn a_socket_that_is_removed_is_made_again() {
-    let place = Place::new();
-    let mut daemon = place.daemon(&place.dir.path().join("absent.yaml"), []).await;
-    fs::remove_file(&place.socket).unwrap();
-    eventually("the socket is there again", PATIENCE, async || connect(&place.socket).await).await;
-    kms_client(&place.socket).await.status(StatusRequest {}).await.unwrap_err();
+async fn a_removed_socket_is_bound_again() {
+    let shared = SharedSocket::new();
+    let mut daemon = shared.daemon(&shared.dir.path().join("absent.yaml"), []).await;
+    fs::remove_file(&shared.socket).unwrap();
+    eventually("the socket is there again", WAIT_TIMEOUT, async || connect(&shared.socket).await).await;
+    kms_client(&shared.socket).await.status(StatusRequest {}).await.unwrap_err();
     assert!(daemon.terminate().await.success());
-    assert!(!place.socket.exists());
+    assert!(!shared.socket.exists());
 }
 
 #[tokio::test]
 async fn both_sockets_are_taken_over() {
-    let (stage, place) = (Stage::start().await, Place::new());
-    let v1 = place.dir.path().join("v1@localhost");
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
+    let v1 = shared.dir.path().join("v1@localhost");
     let url = unix_url(&v1).into_string().unwrap();
     let more = ["--kms-v1-listen", &url];
-    let first = place.daemon(&stage.config, more).await;
+    let first = shared.daemon(&env.config, more).await;
     first.wait_ready().await;
-    let inodes = || [place.inode(), fs::symlink_metadata(&v1).unwrap().ino()];
+    let inodes = || [shared.inode(), fs::symlink_metadata(&v1).unwrap().ino()];
     let before = inodes();
-    let second = place.daemon(&stage.config, more).await;
+    let second = shared.daemon(&env.config, more).await;
     second.wait_ready().await;
     let after = inodes();
     assert!(before.iter().all(|inode| !after.contains(inode)), "{before:?} {after:?}");
-    assert_eq!(place.others(), ["v1@localhost"]);
+    assert_eq!(shared.others(), ["v1@localhost"]);
 }
 
 /// A host port, which two pods of one node would otherwise not both get.
 #[tokio::test]
-async fn the_admin_port_is_answered_throughout() {
-    let (stage, place) = (Stage::start().await, Place::new());
+async fn the_admin_port_answers_during_a_takeover() {
+    let (env, shared) = (TestEnv::start().await, SharedSocket::new());
     let port = format!("127.0.0.1:{}", port::unused());
     let start = || {
-        let socket = Some(place.socket.clone());
+        let socket = Some(shared.socket.clone());
         let options =
             DaemonOptions::arguments(["--takeover", "--admin-listen", &port, "--log-level", "debug"]);
-        Daemon::spawn(&stage.config, DaemonOptions { socket, ..options })
+        Daemon::spawn(&env.config, DaemonOptions { socket, ..options })
     };
     let has_path = async |daemon: &Daemon| {
-        eventually("it has the path", PATIENCE, async || daemon.log().contains("listening")).await;
+        eventually("it has the path", WAIT_TIMEOUT, async || daemon.log().contains("listening")).await;
     };
     let http = client().build().unwrap();
     let live = async || http.get(format!("http://{port}/livez")).send().await.unwrap().status().as_u16();
@@ -377,14 +377,14 @@ async fn the_admin_port_is_answered_throughout() {
 
     // And only those that are told to share it do.
     let options = DaemonOptions::arguments(["--admin-listen", &port]);
-    let mut third = Daemon::spawn(&stage.config, options);
-    assert_eq!(third.wait_ended(PATIENCE).await.code(), Some(73));
+    let mut third = Daemon::spawn(&env.config, options);
+    assert_eq!(third.wait_ended(WAIT_TIMEOUT).await.code(), Some(73));
     assert!(third.log().contains(&format!("cannot listen on {port}")), "{}", third.log());
     assert!(second.terminate().await.success());
 }
 
 #[tokio::test]
-async fn an_abstract_socket_cannot_be_taken_over_and_that_is_said_at_the_start() {
+async fn takeover_of_an_abstract_socket_is_refused_at_the_start() {
     for address in
         [["--listen", "unix:///@transit-kms-test"], ["--kms-v1-listen", "unix:///@transit-kms-test-v1"]]
     {

@@ -7,7 +7,7 @@ use testkit::{Bao, KEY, MOUNT};
 type Request = (&'static str, String, Value);
 
 #[tokio::test]
-async fn the_server_says_the_words_that_we_listen_for() {
+async fn the_server_answers_with_the_expected_error_texts() {
     let bao = Bao::start().await;
     let token = bao.token().await;
     let old = bao.encrypt(KEY, b"seed").await;

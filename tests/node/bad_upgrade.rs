@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use testkit::{cluster::figure, eventually};
+use testkit::{cluster::record_measurement, eventually};
 
 use crate::{
     helm::{PODS, RELEASE},
@@ -37,7 +37,7 @@ async fn a_bad_upgrade_leaves_the_old_pod_in_place_and_there_is_a_way_back() {
     }
     scene.goes_on().await;
     let counted = scene.end(&site).await;
-    figure(
+    record_measurement(
         "node: bad upgrade",
         &format!("a config that is never good, an image that is not there: {counted}"),
     );
@@ -72,7 +72,7 @@ async fn a_bad_upgrade_leaves_the_old_pod_in_place_and_there_is_a_way_back() {
     let back = begun.elapsed();
     let ran = helm.rollback().await;
     assert!(ran.good, "{ran:?}");
-    figure(
+    record_measurement(
         "node: bad upgrade",
         &format!(
             "with no pod of ours left, helm rollback says {said:?}; kubectl rollout undo works, and all is well {:.0} s \

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use testkit::{
     Bao,
     cluster::{Kubectl, Ran},
-    command, scratch,
+    command, temp_dir,
 };
 
 /// The name of the release, and so of the DaemonSet.
@@ -43,7 +43,7 @@ impl Helm {
         ] {
             values.push(format!("--set={pair}"));
         }
-        Self { home: scratch("helm-"), kubeconfig: kubectl.config(), program, values }
+        Self { home: temp_dir("helm-"), kubeconfig: kubectl.config(), program, values }
     }
 
     /// Installs or upgrades, with further values such as `log.level=debug`, and waits until it is done.

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-use testkit::{cluster::tool, command, eventually, process::Process, rendered};
+use testkit::{cluster::tool, command, config_file, eventually, process::Process};
 
 use crate::machine::Machine;
 
@@ -70,14 +70,14 @@ impl Node {
     }
 
     /// A path on its disk.
-    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+    pub(crate) fn temp_dir(&self, name: &str) -> PathBuf {
         self.machine.disk("new").join(name)
     }
 
     /// Writes a pod into the folder that kubelet takes static pods from.
     pub(crate) fn static_pod(&self, name: &str, manifest: &str) {
         // Beside the folder first: kubelet is not to see half of it.
-        let new = self.scratch(name);
+        let new = self.temp_dir(name);
         fs::write(&new, manifest).unwrap();
         fs::rename(new, self.manifest(name)).unwrap();
     }
@@ -141,7 +141,7 @@ runtime_type = "io.containerd.runc.v2"
 
     fn start_kubelet(&mut self) {
         let config = self.machine.disk("etc").join("kubelet.json");
-        rendered::by_rename(&config, &self.kubelet_config().to_string());
+        config_file::by_rename(&config, &self.kubelet_config().to_string());
         let mut command = self.machine.command(&tool("kubelet"));
         command
             .arg("--config")

@@ -8,7 +8,7 @@ use testkit::{
     cluster::{Api, Cluster, EncryptionConfig, Kubectl, READY_WITHIN, tool},
     command, eventually,
     process::Process,
-    scratch,
+    temp_dir,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ impl Plane {
     pub(crate) async fn start() -> Self {
         let cluster = Cluster::start().await;
         let kubectl = cluster.kubectl_at(PORT);
-        Self { cluster, kubectl, controllers: Vec::new(), dir: scratch("plane-") }
+        Self { cluster, kubectl, controllers: Vec::new(), dir: temp_dir("plane-") }
     }
 
     /// Kills what does not run in pods: etcd and the controllers.

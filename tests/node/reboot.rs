@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::json;
-use testkit::{Agent, AgentOptions, Daemon, DaemonOptions, cluster::figure, eventually};
+use testkit::{Agent, AgentOptions, Daemon, DaemonOptions, cluster::record_measurement, eventually};
 
 use crate::{
     machine::{SOCKET, SOCKETS},
@@ -64,7 +64,7 @@ async fn with_systemd_it_comes_back_alone() {
     assert_eq!(site.plane.api().secret(&name).await.unwrap(), name);
     site.wait_encrypted("after").await;
     assert!(services.daemon.log().contains("inherited a listener"));
-    figure(
+    record_measurement(
         "node: reboot",
         &format!("socket units: the API server is ready {:.1} s after the boot", ready.as_secs_f64()),
     );
@@ -89,7 +89,7 @@ async fn with_the_daemon_set_alone_it_comes_back_once_kubelet_is_served() {
     let ready = begun.elapsed();
     assert_eq!(api.secret(&name).await.unwrap(), name);
     site.wait_encrypted("after").await;
-    figure(
+    record_measurement(
         "node: reboot",
         &format!(
             "the DaemonSet alone: kube-apiserver answers after {:.1} s and is not ready, kubelet learns of the pod and has \

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::json;
-use testkit::cluster::figure;
+use testkit::cluster::record_measurement;
 
 use crate::{helm::RELEASE, scene::Scene, site::Site};
 
@@ -40,7 +40,7 @@ async fn restarts_upgrades_and_rollbacks(major: u8) {
     }
     scene.goes_on().await;
     let counted = scene.end(&site).await;
-    figure("node: rollout", &format!("Helm {major}: {}; {counted}", took.join(", ")));
+    record_measurement("node: rollout", &format!("Helm {major}: {}; {counted}", took.join(", ")));
 }
 
 #[tokio::test]

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use testkit::{
     Bao,
     cluster::{self, EncryptionConfig, Provider, Ran, SECRETS},
-    connect, credentials,
+    connect,
     daemon::samples,
     eventually,
     http::client,
+    login,
 };
 
 use crate::{
@@ -42,7 +43,7 @@ impl Site {
         let node = Node::new().await;
         plane.admit(&node);
         fs::create_dir_all(CREDENTIALS).unwrap();
-        credentials::approle(&bao, Path::new(CREDENTIALS), role).await;
+        login::approle(&bao, Path::new(CREDENTIALS), role).await;
         Self { bao, node, plane }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use testkit::{
     Gaps,
-    cluster::{ApiLoad, figure},
+    cluster::{ApiLoad, record_measurement},
     eventually, full,
 };
 
@@ -115,7 +115,7 @@ async fn it_is_there_before_the_api_server_and_after_each_boot() {
     let healed = begun.elapsed();
     assert_eq!(site.plane.api().secret("second-1").await.unwrap(), "second-1");
     site.wait_encrypted("third").await;
-    figure(
+    record_measurement(
         "node: static pod",
         &format!(
             "a socket {} after containerd is up, before there is an API server; after a reboot the API server is ready \
@@ -173,7 +173,7 @@ async fn an_upgrade_in_place_leaves_a_gap_that_is_measured() {
     // It has its seeds.
     requests.assert_nothing_failed();
     let gaps: Vec<_> = gaps.into_iter().map(seconds).collect();
-    figure(
+    record_measurement(
         "node: static pod",
         &format!(
             "{} upgrades in place: no call on the socket is answered for {}; of {} requests to kube-apiserver {} failed",
@@ -213,5 +213,5 @@ async fn beside_the_old_pod_the_new_one_takes_over_and_no_call_fails() {
     }
     scene.goes_on().await;
     let counted = scene.end(&site).await;
-    figure("node: static pod", &format!("{} upgrades beside the old pod: {counted}", upgrades()));
+    record_measurement("node: static pod", &format!("{} upgrades beside the old pod: {counted}", upgrades()));
 }

@@ -6,7 +6,7 @@ use std::{
 };
 use testkit::{
     Gaps,
-    cluster::{ApiLoad, figure},
+    cluster::{ApiLoad, record_measurement},
     eventually, full,
 };
 
@@ -45,7 +45,7 @@ async fn no_pod_restarts_for_a_new_token_an_outage_of_vault_or_a_crash_of_anothe
     let rotations = begun.elapsed();
     let counted = scene.end(&site).await;
     assert_eq!(site.pod().await, pod, "the same, and no container has started again");
-    figure(
+    record_measurement(
         "node: tokens",
         &format!("{} new tokens in {:.0} s, no restart; {counted}", tokens(), rotations.as_secs_f64()),
     );
@@ -80,7 +80,7 @@ async fn no_pod_restarts_for_a_new_token_an_outage_of_vault_or_a_crash_of_anothe
     let requests = load.stop().await.requests;
     requests.assert_nothing_failed();
     site.wait_encrypted("after-crash").await;
-    figure(
+    record_measurement(
         "node: survives",
         &format!(
             "{} s without Vault: the pod is not ready after {:.0} s, and again {:.1} s after Vault is back, no restart; \

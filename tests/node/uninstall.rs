@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use serde_json::json;
 use testkit::{
-    cluster::{EncryptionConfig, NAME, Provider, figure},
+    cluster::{EncryptionConfig, NAME, Provider, record_measurement},
     eventually,
 };
 
@@ -44,7 +44,7 @@ async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_af
     })
     .await;
     let all = site.plane.kubectl.json(&["get", "secrets", "-A"]).await;
-    let file = site.node.scratch("secrets.json");
+    let file = site.node.temp_dir("secrets.json");
     fs::write(&file, all.to_string()).unwrap();
     site.kubectl(&["replace", "-f", file.to_str().unwrap()]).await.unwrap();
     site.plane.give_api_server(&site.node, &plain());
@@ -71,7 +71,7 @@ async fn it_is_refused_while_the_api_server_uses_us_and_leaves_nothing_behind_af
     left.sort();
     assert!(left.is_empty(), "{SOCKETS} is still there, and in it {left:?}");
     assert_eq!(api.secret("still-1").await.unwrap(), "still-1");
-    figure(
+    record_measurement(
         "node: uninstall",
         &format!("the guard says {said:?}; afterwards nothing is left but {SOCKETS}, empty"),
     );

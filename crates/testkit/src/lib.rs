@@ -1,9 +1,35 @@
-//! What the tests stand on: real servers, real agents and the real daemon, one set a test.
+//! Starts and stops the real parts that tests need: OpenBao or Vault, an agent, the daemon, a Kubernetes control plane.
 //!
-//! Everything here ends with the test that made it, by process id, and says what it printed if
-//! that test failed. Nothing sleeps and hopes: tests wait with [`eventually`].
+//! Each test starts its own parts. Dropping a value kills its process, and prints the end of its output if the test has
+//! failed. Tests do not sleep: they wait with [`eventually`].
+//!
+//! ```no_run
+//! # async fn test() {
+//! use testkit::{RELOAD_TIMEOUT, TestEnv};
+//!
+//! // Starts an OpenBao server, and renders a config with a token.
+//! let env = TestEnv::start().await;
+//! // Starts a daemon with this config, waits until it is ready, and connects a KMS client.
+//! let (daemon, caller) = env.ready(["--log-format", "json"]).await;
+//! caller.round_trip().await;
+//!
+//! env.bao.seal().await;
+//! caller.wait_health("Vault is sealed", RELOAD_TIMEOUT).await;
+//! assert_eq!(daemon.admin("/readyz").await.0, 503);
+//! # }
+//! ```
+//!
+//! | module | starts |
+//! | --- | --- |
+//! | [`vault`] | OpenBao or Vault, a raft cluster of three, an agent, a proxy that injects faults |
+//! | [`daemon`] | the daemon and other commands of the program; writes the config |
+//! | [`kms`] | KMS clients and load |
+//! | [`cluster`] | etcd and kube-apiserver, and clients of them |
+//! | [`net`] | HTTP servers, proxies and links that a test can break; reserves ports |
+//! | [`process`] | any other program |
+//! | [`files`] | temporary folders and small file systems |
 
-#![allow(missing_docs, reason = "a name says what a part of the tests does")]
+#![allow(missing_docs, reason = "short helpers of tests explain themselves by their names")]
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -27,12 +53,12 @@ pub mod vault;
 mod wait;
 
 pub use daemon::{
-    cli as program, config_file as rendered,
-    config_file::Rendered,
+    cli, config_file,
+    config_file::ConfigFile,
     process::{Daemon, DaemonOptions, Kms, connect, kms_client, unix_url},
-    test_env::{Stage, TAKEN_WITHIN, probes, wait_for_session_after},
+    test_env::{RELOAD_TIMEOUT, TestEnv, health_checks, wait_for_session_after},
 };
-pub use files::{process_dir::own_folder, repository, small_disk::SmallDisk, temp_dir::scratch};
+pub use files::{process_dir::process_dir, repository, small_disk::SmallDisk, temp_dir::temp_dir};
 pub use kms::{
     caller::{Caller, version_of_ciphertext, version_of_key_id},
     calls,
@@ -40,23 +66,22 @@ pub use kms::{
     gaps::Gaps,
     load::Load,
     raw,
-    reconnect::{LastingKms, lasting_client},
-    report::{LoadReport, Observer},
+    reconnect::{ReconnectingKms, reconnecting_client},
+    report::{LoadReport, RequestRecorder},
 };
-pub use measurements as figures;
-pub use net::{authority, http, link::Wire, port, port::closed_address};
+pub use net::{authority, http, link::NetworkLink, port, port::closed_address};
 pub use process::{cgroup, command, command::command, no_inotify::without_inotify};
 pub use vault::{
     agent::{Agent, AgentOptions, Login},
-    fault_proxy as faults,
+    binary::VaultBinary,
     fault_proxy::{Fault, FaultProxy},
-    login as credentials,
-    server::{Bao, BaoOptions, KEY, MOUNT, POLICY, Program, policy},
-    three_nodes::Trio,
+    login,
+    server::{Bao, BaoOptions, KEY, MOUNT, POLICY, policy},
+    three_nodes::ThreeNodeVault,
 };
-pub use wait::{Verdict, eventually};
+pub use wait::{Outcome, eventually};
 
-/// Whether the long versions of tests are asked for (`scripts/test --full`).
+/// Whether the long versions of tests should run (`scripts/test --full`).
 pub fn full() -> bool {
     std::env::var_os("TRANSIT_KMS_TEST_FULL").is_some_and(|asked| !asked.is_empty() && asked != "0")
 }

@@ -1,40 +1,40 @@
-//! The one place of the tests that sleeps.
+//! Waits for a condition. Tests do not sleep for fixed times.
 
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at.
+/// The time between two checks of a condition.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Looks at `holds` until it does, and answers what it found.
+/// Calls `check` until it succeeds, and returns its value.
 ///
-/// `holds` answers a `bool`, an `Option`, or a `Result` whose error says what is still amiss.
+/// `check` returns a `bool`, an `Option`, or a `Result` whose error says what is still wrong.
 ///
 /// # Panics
-/// After `within`, naming `what` and the last thing that was amiss.
+/// After `within`, with `what` and the last error.
 #[track_caller]
-pub fn eventually<V: Verdict>(
+pub fn eventually<V: Outcome>(
     what: &str,
     within: Duration,
-    mut holds: impl AsyncFnMut() -> V,
-) -> impl Future<Output = V::Found> {
+    mut check: impl AsyncFnMut() -> V,
+) -> impl Future<Output = V::Value> {
     let caller = std::panic::Location::caller();
     async move {
         let begun = Instant::now();
         let mut last = "no answer".to_owned();
         loop {
             let left = within.saturating_sub(begun.elapsed()).max(INTERVAL);
-            let verdict = match tokio::time::timeout(left, holds()).await {
-                Ok(answer) => answer.verdict(),
-                // What was amiss before says more than that this last look was too slow.
+            let outcome = match tokio::time::timeout(left, check()).await {
+                Ok(answer) => answer.outcome(),
+                // The previous error says more than the timeout of this check.
                 Err(_) => Err(last.clone()),
             };
-            match verdict {
-                Ok(found) => return found,
-                Err(amiss) if begun.elapsed() >= within => {
-                    panic!("{caller}: not within {within:?}: {what} ({amiss})")
+            match outcome {
+                Ok(value) => return value,
+                Err(error) if begun.elapsed() >= within => {
+                    panic!("{caller}: not within {within:?}: {what} ({error})")
                 }
-                Err(amiss) => {
-                    last = amiss;
+                Err(error) => {
+                    last = error;
                     tokio::time::sleep(INTERVAL).await;
                 }
             }
@@ -42,35 +42,35 @@ pub fn eventually<V: Verdict>(
     }
 }
 
-/// What a condition may answer.
-pub trait Verdict {
-    /// What is found once it holds.
-    type Found;
+/// The result of one check of a condition.
+pub trait Outcome {
+    /// The value of a successful check.
+    type Value;
 
-    /// Found, or what is still amiss.
-    fn verdict(self) -> Result<Self::Found, String>;
+    /// The value, or the reason why the condition does not hold yet.
+    fn outcome(self) -> Result<Self::Value, String>;
 }
 
-impl Verdict for bool {
-    type Found = ();
+impl Outcome for bool {
+    type Value = ();
 
-    fn verdict(self) -> Result<(), String> {
+    fn outcome(self) -> Result<(), String> {
         if self { Ok(()) } else { Err("it does not hold".into()) }
     }
 }
 
-impl<T> Verdict for Option<T> {
-    type Found = T;
+impl<T> Outcome for Option<T> {
+    type Value = T;
 
-    fn verdict(self) -> Result<T, String> {
+    fn outcome(self) -> Result<T, String> {
         self.ok_or_else(|| "there is none".into())
     }
 }
 
-impl<T, E: ToString> Verdict for Result<T, E> {
-    type Found = T;
+impl<T, E: ToString> Outcome for Result<T, E> {
+    type Value = T;
 
-    fn verdict(self) -> Result<T, String> {
+    fn outcome(self) -> Result<T, String> {
         self.map_err(|e| e.to_string())
     }
 }

@@ -15,7 +15,7 @@ use testkit::{
     cluster::{ApiServer, ApiServerOptions, Cluster, EncryptionConfig, Provider, READY_WITHIN},
     command,
     repository::daemon,
-    scratch,
+    temp_dir,
 };
 
 /// A control plane that encrypts nothing and runs nothing.
@@ -32,7 +32,7 @@ impl ControlPlane {
         let encryption = EncryptionConfig::new([Provider::identity()]);
         let mut server = cluster.api_server(&encryption, ApiServerOptions::default());
         server.wait_ready(READY_WITHIN).await;
-        let plane = Self { server, _cluster: cluster, dir: scratch("plane-") };
+        let plane = Self { server, _cluster: cluster, dir: temp_dir("plane-") };
         let config = plane.kubectl(&["config", "view", "--raw", "--flatten"]).await.stdout();
         fs::write(plane.kubeconfig(), config).unwrap();
         plane

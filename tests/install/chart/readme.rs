@@ -59,7 +59,7 @@ fn yamllint_has_nothing_to_say() {
 /// Helm ships what is in the folder: nothing that only its making needs.
 #[test]
 fn the_package_holds_what_an_installation_needs() {
-    let dir = testkit::scratch("package-");
+    let dir = testkit::temp_dir("package-");
     let to = dir.path().to_str().unwrap();
     Helm::V3.run(&["package", CHART, "--destination", to]).stdout();
     let archive = format!("{to}/transit-kms-0.1.0.tgz");

@@ -182,7 +182,7 @@ fn objects_are_what_kubernetes_1_32_to_1_37_know() {
 #[track_caller]
 pub(crate) fn valid_for_every_minor(yaml: &str) {
     let yaml = super::objects::without_custom(yaml);
-    let dir = testkit::scratch("valid-");
+    let dir = testkit::temp_dir("valid-");
     let file = dir.path().join("objects.yaml");
     std::fs::write(&file, &yaml).unwrap();
     for minor in 32..=37 {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path};
 
 use serde_json::Value;
-use testkit::{Bao, command, scratch};
+use testkit::{Bao, command, temp_dir};
 use transit_kms::config::{ParseOptions, parse};
 
 use super::{Document, assert_none, blocks, helps, root, walk};
@@ -133,7 +133,7 @@ fn every_alert_has_its_section() {
 /// Runs the commands of the first step of docs/install.md against a real server.
 #[tokio::test]
 async fn vault_is_set_up_as_written() {
-    let (bao, dir) = (Bao::start().await, scratch("install-"));
+    let (bao, dir) = (Bao::start().await, temp_dir("install-"));
     let install = fs::read_to_string(root().join("docs/install.md")).unwrap();
     let (_, step) = install.split_once("\n## 1. ").unwrap();
     let (step, _) = step.split_once("\n## 2. ").unwrap();

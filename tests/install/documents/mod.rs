@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use testkit::program::run;
+use testkit::cli::run;
 
 /// A Markdown file: its prose, and its fenced blocks.
 struct Document {

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use testkit::{
     command::{command, downloading_script},
-    own_folder,
+    process_dir,
 };
 
 /// The project.
@@ -48,7 +48,7 @@ impl Built {
     }
 
     fn with(name: &str, arguments: &[&str]) -> Self {
-        let place = own_folder(&format!("image-{name}"));
+        let place = process_dir(&format!("image-{name}"));
         let files = place.join("files");
         fs::create_dir_all(&files).unwrap();
         let archive = place.join("transit-kms.tar");

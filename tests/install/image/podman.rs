@@ -10,7 +10,7 @@ use std::{
 
 use procfs::process::Process as Proc;
 use tempfile::TempDir;
-use testkit::{cgroup, command, eventually, process::Process, program::Ran};
+use testkit::{cgroup, cli::Ran, command, eventually, process::Process};
 
 /// How long a container may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ const PLACES: [(&str, &str); 5] = [
     ("--volumepath", "volumes"),
 ];
 /// Its own temporary files, and those of runc.
-const SCRATCH: &str = "scratch";
+const SCRATCH: &str = "temp_dir";
 
 /// A podman that knows one image. All that it has is its own: its files are in a folder and its processes are in a
 /// control group that go with this value, so it shares nothing with another podman of this machine.

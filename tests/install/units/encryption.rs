@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::manifest;
 use testkit::{
-    Daemon, DaemonOptions, Stage,
+    Daemon, DaemonOptions, TestEnv,
     cluster::{
         ApiServer, ApiServerOptions, Cluster, EncryptionConfig, NAME, Provider, READY_WITHIN, SECRETS,
     },
-    scratch, unix_url,
+    temp_dir, unix_url,
 };
 
 /// A file of `manifests/encryption` with another socket.
@@ -70,8 +70,8 @@ fn ours() -> String {
 
 #[tokio::test]
 async fn in_from_nothing_and_from_a_key_of_its_own_and_out_again() {
-    let stage = Stage::start().await;
-    let (daemon, _caller) = stage.ready([]).await;
+    let env = TestEnv::start().await;
+    let (daemon, _caller) = env.ready([]).await;
     let mut told_now =
         Told::start(&EncryptionConfig::new([Provider::identity()]), ApiServerOptions::default()).await;
     assert_eq!(told_now.written("plain").await, "");
@@ -100,7 +100,7 @@ async fn in_from_nothing_and_from_a_key_of_its_own_and_out_again() {
 
 #[tokio::test]
 async fn in_from_trousseau() {
-    let (stage, dir) = (Stage::start().await, scratch("v1-"));
+    let (env, dir) = (TestEnv::start().await, temp_dir("v1-"));
     let (socket, v1) = (dir.path().join("kms.sock"), dir.path().join("v1@localhost"));
     let arguments = ["--kms-v1-listen", unix_url(&v1).to_str().unwrap(), "--health-check-interval", "1s"]
         .map(str::to_owned);
@@ -109,7 +109,7 @@ async fn in_from_trousseau() {
         socket: Some(socket.clone()),
         ..DaemonOptions::default()
     };
-    let daemon = Daemon::start_with(&stage.config, options).await;
+    let daemon = Daemon::start_with(&env.config, options).await;
     daemon.wait_ready().await;
     // What is under KMS v1 is of the same form, whoever wrote it: tests/e2e/migration.rs.
     let manifest = manifest("encryption/from-trousseau.yaml");
@@ -150,7 +150,7 @@ async fn kubeadms_patch_and_its_configuration_say_the_same() {
             "volumes": [{"name": "k8s-certs", "hostPath": {"path": "/etc/kubernetes/pki", "type": "DirectoryOrCreate"}}],
         },
     });
-    let dir = scratch("patch-");
+    let dir = temp_dir("patch-");
     let file = |name: &str, text: &str| {
         fs::write(dir.path().join(name), text).unwrap();
         dir.path().join(name).display().to_string()

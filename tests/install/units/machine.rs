@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use testkit::{cgroup, command, eventually, process::Process, scratch};
+use testkit::{cgroup, command, eventually, process::Process, temp_dir};
 
 /// It takes two seconds on cores that have nothing else to do.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Machine {
             rustix::process::geteuid().is_root(),
             "systemd as the first process of namespaces wants root: run as root"
         );
-        let (dir, cgroup) = (scratch("machine-"), Cgroup::new());
+        let (dir, cgroup) = (temp_dir("machine-"), Cgroup::new());
         let mut command = command("sh");
         command
             .args(["-c", UNSHARE])

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::{machine::Machine, manifest};
 use testkit::{
-    Bao, Load, Program, calls, command, credentials, eventually, figures, kms_client, port,
-    repository::daemon, scratch,
+    Bao, Load, VaultBinary, calls, command, eventually, kms_client, login, measurements, port,
+    repository::daemon, temp_dir,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ struct Node {
 impl Node {
     /// With the agent of this kind.
     async fn boot(bao: &Bao, kind: &str) -> Self {
-        let files = scratch("files-");
+        let files = temp_dir("files-");
         let write = |path: &str, text: &str| {
             let path = files.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -81,9 +81,9 @@ impl Node {
             write(&format!("etc/transit-kms/{file}"), &text);
         }
         write("etc/transit-kms/ca/ca.pem", &fs::read_to_string(bao.ca_file()).unwrap());
-        credentials::approle(bao, &files.path().join("etc/transit-kms"), &json!({})).await;
+        login::approle(bao, &files.path().join("etc/transit-kms"), &json!({})).await;
         let agent = files.path().join(if kind == "vault" { "vault" } else { "bao" });
-        std::os::unix::fs::symlink(Program::path(), &agent).unwrap();
+        std::os::unix::fs::symlink(VaultBinary::path(), &agent).unwrap();
         Self { machine: Machine::boot(files.path(), &[daemon().into(), agent]).await, _files: files }
     }
 
@@ -187,7 +187,7 @@ async fn restarts_under_load_fail_no_call() {
     node.machine.systemctl(["stop", AGENT]).await;
     let rendered = node.machine.path("/run/transit-kms-config/config.yaml");
     assert!(rendered.exists(), "the service may be restarted while there is no agent");
-    figures::figure(
+    measurements::record_measurement(
         "12 systemd: restarts under load",
         &format!("{RESTARTS} of the service and one of the agent, {} calls, 0 failed", report.calls),
     );
@@ -253,7 +253,7 @@ fn little_is_exposed() {
         let score =
             said.lines().find_map(|line| line.split_once("Overall exposure level for ")).map(|it| it.1);
         let score = score.and_then(|it| it.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{said}"));
-        figures::figure("12 systemd: exposure", &format!("{unit} {score} of 10"));
+        measurements::record_measurement("12 systemd: exposure", &format!("{unit} {score} of 10"));
         assert!(score.parse::<f64>().unwrap() <= EXPOSED_AT_MOST, "{said}");
     }
 }

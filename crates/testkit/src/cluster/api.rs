@@ -1,4 +1,4 @@
-//! A client of kube-apiserver that tries nothing twice.
+//! A client of kube-apiserver without retries.
 
 use std::{fmt, time::Duration};
 
@@ -14,8 +14,8 @@ pub const SECRETS: &str = "secrets";
 /// See [`SECRETS`].
 pub const CONFIG_MAPS: &str = "configmaps";
 
-/// Longer than kube-apiserver takes to give up on a plugin.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than the time after which kube-apiserver gives up on a plugin.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client as an administrator; a clone shares its connections.
 #[derive(Clone)]
@@ -27,7 +27,7 @@ pub struct Api {
 /// Why a request failed.
 #[derive(Clone, Debug)]
 pub struct ApiError {
-    /// 0 if there was no answer.
+    /// 0 if there was no response.
     pub status: u16,
     pub message: String,
 }
@@ -46,41 +46,41 @@ impl Api {
             .tls_certs_only([Certificate::from_pem(pki.ca_pem().as_bytes()).unwrap()])
             .identity(Identity::from_pem(&identity).unwrap())
             .retry(reqwest::retry::never())
-            .timeout(PATIENCE);
+            .timeout(WAIT_TIMEOUT);
         Self { address: address.to_owned(), http: http.build().unwrap() }
     }
 
-    /// Writes a new Secret that holds `value`.
+    /// Creates a Secret with `value`.
     pub async fn create_secret(&self, name: &str, value: &str) -> Result<(), ApiError> {
         let object = json!({"metadata": {"name": name}, "stringData": {"value": value}});
         self.call(Method::POST, &path(SECRETS, ""), object).await.map(drop)
     }
 
-    /// What a Secret holds.
+    /// The value of a Secret.
     pub async fn secret(&self, name: &str) -> Result<String, ApiError> {
         Ok(value_of_secret(&self.call(Method::GET, &path(SECRETS, name), Value::Null).await?))
     }
 
-    /// Replaces a Secret by itself, as a storage migration does.
+    /// Writes a Secret back unchanged, as a storage migration does.
     pub async fn rewrite_secret(&self, name: &str) -> Result<(), ApiError> {
         let object = self.call(Method::GET, &path(SECRETS, name), Value::Null).await?;
         self.call(Method::PUT, &path(SECRETS, name), object).await.map(drop)
     }
 
-    /// Name and value of all Secrets.
+    /// The names and values of all Secrets.
     pub async fn secrets(&self) -> Result<Vec<(String, String)>, ApiError> {
         let list = self.call(Method::GET, &path(SECRETS, ""), Value::Null).await?;
         let named = |item: &Value| (item["metadata"]["name"].as_str().unwrap().into(), value_of_secret(item));
         Ok(list["items"].as_array().unwrap().iter().map(named).collect())
     }
 
-    /// Writes a new ConfigMap that holds `value`.
+    /// Creates a ConfigMap with `value`.
     pub async fn create_config_map(&self, name: &str, value: &str) -> Result<(), ApiError> {
         let object = json!({"metadata": {"name": name}, "data": {"value": value}});
         self.call(Method::POST, &path(CONFIG_MAPS, ""), object).await.map(drop)
     }
 
-    /// Asks an endpoint such as `/readyz?verbose`; status 0 and the reason if nobody answers.
+    /// Status and body of an endpoint such as `/readyz?verbose`; status 0 and the error if there is no response.
     pub async fn text(&self, path: &str) -> (u16, String) {
         let answer = match self.http.get(format!("{}{path}", self.address)).send().await {
             Ok(answer) => answer,
@@ -89,7 +89,7 @@ impl Api {
         (answer.status().as_u16(), answer.text().await.unwrap_or_else(|error| error.to_string()))
     }
 
-    /// The sum of the samples of `name` with at least these labels.
+    /// The sum of the samples of the metric `name` with at least these labels.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let (status, text) = self.text("/metrics").await;
         assert_eq!(status, 200, "{text}");

@@ -1,4 +1,4 @@
-//! Clients that create and read Secrets, and try nothing twice.
+//! Load on API servers: clients that create and read Secrets, without retries.
 
 use std::{
     sync::{
@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
-use crate::{LoadReport, Observer};
+use crate::{LoadReport, RequestRecorder};
 
-/// Between two rounds of one client; without a pause they would take all that the machine has.
+/// The pause between two rounds of one client. Without it, the clients would use all cores.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Load that goes on until it is stopped: each client creates a Secret and reads it back.
+/// Load until it is stopped: each client creates a Secret and reads it back.
 pub struct ApiLoad {
     begun: Instant,
     calls: Arc<AtomicU64>,
@@ -26,16 +26,16 @@ pub struct ApiLoad {
     written: Arc<Mutex<Vec<(String, String)>>>,
 }
 
-/// What became of the requests.
+/// The results of the requests.
 #[derive(Debug)]
 pub struct ApiLoadReport {
     pub requests: LoadReport,
-    /// Name and value of every Secret whose creation was confirmed.
+    /// The name and value of every Secret whose creation was confirmed.
     pub written: Vec<(String, String)>,
 }
 
 impl ApiLoad {
-    /// One client for each of `apis`; the names of what it writes begin with `prefix`.
+    /// Starts one client for each of `apis`. The names of its Secrets begin with `prefix`.
     pub fn start(apis: &[Api], prefix: &str) -> Self {
         let begun = Instant::now();
         let calls = Arc::<AtomicU64>::default();
@@ -45,7 +45,7 @@ impl ApiLoad {
         for (number, api) in apis.iter().enumerate() {
             let client = LoadClient {
                 api: api.clone(),
-                observer: Observer::new(begun, calls.clone()),
+                recorder: RequestRecorder::new(begun, calls.clone()),
                 prefix: format!("{prefix}-{number}"),
                 written: written.clone(),
             };
@@ -54,17 +54,17 @@ impl ApiLoad {
         Self { begun, calls, stop, tasks, written }
     }
 
-    /// Requests answered so far; wait for it to grow to know that load was there.
+    /// The number of completed requests. Wait until it grows to be sure that there was load.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// How long it has been running.
+    /// The time since the start.
     pub fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Lets the requests in flight end, and answers what became of all.
+    /// Waits for the requests in flight, and returns the results of all.
     pub async fn stop(mut self) -> ApiLoadReport {
         self.stop.cancel();
         let mut requests = LoadReport::default();
@@ -78,7 +78,7 @@ impl ApiLoad {
 
 struct LoadClient {
     api: Api,
-    observer: Observer,
+    recorder: RequestRecorder,
     prefix: String,
     written: Arc<Mutex<Vec<(String, String)>>>,
 }
@@ -91,21 +91,21 @@ impl LoadClient {
             self.round(round).await;
             drop(tokio::time::timeout(PAUSE, stop.cancelled()).await);
         }
-        self.observer.report()
+        self.recorder.report()
     }
 
     async fn round(&mut self, round: u64) {
         let name = format!("{}-{round}", self.prefix);
         let value = format!("value of {name} {:016x}", rand::random::<u64>());
         let api = self.api.clone();
-        if self.observer.observed("create", api.create_secret(&name, &value)).await.is_none() {
+        if self.recorder.record("create", api.create_secret(&name, &value)).await.is_none() {
             return;
         }
         self.written.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), value.clone()));
-        if let Some(read) = self.observer.observed("get", api.secret(&name)).await
+        if let Some(read) = self.recorder.record("get", api.secret(&name)).await
             && read != value
         {
-            self.observer.failed(format!("get: another value than was written: {read}"));
+            self.recorder.failed(format!("get: another value than was written: {read}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A real kube-apiserver.
+//! Starts and stops a kube-apiserver.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,12 +10,12 @@ use std::{
 use tempfile::TempDir;
 
 use super::{api::Api, encryption::EncryptionConfig, etcd::Etcd, kubectl::Kubectl, pki::Pki, tools::tool};
-use crate::{command, eventually, port, process::Process, scratch};
+use crate::{command, eventually, port, process::Process, temp_dir};
 
-/// Three seconds on two cores that have nothing else to do.
+/// A start takes three seconds on two idle cores.
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// How an API server is to be.
+/// Options of an API server.
 #[derive(Default)]
 pub struct ApiServerOptions {
     /// Further flags.
@@ -29,7 +29,7 @@ impl ApiServerOptions {
     }
 }
 
-/// A running kube-apiserver; it is killed with this value.
+/// A running kube-apiserver. Dropping this value kills it.
 pub struct ApiServer {
     api: Api,
     arguments: Vec<String>,
@@ -46,7 +46,7 @@ impl ApiServer {
         config: &EncryptionConfig,
         options: ApiServerOptions,
     ) -> Self {
-        let dir = scratch("api-server-");
+        let dir = temp_dir("api-server-");
         config.write(&encryption_file(dir.path()));
         let port = port::unused();
         let mut arguments = flags(etcd, &pki, dir.path(), port);
@@ -56,22 +56,22 @@ impl ApiServer {
         Self { api, arguments, dir, pki, port, process }
     }
 
-    /// A client of it.
+    /// A client of this API server.
     pub fn api(&self) -> &Api {
         &self.api
     }
 
-    /// `https://…`
+    /// `https://127.0.0.1:port`.
     pub fn address(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// The authority that its certificate is of.
+    /// The certificate authority that has issued its certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.pki.ca_file()
     }
 
-    /// The real client of it.
+    /// A kubectl for this API server.
     pub fn kubectl(&self) -> Kubectl {
         Kubectl::of(&self.pki, &self.address())
     }
@@ -81,7 +81,7 @@ impl ApiServer {
         self.process.pid()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
     }
@@ -91,7 +91,7 @@ impl ApiServer {
         self.process.output()
     }
 
-    /// Replaces its EncryptionConfiguration; it reads it anew if a flag says so, or at its next start.
+    /// Replaces its EncryptionConfiguration, which it reads at its next start or, with a flag, at once.
     pub fn configure(&self, config: &EncryptionConfig) {
         config.write(&encryption_file(self.dir.path()));
     }
@@ -99,7 +99,7 @@ impl ApiServer {
     /// Waits until `/readyz` is 200 and the namespace `default` is there.
     ///
     /// # Panics
-    /// If it is not within this time, or if the process ends.
+    /// If it is not ready in time, or if the process ends.
     pub async fn wait_ready(&mut self, within: Duration) {
         let Self { api, process, .. } = self;
         eventually("kube-apiserver is ready", within, async || {
@@ -117,7 +117,7 @@ impl ApiServer {
         .await;
     }
 
-    /// Ends it as a crash does.
+    /// Kills it, as in a crash.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -125,7 +125,7 @@ impl ApiServer {
     /// Starts it again after [`ApiServer::kill`], with the same flags.
     pub fn start_again(&mut self) {
         self.process = spawn(&self.arguments);
-        // What was kept open has gone with the process.
+        // The connections of the old client ended with the process.
         self.api = Api::new(&self.pki, &format!("https://127.0.0.1:{}", self.port));
     }
 }
@@ -135,7 +135,7 @@ pub(super) fn encryption_file(dir: &Path) -> PathBuf {
     dir.join("encryption.yaml")
 }
 
-/// What it is started with; what it keeps is in `dir`.
+/// Its flags; it keeps its files in `dir`.
 pub(super) fn flags(etcd: &Etcd, pki: &Pki, dir: &Path, port: u16) -> Vec<String> {
     let (chain, key) = pki.server();
     let flag = |name: &str, value: &dyn std::fmt::Display| format!("--{name}={value}");
@@ -145,7 +145,7 @@ pub(super) fn flags(etcd: &Etcd, pki: &Pki, dir: &Path, port: u16) -> Vec<String
         flag("cert-dir", &dir.display()),
         flag("client-ca-file", &pki.ca_file().display()),
         flag("encryption-provider-config", &encryption_file(dir).display()),
-        // Else two on one etcd quarrel over the addresses of the Service `kubernetes`.
+        // Two API servers on one etcd would otherwise overwrite each other's address of the Service `kubernetes`.
         flag("endpoint-reconciler-type", &"none"),
         flag("etcd-servers", &etcd.address()),
         flag("secure-port", &port),

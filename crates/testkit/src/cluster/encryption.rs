@@ -1,13 +1,13 @@
-//! `--encryption-provider-config`.
+//! Writes the file of `--encryption-provider-config`.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::api::{CONFIG_MAPS, SECRETS};
-use crate::{rendered, unix_url};
+use crate::{config_file, unix_url};
 
-/// The name of our provider: part of every stored value.
+/// The name of the KMS provider, which is part of every stored value.
 pub const NAME: &str = "transit";
 
 /// One entry of `providers`.
@@ -36,12 +36,12 @@ impl Provider {
     }
 }
 
-/// The file.
+/// An EncryptionConfiguration.
 #[derive(Clone)]
 pub struct EncryptionConfig(String);
 
 impl EncryptionConfig {
-    /// For Secrets and ConfigMaps: the first provider writes, all read.
+    /// For Secrets and ConfigMaps: the first provider encrypts, all decrypt.
     pub fn new<const N: usize>(providers: [Provider; N]) -> Self {
         Self::of([SECRETS, CONFIG_MAPS], providers)
     }
@@ -62,18 +62,18 @@ impl EncryptionConfig {
         Self::of_text(file.to_string())
     }
 
-    /// With this in it.
+    /// A file with this text.
     pub fn of_text(text: String) -> Self {
         Self(text)
     }
 
-    /// Ours writes, and what is not encrypted is read too, as the README has it.
-    pub fn ours(socket: &Path) -> Self {
+    /// KMS v2 on this socket encrypts, and plain values can still be read, as in the README.
+    pub fn with_kms(socket: &Path) -> Self {
         Self::new([Provider::v2(NAME, socket), Provider::identity()])
     }
 
-    /// Writes the file, as a tool that is careful would.
+    /// Replaces the file atomically.
     pub(super) fn write(&self, to: &Path) {
-        rendered::by_rename(to, &self.0);
+        config_file::by_rename(to, &self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! A real etcd, and a look at what it holds.
+//! Starts and stops an etcd, and reads what it stores.
 
 use std::{
     collections::BTreeSet,
@@ -17,12 +17,12 @@ use super::{
     stored::{EncryptedObject, Stored},
     tools::tool,
 };
-use crate::{command, eventually, http::client, port, process::Process, scratch};
+use crate::{command, eventually, http::client, port, process::Process, temp_dir};
 
-/// It takes a third of a second.
+/// A start takes a third of a second on an idle machine.
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
-/// An etcd of one member; it ends, and its data go, with this value.
+/// An etcd with one member. Dropping this value kills it and removes its data.
 pub struct Etcd {
     dir: TempDir,
     http: reqwest::Client,
@@ -33,7 +33,7 @@ pub struct Etcd {
 
 impl Etcd {
     pub(super) async fn start() -> Self {
-        let dir = scratch("etcd-");
+        let dir = temp_dir("etcd-");
         let (port, peer) = (port::unused(), port::unused());
         let process = spawn(dir.path(), port, peer);
         let http = client().tls_certs_only([]).build().unwrap();
@@ -42,29 +42,29 @@ impl Etcd {
         etcd
     }
 
-    /// A copy of all that it holds, taken while it stands still.
-    pub async fn copy(&mut self) -> TempDir {
-        let copy = scratch("etcd-copy-");
+    /// Copies its data folder while it is stopped, and starts it again.
+    pub async fn snapshot(&mut self) -> TempDir {
+        let copy = temp_dir("etcd-copy-");
         self.process.kill();
         copy_files(self.dir.path(), copy.path());
         self.start_again().await;
         copy
     }
 
-    /// Goes back to what it held then. No API server may be up: it would not hear of it.
-    pub async fn go_back_to(&mut self, copy: &TempDir) {
+    /// Restores a snapshot. No API server may run: running API servers do not notice that etcd was restored.
+    pub async fn restore(&mut self, copy: &TempDir) {
         self.process.kill();
         fs::remove_dir_all(data(self.dir.path())).unwrap();
         copy_files(copy.path(), self.dir.path());
         self.start_again().await;
     }
 
-    /// Ends it as a crash does.
+    /// Kills it, as in a crash.
     pub fn kill(&mut self) {
         self.process.kill();
     }
 
-    /// Starts it after [`Etcd::kill`], with what it had stored.
+    /// Starts it again with the same data, after [`Etcd::kill`].
     pub async fn start_again(&mut self) {
         self.process = spawn(self.dir.path(), self.port, self.peer);
         self.wait_up().await;
@@ -83,10 +83,10 @@ impl Etcd {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// What is stored for an object of the API.
+    /// The stored value of an API object.
     ///
     /// # Panics
-    /// If there is nothing.
+    /// If the object does not exist.
     pub async fn stored(&self, resource: &str, name: &str) -> Stored {
         let key = format!("/registry/{resource}/default/{name}");
         let found = self.range(json!({"key": BASE64.encode(&key)})).await;
@@ -94,7 +94,7 @@ impl Etcd {
         Stored(value)
     }
 
-    /// What is stored for all objects of a resource in the namespace `default`, by name.
+    /// The names and stored values of all objects of a resource in the namespace `default`.
     pub async fn all_stored(&self, resource: &str) -> Vec<(String, Stored)> {
         let prefix = format!("/registry/{resource}/default/");
         // "0" comes right after "/".
@@ -113,7 +113,7 @@ impl Etcd {
         self.all_encrypted().await.iter().map(|(key, _)| named(key)).collect()
     }
 
-    /// All Secrets and ConfigMaps, of all namespaces, by their keys.
+    /// The etcd keys and stored objects of all Secrets and ConfigMaps of all namespaces.
     async fn all_encrypted(&self) -> Vec<(String, EncryptedObject)> {
         let mut objects = Vec::new();
         for resource in [SECRETS, CONFIG_MAPS] {
@@ -124,28 +124,27 @@ impl Etcd {
         objects
     }
 
-    /// The wrapped seeds of all Secrets and ConfigMaps, each once.
+    /// The distinct encrypted DEK seeds of all Secrets and ConfigMaps.
     pub async fn seeds(&self) -> BTreeSet<Vec<u8>> {
         self.all_encrypted().await.into_iter().map(|(_, object)| object.encrypted_dek_source).collect()
     }
 
-    /// The key_ids of all Secrets and ConfigMaps, each once.
+    /// The distinct key_ids of all Secrets and ConfigMaps.
     pub async fn key_ids(&self) -> BTreeSet<String> {
         self.all_encrypted().await.into_iter().map(|(_, object)| object.key_id).collect()
     }
 
     /// # Panics
-    /// If one of these stands anywhere in what etcd holds or has written to its files, plain or in
-    /// base64.
-    pub async fn assert_nowhere(&self, plaintexts: &[&str]) {
+    /// If etcd holds one of these in a value or in one of its files, plain or in base64.
+    pub async fn assert_not_stored(&self, plaintexts: &[&str]) {
         let everything = json!({"key": "AA==", "range_end": "AA=="});
         let mut places: Vec<(String, Vec<u8>)> = self.range(everything).await;
-        assert!(places.len() > 10, "that is not all");
+        assert!(places.len() > 10, "etcd holds only {} values", places.len());
         read_files(self.dir.path(), &mut places);
         for plaintext in plaintexts {
             for form in [(*plaintext).to_owned(), BASE64.encode(plaintext)] {
                 let found = places.iter().find(|(_, content)| contains(content, form.as_bytes()));
-                assert!(found.is_none(), "{form} stands in {:?}", found.map(|(place, _)| place));
+                assert!(found.is_none(), "{form} is in {:?}", found.map(|(place, _)| place));
             }
         }
     }
@@ -178,18 +177,18 @@ fn spawn(dir: &Path, port: u16, peer: u16) -> Process {
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}")])
-        // What is lost with the machine is not missed.
+        // Tests need no data after a crash of the machine.
         .args(["--unsafe-no-fsync", "--log-level", "warn"]);
     Process::spawn("etcd", &mut command)
 }
 
-/// As they are, with the folders that they are in.
+/// Copies files and folders recursively.
 fn copy_files(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let (from, to) = (entry.path(), to.join(entry.file_name()));
         if from.is_dir() {
-            // etcd wants its folder to itself.
+            // etcd refuses a folder that others may enter.
             DirBuilder::new().mode(0o700).create(&to).unwrap();
             copy_files(&from, &to);
         } else {
@@ -204,7 +203,7 @@ fn read_files(below: &Path, into: &mut Vec<(String, Vec<u8>)>) {
         if path.is_dir() {
             read_files(&path, into);
         } else {
-            // Its log is 64 MiB of mostly nothing.
+            // The write-ahead log has 64 MiB, mostly zeros at the end.
             let mut content = fs::read(&path).unwrap();
             content.truncate(content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
             into.push((path.display().to_string(), content));

@@ -1,10 +1,10 @@
-//! What kube-apiserver says of its own calls to the plugin.
+//! The metrics of kube-apiserver about its calls to the plugin.
 
 use super::api::Api;
 
 const KMS_CALLS: &str = "apiserver_envelope_encryption_kms_operations_latency_seconds_count";
 
-/// What kube-apiserver says of its calls.
+/// Counts of KMS calls, as kube-apiserver reports them.
 #[derive(Clone, Copy, Default)]
 pub struct KmsCalls {
     pub all: f64,
@@ -12,21 +12,21 @@ pub struct KmsCalls {
 }
 
 impl KmsCalls {
-    /// Since this API server started.
+    /// The counts since this API server started.
     pub async fn of(api: &Api) -> Self {
         let calls = async |labels: &[(&str, &str)]| api.metric(KMS_CALLS, labels).await;
-        // In this order, a call in between counts as one that failed.
-        let well = calls(&[("grpc_status_code", "OK")]).await;
+        // Read in this order, so that a call between the two requests counts as failed and is not lost.
+        let succeeded = calls(&[("grpc_status_code", "OK")]).await;
         let all = calls(&[]).await;
-        Self { all, failed: all - well }
+        Self { all, failed: all - succeeded }
     }
 
-    /// Those that came after `before`.
+    /// The calls after `before`.
     pub fn since(self, before: Self) -> Self {
         Self { all: self.all - before.all, failed: self.failed - before.failed }
     }
 
-    /// Those of both.
+    /// The sum of both.
     pub fn and(self, other: Self) -> Self {
         Self { all: self.all + other.all, failed: self.failed + other.failed }
     }

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{pki::Pki, tools::tool};
-use crate::{command, rendered, scratch};
+use crate::{command, config_file, temp_dir};
 
 /// kubectl as an administrator of one API server.
 pub struct Kubectl {
     dir: TempDir,
 }
 
-/// What a run left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub good: bool,
@@ -25,7 +25,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Runs this to its end.
+    /// Runs a command to its end.
     pub async fn of(command: Command) -> Self {
         let mut command = tokio::process::Command::from(command);
         let output = command.kill_on_drop(true).output().await.unwrap();
@@ -39,10 +39,10 @@ impl Ran {
 
 impl Kubectl {
     pub(super) fn of(pki: &Pki, server: &str) -> Self {
-        let dir = scratch("kubectl-");
+        let dir = temp_dir("kubectl-");
         let kubectl = Self { dir };
         let config = kubeconfig(pki, server, pki.admin());
-        rendered::by_rename(&kubectl.config(), &config);
+        config_file::by_rename(&kubectl.config(), &config);
         kubectl
     }
 
@@ -50,15 +50,15 @@ impl Kubectl {
     pub async fn run(&self, arguments: &[&str]) -> Ran {
         let mut command = command(tool("kubectl"));
         command.arg("--kubeconfig").arg(self.config()).args(arguments);
-        // Else it keeps a cache there.
+        // kubectl keeps a cache in its home.
         command.env("HOME", self.dir.path());
         Ran::of(command).await
     }
 
-    /// Runs it with `-o json` and answers what it printed.
+    /// Runs it with `-o json` and returns what it printed.
     ///
     /// # Panics
-    /// Unless it ends well.
+    /// If it fails.
     pub async fn json(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[arguments, &["-o", "json"]].concat()).await;
         assert!(ran.good, "kubectl {arguments:?}: {}", ran.stderr);
@@ -71,7 +71,7 @@ impl Kubectl {
     }
 }
 
-/// A kubeconfig for who has this chain and this key.
+/// A kubeconfig for a client with this certificate chain and key.
 pub(super) fn kubeconfig(pki: &Pki, server: &str, (chain, key): (&Path, &Path)) -> String {
     let config = json!({
         "apiVersion": "v1",

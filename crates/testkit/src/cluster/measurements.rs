@@ -1,9 +1,9 @@
-//! What was measured on the way, and with which Kubernetes.
+//! Measurements with the versions of Kubernetes and etcd.
 
 use super::tools::versions;
 use crate::measurements;
 
-/// Notes a line. Nothing is asserted on it.
-pub fn figure(scenario: &str, text: &str) {
-    measurements::figure(scenario, &format!("{text} ({})", versions()));
+/// Appends a line to the measurements. Nothing checks it.
+pub fn record_measurement(scenario: &str, text: &str) {
+    measurements::record_measurement(scenario, &format!("{text} ({})", versions()));
 }

@@ -8,15 +8,16 @@ use std::{
 use rcgen::KeyPair;
 use tempfile::TempDir;
 
-use crate::{authority::Authority, scratch};
+use crate::{authority::Authority, temp_dir};
 
-/// What an API server is called, besides by the loopback: the addresses of the Service `kubernetes` and of
-/// the node of `tests/node`.
+/// Addresses in the certificate of an API server besides the loopback: those of the Service `kubernetes` and of
+/// the node in `tests/node`.
 pub(super) const SERVICE: &str = "10.0.0.1";
 /// See [`SERVICE`].
 pub(super) const NODE: &str = "10.99.0.1";
 
-/// One authority for servers and clients, an administrator, and a key for tokens of ServiceAccounts.
+/// One certificate authority for servers and clients, an administrator's certificate, and a key for tokens of
+/// ServiceAccounts.
 pub struct Pki {
     admin: (PathBuf, PathBuf),
     authority: Authority,
@@ -26,7 +27,7 @@ pub struct Pki {
 
 impl Pki {
     pub(super) fn new() -> Self {
-        let dir = scratch("pki-");
+        let dir = temp_dir("pki-");
         let authority = Authority::new(dir.path());
         let admin = authority.member("admin", Some("system:masters"));
         let server = authority.server_at(&[SERVICE, NODE, "kubernetes.default.svc"]);
@@ -42,7 +43,7 @@ impl Pki {
         self.authority.file()
     }
 
-    /// The folder that all of it is in.
+    /// The folder of all certificates and keys.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -61,7 +62,7 @@ impl Pki {
         self.authority.member(&format!("system:node:{node}"), Some("system:nodes"))
     }
 
-    /// Chain and key of somebody who may do everything.
+    /// Chain and key of an administrator.
     pub(super) fn admin(&self) -> (&Path, &Path) {
         (&self.admin.0, &self.admin.1)
     }

@@ -1,8 +1,8 @@
-//! What kube-apiserver makes of an object before etcd sees it.
+//! Values as kube-apiserver stores them in etcd.
 
 use std::collections::HashMap;
 
-/// A value as etcd has it.
+/// A value in etcd.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Stored(pub Vec<u8>);
 
@@ -13,7 +13,7 @@ pub struct EncryptedObject {
     pub encrypted_data: Vec<u8>,
     #[prost(string, tag = "2")]
     pub key_id: String,
-    /// The seed, wrapped by a plugin.
+    /// The DEK seed, encrypted by a plugin.
     #[prost(bytes = "vec", tag = "3")]
     pub encrypted_dek_source: Vec<u8>,
     #[prost(map = "string, bytes", tag = "4")]
@@ -23,7 +23,7 @@ pub struct EncryptedObject {
 }
 
 impl Stored {
-    /// The prefix that says who encrypted it, such as `k8s:enc:kms:v2:transit:`; empty if nobody did.
+    /// The prefix that names the provider, such as `k8s:enc:kms:v2:transit:`. Empty for a plain value.
     pub fn prefix(&self) -> String {
         if !self.0.starts_with(b"k8s:enc:") {
             return String::new();
@@ -32,10 +32,10 @@ impl Stored {
         String::from_utf8(self.0[..=end].to_vec()).unwrap()
     }
 
-    /// What KMS v2 wrote.
+    /// The object that the KMS v2 provider has written.
     ///
     /// # Panics
-    /// If it did not.
+    /// If another provider has written it.
     pub fn object(&self) -> EncryptedObject {
         let prefix = self.prefix();
         assert!(prefix.starts_with("k8s:enc:kms:v2:"), "{prefix:?}");
@@ -48,7 +48,7 @@ mod tests {
     use super::Stored;
 
     #[test]
-    fn the_prefix_ends_behind_the_name() {
+    fn the_prefix_ends_after_the_name() {
         assert_eq!(Stored(b"k8s:enc:kms:v2:a name:\x0a:rest".to_vec()).prefix(), "k8s:enc:kms:v2:a name:");
         assert_eq!(Stored(b"k8s\0\x0a".to_vec()).prefix(), "");
     }

@@ -1,5 +1,5 @@
-//! The binaries: `KUBEBUILDER_ASSETS`, as controller-runtime's envtest has it, or what
-//! `scripts/e2e-tools` compiled.
+//! Finds the binaries of the control plane: in the folder `KUBEBUILDER_ASSETS`, as controller-runtime's envtest
+//! does, or in the output of `scripts/e2e-tools`.
 
 use std::{path::PathBuf, sync::OnceLock};
 
@@ -11,7 +11,7 @@ const COMPILED: &str = "target/tools/kubernetes-1.37";
 /// A binary of the control plane.
 ///
 /// # Panics
-/// If it is not there: a test without its real parts is a test that fails.
+/// If it does not exist: a test without its real parts must fail.
 pub fn tool(name: &str) -> PathBuf {
     let given = std::env::var_os("KUBEBUILDER_ASSETS").filter(|given| !given.is_empty());
     let folder = given.map_or_else(|| repository::path(COMPILED), PathBuf::from);
@@ -24,7 +24,7 @@ pub fn tool(name: &str) -> PathBuf {
     path
 }
 
-/// What `kube-apiserver --version` and `etcd --version` say.
+/// The output of `kube-apiserver --version` and `etcd --version`.
 pub(super) fn versions() -> &'static str {
     static VERSIONS: OnceLock<String> = OnceLock::new();
     VERSIONS.get_or_init(|| {

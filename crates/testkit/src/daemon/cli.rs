@@ -1,4 +1,4 @@
-//! The program, run to its end.
+//! Runs commands of the program to their end.
 
 use std::{
     fs,
@@ -13,23 +13,23 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 
 use crate::{files::repository::daemon, process::command::command};
 
-/// Whatever it is told, it has said all by then.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time of a command.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a run left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Ran {
-    /// None if a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub stderr: String,
     pub stdout: String,
 }
 
 impl Ran {
-    /// Its standard output as one JSON value on one line.
+    /// Parses its standard output, one line of JSON.
     ///
     /// # Panics
-    /// If it is not.
+    /// If it is something else.
     pub fn json(&self) -> Value {
         assert_eq!(self.stdout.lines().count(), 1, "{self:?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
@@ -41,21 +41,21 @@ pub async fn run(arguments: &[&str]) -> Ran {
     run_with(arguments, &[], "").await
 }
 
-/// As [`run`], with these variables and this on standard input.
+/// Like [`run`], with these environment variables and this standard input.
 pub async fn run_with(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Ran {
     let mut command = command(daemon());
     command.args(arguments).envs(environment.iter().copied());
     finish(command, input).await
 }
 
-/// Runs the program as another user, which only root may; it must be able to enter `dir`.
+/// Runs the program as another user, who must be able to enter `dir`. Needs root.
 pub async fn run_as(uid: u32, dir: &Path, arguments: &[&str]) -> Ran {
     let mut command = of_user(uid, dir);
     command.args(arguments);
     finish(command, "").await
 }
 
-/// The program as `uid`: a copy in `dir`, because where cargo puts it that user may not get to.
+/// The program as `uid`: a copy in `dir`, because the user may not be able to enter the target folder.
 pub(crate) fn of_user(uid: u32, dir: &Path) -> Command {
     let copy = dir.join("transit-kms");
     if !copy.exists() {
@@ -76,8 +76,8 @@ async fn finish(command: Command, input: &str) -> Ran {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let output = timeout(PATIENCE, async {
-        // It need not read all of it, or any.
+    let output = timeout(WAIT_TIMEOUT, async {
+        // The command may end without reading its input.
         drop(stdin.write_all(input.as_bytes()).await);
         drop(stdin);
         child.wait_with_output().await.unwrap()

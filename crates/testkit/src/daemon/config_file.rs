@@ -1,4 +1,4 @@
-//! The file that an agent renders, and the ways in which such files change.
+//! The config that an agent renders, and the ways in which such a file is replaced.
 
 use std::{
     fs::{self, File},
@@ -12,26 +12,26 @@ use serde_json::{Value, json};
 
 use crate::vault::server::{Bao, KEY, MOUNT};
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone)]
-pub struct Rendered {
+pub struct ConfigFile {
     pub addresses: Vec<String>,
     pub ca_file: PathBuf,
     /// The paths of a client certificate and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// Names, or objects that also say where a key is.
+    /// Entries of `keynames`: names, or objects with a name and a mount or namespace.
     pub keys: Vec<Value>,
-    /// Mode `local-kek`.
+    /// Whether the mode is `local-kek`.
     pub local_kek: bool,
     pub mount: String,
     pub namespace: Option<String>,
-    /// The name that the server's certificate must carry, if not the address's.
+    /// The name in the server's certificate, if it is not the host of the address.
     pub server_name: Option<String>,
     pub token: String,
 }
 
-impl Rendered {
-    /// This server, with [`KEY`] and this token.
+impl ConfigFile {
+    /// A config for this server, with [`KEY`] and this token.
     pub fn of(bao: &Bao, token: &str) -> Self {
         Self {
             addresses: vec![bao.address()],
@@ -46,17 +46,17 @@ impl Rendered {
         }
     }
 
-    /// As [`Rendered::of`], with a token of the least rights.
+    /// Like [`ConfigFile::of`], with a new token that has only the needed policy.
     pub async fn with_new_token(bao: &Bao) -> Self {
         Self::of(bao, &bao.token().await)
     }
 
-    /// The same with another token.
+    /// The same config with another token.
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: token.into(), ..self.clone() }
     }
 
-    /// The file, in our superset of Trousseau's format.
+    /// The file as YAML.
     pub fn yaml(&self) -> String {
         // JSON strings and lists are YAML.
         let mut yaml = format!("provider: vault\nvault:\n  addresses: {}\n", json!(self.addresses));
@@ -79,7 +79,7 @@ impl Rendered {
     }
 }
 
-/// As the agent does it: a new file beside it, synced, renamed over it.
+/// Replaces the file as the agent does: writes and syncs a new file beside it, and renames it over the old one.
 pub fn by_rename(path: &Path, text: &str) {
     let new = beside(path);
     let mut file = private(&new);
@@ -88,42 +88,42 @@ pub fn by_rename(path: &Path, text: &str) {
     fs::rename(&new, path).unwrap();
 }
 
-/// As an editor or a shell does it: truncated and written, in one go.
+/// Replaces the file as a shell does: truncates and writes it at once.
 pub fn in_place(path: &Path, text: &str) {
     private(path).write_all(text.as_bytes()).unwrap();
 }
 
-/// As [`in_place`], stopped in the middle.
-pub fn in_place_half(path: &Path, text: &str) -> Half {
+/// Like [`in_place`], but writes only the first half.
+pub fn in_place_first_half(path: &Path, text: &str) -> HalfWritten {
     let (first, rest) = text.as_bytes().split_at(text.len() / 2);
     let mut file = private(path);
     file.write_all(first).unwrap();
-    Half { file, rest: rest.to_vec() }
+    HalfWritten { file, rest: rest.to_vec() }
 }
 
-/// A file of which half is written.
+/// A half-written file.
 #[must_use = "the other half is still to be written"]
-pub struct Half {
+pub struct HalfWritten {
     file: File,
     rest: Vec<u8>,
 }
 
-impl Half {
-    /// Writes the rest and closes it.
+impl HalfWritten {
+    /// Writes the rest, and closes the file.
     pub fn finish(mut self) {
         self.file.write_all(&self.rest).unwrap();
     }
 }
 
-/// A volume as kubelet keeps ConfigMaps, Secrets and projections: the file is a symlink into
-/// `..data`, which is a symlink to a folder that is replaced as a whole.
-pub struct DataVolume {
+/// A volume of kubelet for a ConfigMap, Secret or projection: the file is a symlink into `..data`, which is a symlink
+/// to a folder that is replaced as a whole.
+pub struct KubeletVolume {
     dir: PathBuf,
     name: String,
 }
 
-impl DataVolume {
-    /// A volume in the folder `dir`, which is made, with one file.
+impl KubeletVolume {
+    /// Creates the folder `dir` as a volume with one file.
     pub fn new(dir: &Path, name: &str, text: &str) -> Self {
         fs::create_dir_all(dir).unwrap();
         let volume = Self { dir: dir.to_owned(), name: name.to_owned() };
@@ -132,12 +132,12 @@ impl DataVolume {
         volume
     }
 
-    /// The path that a reader knows.
+    /// The path of the file.
     pub fn path(&self) -> PathBuf {
         self.dir.join(&self.name)
     }
 
-    /// Replaces the content.
+    /// Replaces the folder and with it the content of the file.
     pub fn swap(&self, text: &str) {
         let data = self.dir.join("..data");
         let old = fs::read_link(&data).ok();
@@ -153,12 +153,12 @@ impl DataVolume {
     }
 }
 
-/// A file for its owner only, empty and open for writing.
+/// Opens an empty file of mode 0600 for writing.
 fn private(path: &Path) -> File {
     File::options().create(true).mode(0o600).truncate(true).write(true).open(path).unwrap()
 }
 
-/// A new name in the same folder.
+/// An unused name in the same folder.
 fn beside(path: &Path) -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut name = path.as_os_str().to_owned();

@@ -1,4 +1,4 @@
-//! The real daemon.
+//! Starts and stops one daemon.
 
 use std::{
     collections::BTreeMap,
@@ -20,33 +20,32 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{daemon::cli, files::repository, process::Process, process::command::command, wait::eventually};
 
-/// A client as kube-apiserver has one.
+/// A KMS v2 client.
 pub type Kms = KeyManagementServiceClient<Channel>;
 
-/// How long the daemon may take for what needs nobody else.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest time for what the daemon does without Vault.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Passes on what came as standard input, as the first descriptor of sd_listen_fds(3).
+/// Passes standard input on as the first descriptor of sd_listen_fds(3).
 const PASS_STDIN: &str = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=transit-kms.socket; exec \"$0\" \"$@\"";
 
-/// How a daemon is to be.
+/// Options of a daemon.
 #[derive(Default)]
 pub struct DaemonOptions {
-    /// Arguments after those that the harness gives (`serve`, where it listens, the config, the
-    /// log level); a flag that is named here replaces one of those.
+    /// Further arguments. A flag in them replaces a default one (`--listen`, `--config`, `--admin-listen`,
+    /// `--log-level`).
     pub arguments: Vec<String>,
-    /// Variables of its environment, besides those that every program gets.
+    /// Further environment variables; see [`command`] for the others.
     pub environment: BTreeMap<String, String>,
-    /// A listener that it inherits, as systemd would pass it.
+    /// A listener that it inherits, as from systemd.
     pub listener: Option<UnixListener>,
-    /// How many files it may have open, if not as many as the test.
+    /// Its limit of open files, if it differs from the test's.
     pub open_files: Option<u64>,
-    /// Where it listens, if not in a folder of its own: a path, or `@name`.
+    /// Its socket, if not one in its own folder: a path, or `@name`.
     pub socket: Option<PathBuf>,
-    /// As whom it runs, if not as the test; only root may choose. Its own folder is then this
-    /// user's.
+    /// Its uid, if it differs from the test's; needs root. The user then owns the folder of the daemon.
     pub uid: Option<u32>,
-    /// A command that ends in `exec "$@"` or the like, for a daemon in other circumstances.
+    /// A command that runs the daemon, such as `unshare`.
     pub wrapper: Vec<String>,
 }
 
@@ -57,8 +56,8 @@ impl DaemonOptions {
     }
 }
 
-/// A running `transit-kms serve` with a socket and an admin socket of its own. Everything that it
-/// prints is kept, at log level trace unless told otherwise. It is killed with this value.
+/// A running `transit-kms serve` with its own socket and admin socket. Its output is kept, by default at log level
+/// trace. Dropping this value kills it.
 pub struct Daemon {
     process: Process,
     dir: TempDir,
@@ -66,19 +65,19 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Serves what `config` says, and waits until it listens.
+    /// Starts a daemon with this config file, and waits until it listens.
     pub async fn start(config: &Path) -> Self {
         Self::start_with(config, DaemonOptions::default()).await
     }
 
-    /// As [`Daemon::start`], with choices.
+    /// Like [`Daemon::start`], with options.
     pub async fn start_with(config: &Path, options: DaemonOptions) -> Self {
         let mut daemon = Self::spawn(config, options);
         daemon.wait_listening().await;
         daemon
     }
 
-    /// As [`Daemon::start_with`], without waiting for anything.
+    /// Like [`Daemon::start_with`], without waiting.
     pub fn spawn(config: &Path, mut options: DaemonOptions) -> Self {
         let dir = tempfile::Builder::new().prefix("kms-").tempdir().unwrap();
         let socket = options.socket.take().unwrap_or_else(|| dir.path().join("kms.sock"));
@@ -97,7 +96,7 @@ impl Daemon {
         arguments.extend(options.arguments.iter().map(OsString::from));
         let stdin = match options.listener {
             Some(listener) => {
-                assert!(options.wrapper.is_empty(), "there is a wrapper already");
+                assert!(options.wrapper.is_empty(), "`listener` cannot be combined with a wrapper");
                 options.wrapper = ["sh", "-c", PASS_STDIN].map(str::to_owned).into();
                 OwnedFd::from(listener).into()
             }
@@ -112,7 +111,7 @@ impl Daemon {
             ]);
         }
         let mut command = if let Some(uid) = options.uid {
-            assert!(words.is_empty(), "another user's daemon is not wrapped");
+            assert!(words.is_empty(), "`uid` cannot be combined with a wrapper");
             std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).unwrap();
             cli::of_user(uid, dir.path())
         } else {
@@ -140,27 +139,27 @@ impl Daemon {
         self.process.pid()
     }
 
-    /// All that it has printed so far, standard output and standard error.
+    /// Its output so far, of standard output and standard error.
     pub fn log(&self) -> String {
         self.process.output()
     }
 
-    /// Waits until it has printed `words`: what it prints is read a little later.
+    /// Waits until it has printed `words`. Its output arrives with a delay.
     pub async fn wait_printed(&self, words: &str) {
-        eventually(&format!("it prints {words:?}"), PATIENCE, async || {
+        eventually(&format!("it prints {words:?}"), WAIT_TIMEOUT, async || {
             let log = self.log();
             if log.contains(words) { Ok(()) } else { Err(log) }
         })
         .await;
     }
 
-    /// Waits until both sockets take connections.
+    /// Waits until both sockets accept connections.
     ///
     /// # Panics
-    /// If they do not, or if the process has ended.
+    /// If they do not in time, or if the process ends.
     pub async fn wait_listening(&mut self) {
         let admin = admin_socket(&self.dir);
-        eventually("transit-kms listens", PATIENCE, async || {
+        eventually("transit-kms listens", WAIT_TIMEOUT, async || {
             if let Some(status) = self.process.exited() {
                 panic!("transit-kms ended: {status}");
             }
@@ -169,12 +168,12 @@ impl Daemon {
         .await;
     }
 
-    /// Waits until `/readyz` says yes.
+    /// Waits until `/readyz` is 200.
     pub async fn wait_ready(&self) {
-        self.wait_ready_within(PATIENCE).await;
+        self.wait_ready_within(WAIT_TIMEOUT).await;
     }
 
-    /// As [`Daemon::wait_ready`], with a time of your own.
+    /// Like [`Daemon::wait_ready`], with another timeout.
     pub async fn wait_ready_within(&self, within: Duration) {
         eventually("transit-kms is ready", within, async || match self.admin("/readyz").await {
             (200, _) => Ok(()),
@@ -183,17 +182,17 @@ impl Daemon {
         .await;
     }
 
-    /// A client on a connection of its own.
+    /// A client on its own connection.
     pub async fn kms(&self) -> Kms {
         kms_client(&self.socket).await
     }
 
-    /// Asks the admin socket: status and body.
+    /// The status and body of a path on the admin socket.
     pub async fn admin(&self, path: &str) -> (u16, String) {
         self.admin_as("GET", path).await
     }
 
-    /// As [`Daemon::admin`], with this method.
+    /// Like [`Daemon::admin`], with this method.
     pub async fn admin_as(&self, method: &str, path: &str) -> (u16, String) {
         let stream = connect(&admin_socket(&self.dir)).await.expect("the admin socket");
         let (mut sender, connection) =
@@ -207,55 +206,55 @@ impl Daemon {
         (status, String::from_utf8(body.into()).unwrap())
     }
 
-    /// The sum of the samples of `name` that carry at least these labels; 0 if there is none.
+    /// The sum of the samples of the metric `name` with at least these labels; 0 if there is none.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let (status, text) = self.admin("/metrics").await;
         assert_eq!(status, 200, "{text}");
         samples(&text, name, labels).iter().sum()
     }
 
-    /// Counts the sessions with Vault; 0 before the first.
+    /// The generation of the session in use; 0 before the first.
     pub async fn generation(&self) -> u64 {
         self.metric("transit_kms_session_generation", &[]).await as u64
     }
 
-    /// How many configs ended so: `pending`, `refused`, `success`, `invalid`.
+    /// The number of configs with this result: `pending`, `refused`, `success` or `invalid`.
     pub async fn reloads(&self, result: &str) -> u64 {
         self.metric("transit_kms_config_reloads_total", &[("result", result)]).await as u64
     }
 
-    /// Waits until the session of this generation is in use, which nothing may have overtaken.
+    /// Waits until the session of exactly this generation is in use.
     pub async fn wait_generation(&self, wanted: u64) {
-        eventually(&format!("session {wanted}"), PATIENCE, async || match self.generation().await {
+        eventually(&format!("session {wanted}"), WAIT_TIMEOUT, async || match self.generation().await {
             found if found == wanted => Ok(()),
             found => Err(format!("{found}; {}", self.admin("/readyz").await.1.trim())),
         })
         .await;
     }
 
-    /// Sends a signal; nothing happens if it has ended.
+    /// Sends a signal, unless it has ended.
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
     }
 
-    /// Asks it to end (SIGTERM) and waits for that: how it ended.
+    /// Sends SIGTERM, waits until it has ended, and returns its exit status.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait_ended(PATIENCE * 2).await
+        self.wait_ended(WAIT_TIMEOUT * 2).await
     }
 
-    /// Waits until it has ended and all its output is read.
+    /// Waits until it has ended and its output is complete.
     pub async fn wait_ended(&mut self, within: Duration) -> ExitStatus {
         self.process.ended(within).await
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
     }
 
     /// # Panics
-    /// If it has printed one of these.
+    /// If its output contains one of these.
     pub fn assert_never_printed(&self, secrets: &[&str]) {
         let log = self.log();
         for (which, secret) in secrets.iter().enumerate() {
@@ -266,7 +265,7 @@ impl Daemon {
     }
 }
 
-/// A client on a connection of its own to this socket: a path, or `@name`.
+/// A client on its own connection to this socket: a path, or `@name`.
 pub async fn kms_client(socket: &Path) -> Kms {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_| {
@@ -296,14 +295,14 @@ fn admin_socket(dir: &TempDir) -> PathBuf {
     dir.path().join("admin.sock")
 }
 
-/// What `--listen`, `--admin-listen`, `--socket` and `--admin` call this socket.
+/// The URL of this socket for `--listen`, `--admin-listen`, `--socket` and `--admin`.
 pub fn unix_url(socket: &Path) -> OsString {
     let mut url = OsString::from(if socket.is_absolute() { "unix://" } else { "unix:///" });
     url.push(socket);
     url
 }
 
-/// The values of the samples of `name` that carry at least these labels.
+/// The values of the samples of the metric `name` with at least these labels.
 pub fn samples(text: &str, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
     let of_line = |line: &str| {
         let (series, value) = line.rsplit_once(' ')?;

@@ -1,74 +1,74 @@
-//! A server and a rendered file, ready for daemons.
+//! The usual environment of a daemon: an OpenBao server and a rendered config.
 
 use std::{path::PathBuf, time::Duration};
 
 use tempfile::TempDir;
 
 use crate::{
-    daemon::config_file::{self, Rendered},
+    daemon::config_file::{self, ConfigFile},
     daemon::process::{Daemon, DaemonOptions},
-    files::temp_dir::scratch,
+    files::temp_dir::temp_dir,
     kms::caller::Caller,
     vault::server::Bao,
     wait::eventually,
 };
 
-/// So that tests need not wait long for what takes minutes in earnest.
-const IN_A_HURRY: [&str; 6] =
+/// Shorter intervals than the defaults, so that tests do not wait for minutes.
+const SHORT_INTERVALS: [&str; 6] =
     ["--log-level", "debug", "--outage-grace", "3s", "--health-check-interval", "1s"];
 
-/// How long a change of the file may take to be in use: noticed, proven and published.
-pub const TAKEN_WITHIN: Duration = Duration::from_secs(10);
+/// The longest time until a changed config is in use: noticed, verified and published.
+pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server, and a file that is rendered for it.
-pub struct Stage {
+/// A server, and a config that is rendered for it. Dropping this value stops the server.
+pub struct TestEnv {
     pub bao: Bao,
     pub config: PathBuf,
-    /// What the file is to say; its token is the one rendered last.
-    pub rendered: Rendered,
+    /// The content of the next rendering. Its token is that of the last one.
+    pub rendered: ConfigFile,
     _dir: TempDir,
 }
 
-impl Stage {
-    /// A server, and a file with a token of the least rights.
+impl TestEnv {
+    /// Starts a server, and renders a config with a token that has only the needed policy.
     pub async fn start() -> Self {
-        let mut stage = Self::without_file().await;
-        let token = stage.bao.token().await;
-        stage.render(&token);
-        stage
+        let mut env = Self::without_file().await;
+        let token = env.bao.token().await;
+        env.render(&token);
+        env
     }
 
-    /// As [`Stage::start`], but nothing is rendered yet.
+    /// Like [`TestEnv::start`], without rendering the config.
     pub async fn without_file() -> Self {
         let bao = Bao::start().await;
-        let dir = scratch("stage-");
-        let rendered = Rendered::of(&bao, "");
+        let dir = temp_dir("test-env-");
+        let rendered = ConfigFile::of(&bao, "");
         Self { bao, config: dir.path().join("config.yaml"), rendered, _dir: dir }
     }
 
-    /// Renders the file with this token, as an agent does.
+    /// Renders the config with this token, as an agent does.
     pub fn render(&mut self, token: &str) {
         self.rendered = self.rendered.with_token(token);
         config_file::by_rename(&self.config, &self.rendered.yaml());
     }
 
-    /// Renders the file with this token and waits until the daemon uses it.
+    /// Renders the config with this token, and waits until the daemon uses it.
     pub async fn render_and_wait(&mut self, daemon: &Daemon, token: &str) {
         let before = daemon.generation().await;
         self.render(token);
         wait_for_session_after(daemon, before).await;
     }
 
-    /// The token rendered last.
+    /// The token of the last rendering.
     pub fn token(&self) -> &str {
         &self.rendered.token
     }
 
-    /// A daemon that listens, probes each second and is patient with outages for three; these
-    /// arguments come after, so they replace what is said here.
+    /// Starts a daemon with these arguments. By default its health check interval is 1 s, its outage grace 3 s, and its
+    /// log level debug; the arguments replace these defaults.
     pub async fn daemon<const N: usize>(&self, arguments: [&str; N]) -> Daemon {
         let mut all: Vec<String> = arguments.map(str::to_owned).into();
-        for pair in IN_A_HURRY.chunks(2) {
+        for pair in SHORT_INTERVALS.chunks(2) {
             if !arguments.contains(&pair[0]) {
                 all.extend(pair.iter().map(|text| (*text).to_owned()));
             }
@@ -76,7 +76,7 @@ impl Stage {
         Daemon::start_with(&self.config, DaemonOptions { arguments: all, ..DaemonOptions::default() }).await
     }
 
-    /// As [`Stage::daemon`], once it is ready, with a caller.
+    /// Like [`TestEnv::daemon`]; also waits until the daemon is ready, and connects a client.
     pub async fn ready<const N: usize>(&self, arguments: [&str; N]) -> (Daemon, Caller) {
         let daemon = self.daemon(arguments).await;
         daemon.wait_ready().await;
@@ -84,22 +84,23 @@ impl Stage {
         (daemon, caller)
     }
 
-    /// As [`Stage::ready`], but after its first probe none comes of itself: whatever is found out
-    /// from then on, a call has found.
-    pub async fn ready_without_probes(&self) -> (Daemon, Caller) {
+    /// Like [`TestEnv::ready`], without periodic health checks after the first: what the daemon notices from then on,
+    /// it notices by calls.
+    pub async fn ready_without_health_checks(&self) -> (Daemon, Caller) {
         let (daemon, caller) = self.ready(["--health-check-interval", "10m"]).await;
-        // A prober that began before the session was there looks again soon, and then no more.
-        eventually("the first probe", TAKEN_WITHIN, async || probes(&daemon).await >= 1.0).await;
+        // A health check from before the first session is repeated once. After that there are none.
+        eventually("the first health check", RELOAD_TIMEOUT, async || health_checks(&daemon).await >= 1.0)
+            .await;
         (daemon, caller)
     }
 }
 
-/// How many probes there were.
-pub async fn probes(daemon: &Daemon) -> f64 {
+/// The number of health checks so far.
+pub async fn health_checks(daemon: &Daemon) -> f64 {
     daemon.metric("transit_kms_health_check_duration_seconds_count", &[]).await
 }
 
-/// Waits until the daemon uses a newer session than that of generation `before`.
+/// Waits until the daemon uses a session with a higher generation than `before`.
 pub async fn wait_for_session_after(daemon: &Daemon, before: u64) {
-    eventually("a new session", TAKEN_WITHIN, async || daemon.generation().await > before).await;
+    eventually("a new session", RELOAD_TIMEOUT, async || daemon.generation().await > before).await;
 }

@@ -1,4 +1,4 @@
-//! Folders that last as long as the process of the tests.
+//! Folders that last as long as the test process.
 
 use std::{
     fs::{self, File},
@@ -8,17 +8,17 @@ use std::{
 
 use crate::files::repository::shared_folder;
 
-/// In each folder; locked by the process that it belongs to.
+/// A file in each folder, which the owning process has locked.
 const LOCK: &str = "lock";
 
-/// A new folder of this process alone. What processes that have ended made under this name goes now, because a value
-/// that lasts as long as its process is never dropped.
-pub fn own_folder(name: &str) -> PathBuf {
+/// Creates a folder for this process only, for values in statics, which are never dropped. Folders of this name whose
+/// process has ended are removed here.
+pub fn process_dir(name: &str) -> PathBuf {
     static LOCKS: Mutex<Vec<File>> = Mutex::new(Vec::new());
     let prefix = format!("{name}-");
-    remove_those_of_the_dead(&prefix);
+    remove_abandoned(&prefix);
     let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(shared_folder()).unwrap();
-    // By rename: a lock that is there but not locked yet would be taken for one of the dead.
+    // Renamed after locking, because an unlocked file would mark the folder as abandoned.
     let new = folder.path().join("lock.new");
     let lock = File::create_new(&new).unwrap();
     lock.lock().unwrap();
@@ -27,18 +27,18 @@ pub fn own_folder(name: &str) -> PathBuf {
     folder.keep()
 }
 
-fn remove_those_of_the_dead(prefix: &str) {
+fn remove_abandoned(prefix: &str) {
     for entry in fs::read_dir(shared_folder()).unwrap().flatten() {
         let is_one = entry.file_name().to_string_lossy().starts_with(prefix);
-        if is_one && is_of_the_dead(&entry.path()) {
-            // Another process may do it at the same time.
+        if is_one && is_abandoned(&entry.path()) {
+            // Another process may remove it at the same time.
             drop(fs::remove_dir_all(entry.path()));
         }
     }
 }
 
-/// One that has no lock yet is only being made.
-fn is_of_the_dead(folder: &Path) -> bool {
+/// Whether its process has ended. A folder without a lock file is still being created.
+fn is_abandoned(folder: &Path) -> bool {
     File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
 }
 
@@ -46,17 +46,17 @@ fn is_of_the_dead(folder: &Path) -> bool {
 mod tests {
     use std::fs::{self, File};
 
-    use super::{LOCK, own_folder};
+    use super::{LOCK, process_dir};
 
     #[test]
-    fn a_folder_is_of_one_process_and_goes_after_it() {
-        let (first, second) = (own_folder("own"), own_folder("own"));
+    fn a_folder_belongs_to_one_process_and_is_removed_after_its_end() {
+        let (first, second) = (process_dir("own"), process_dir("own"));
         assert_ne!(first, second);
-        // As of a process that has ended: nobody locks it.
+        // A folder of an ended process: its lock file is not locked.
         let left = first.with_file_name(format!("own-{}", std::process::id()));
         fs::create_dir_all(&left).unwrap();
         File::create(left.join(LOCK)).unwrap();
-        own_folder("own");
+        process_dir("own");
         assert!(first.exists() && second.exists() && !left.exists());
     }
 }

@@ -1,4 +1,4 @@
-//! The repository that is tested: its files, its target folder and its programs.
+//! The files of this repository, its target folder and its compiled programs.
 
 use std::{
     env,
@@ -51,7 +51,7 @@ pub fn kmsctl() -> &'static str {
 /// only tests, or other packages, ask for. Without cargo, as in scripts/test-node, it must have been compiled before.
 ///
 /// # Panics
-/// If it does not compile, or is not there.
+/// If it does not compile, or does not exist.
 #[expect(clippy::disallowed_methods, reason = "cargo and rustc need the environment of the user")]
 fn built(package: &str) -> String {
     if let Some(cargo) = env::var_os("CARGO") {

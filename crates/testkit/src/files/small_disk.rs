@@ -1,4 +1,4 @@
-//! A file system of its own that is soon full.
+//! A small file system, for tests of a full disk.
 
 use std::{
     fs,
@@ -8,12 +8,12 @@ use std::{
 
 use crate::process::command::command;
 
-/// It is unmounted with this value.
+/// A mounted tmpfs. Dropping this value unmounts it.
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// A disk of this size, such as `64k`, at a folder that is there. None if we may not mount, which
-    /// only root may; in CI that is a failure.
+    /// Mounts a file system of this size, such as `64k`, at an existing folder. `None` without the right to mount, which
+    /// needs root; in CI that is a failure.
     pub fn mounted(at: &Path, size: &str) -> Option<Self> {
         let mount = command("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "transit-kms-test"])
@@ -23,21 +23,21 @@ impl SmallDisk {
         if mount.status.success() {
             return Some(Self(at.to_owned()));
         }
-        assert!(std::env::var_os("CI").is_none(), "in CI this is tested, as root: {mount:?}");
+        assert!(std::env::var_os("CI").is_none(), "CI must run this test as root: {mount:?}");
         eprintln!("not tested, no right to mount here: {mount:?}");
         None
     }
 
-    /// Takes all the room that there is.
+    /// Fills it completely.
     pub fn fill(&self) {
         let block = vec![7; 4096];
         let mut file = fs::File::create(self.filler()).unwrap();
         while file.write_all(&block).is_ok() {}
-        // The last piece that a whole block does not fit into.
+        // The rest that is smaller than a block.
         while file.write_all(b".").is_ok() {}
     }
 
-    /// Gives back what [`SmallDisk::fill`] took.
+    /// Frees the space that [`SmallDisk::fill`] has used.
     pub fn free(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
@@ -49,7 +49,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a process that is still ending may have a file open there.
+        // Lazily, because an ending process may still have a file open on it.
         let unmounted = command("umount").arg("--lazy").arg(&self.0).status();
         assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
     }

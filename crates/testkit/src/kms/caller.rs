@@ -1,4 +1,4 @@
-//! A caller that knows what to wait for.
+//! A client that also waits for a Status.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::{
     wait::eventually,
 };
 
-/// A caller with a connection of its own; a clone shares it.
+/// A client on its own connection. A clone shares the connection.
 #[derive(Clone)]
 pub struct Caller {
     kms: Kms,
 }
 
 impl Caller {
-    /// A caller of this daemon.
+    /// Connects to this daemon.
     pub async fn of(daemon: &Daemon) -> Self {
         Self { kms: daemon.kms().await }
     }
@@ -35,7 +35,7 @@ impl Caller {
         calls::open(&self.kms, sealed, "test-decrypt").await
     }
 
-    /// What Status says in one line: `ok`, a reason, or `Code: message` of a gRPC error.
+    /// The result of Status in one line: `ok`, a reason, or `Code: message` of a gRPC error.
     pub async fn health(&self) -> String {
         match self.status().await {
             Ok(status) => status.healthz,
@@ -43,7 +43,7 @@ impl Caller {
         }
     }
 
-    /// Waits until Status is answered, with `ok` or a reason, that holds `part`.
+    /// Waits until the result of Status, as of [`Caller::health`], contains `part`.
     pub async fn wait_health(&self, part: &str, within: Duration) {
         eventually(&format!("Status says {part:?}"), within, async || {
             let said = self.health().await;
@@ -64,12 +64,12 @@ impl Caller {
     /// The key_id of Status.
     ///
     /// # Panics
-    /// If there is none.
+    /// If Status is an error.
     pub async fn key_id(&self) -> String {
         self.status().await.unwrap().key_id
     }
 
-    /// Waits until Status has another key_id than `old`, and answers it.
+    /// Waits until Status has another key_id than `old`, and returns it.
     pub async fn wait_key_id_after(&self, old: &str, within: Duration) -> String {
         eventually("Status has another key_id", within, async || match self.status().await {
             Ok(status) if status.key_id != old => Ok(status.key_id),
@@ -78,10 +78,10 @@ impl Caller {
         .await
     }
 
-    /// Encrypts, and decrypts again.
+    /// Encrypts and decrypts a new seed.
     ///
     /// # Panics
-    /// If either fails.
+    /// If a call fails.
     pub async fn round_trip(&self) -> EncryptResponse {
         let seed: [u8; 32] = rand::random();
         let sealed = self.encrypt(&seed).await.unwrap();
@@ -90,12 +90,12 @@ impl Caller {
     }
 }
 
-/// The version in a key_id of ours.
+/// The version in a key_id of transit-kms.
 pub fn version_of_key_id(key_id: &str) -> u64 {
     key_id.split('.').nth(2).and_then(|version| version.parse().ok()).unwrap_or_else(|| panic!("{key_id}"))
 }
 
-/// The version in a bare ciphertext.
+/// The version in a ciphertext `vault:vN:...`.
 pub fn version_of_ciphertext(ciphertext: &[u8]) -> u64 {
     let text = std::str::from_utf8(ciphertext).unwrap();
     let version = text.strip_prefix("vault:v").and_then(|rest| rest.split_once(':'));

@@ -22,7 +22,7 @@ pub async fn encrypt(kms: &Kms, plaintext: &[u8], uid: &str) -> Result<EncryptRe
     Ok(kms.clone().encrypt(timed(request)).await?.into_inner())
 }
 
-/// Decrypt, of a value without annotations.
+/// Decrypt of a value without annotations.
 pub async fn decrypt(
     kms: &Kms,
     ciphertext: impl Into<Bytes>,
@@ -38,7 +38,7 @@ pub async fn decrypt(
     Ok(kms.clone().decrypt(timed(request)).await?.into_inner().plaintext.to_vec())
 }
 
-/// Decrypt, as kube-apiserver asks for what it has stored.
+/// Decrypt of the response of an Encrypt.
 pub async fn open(kms: &Kms, sealed: &EncryptResponse, uid: &str) -> Result<Vec<u8>, Status> {
     let request = DecryptRequest {
         annotations: sealed.annotations.clone(),
@@ -52,7 +52,7 @@ pub async fn open(kms: &Kms, sealed: &EncryptResponse, uid: &str) -> Result<Vec<
 /// Status, Encrypt and Decrypt of a new seed.
 ///
 /// # Panics
-/// Unless all is well.
+/// If a call fails, or if Status is not `ok`.
 pub async fn round_trip(kms: &Kms, uid: &str) {
     let known = status(kms).await.unwrap_or_else(|e| panic!("{uid}: Status: {e}"));
     assert_eq!(known.healthz, "ok", "{uid}");
@@ -63,7 +63,7 @@ pub async fn round_trip(kms: &Kms, uid: &str) {
     assert_eq!(opened.unwrap_or_else(|e| panic!("{uid}: Decrypt: {e}")), seed, "{uid}");
 }
 
-/// With the timeout that kube-apiserver gives.
+/// A request with the timeout of kube-apiserver.
 pub fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(TIMEOUT);

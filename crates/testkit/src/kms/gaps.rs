@@ -1,4 +1,4 @@
-//! How long nobody answers on a socket.
+//! Measures how long no call on a socket is answered.
 
 use std::{
     path::Path,
@@ -9,18 +9,18 @@ use kms_plugin::v2::EncryptRequest;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{kms::calls::timed, kms::reconnect::lasting_client};
+use crate::{kms::calls::timed, kms::reconnect::reconnecting_client};
 
-/// Calls without end, and how long there was no answer.
+/// Calls a socket until it is stopped, and measures the gaps between successful calls.
 pub struct Gaps {
     measuring: JoinHandle<Vec<Duration>>,
     stop: CancellationToken,
 }
 
 impl Gaps {
-    /// Begins to call whoever listens on this socket.
+    /// Starts to call this socket.
     pub fn measure(socket: &Path) -> Self {
-        let (mut kms, stop) = (lasting_client(socket), CancellationToken::new());
+        let (mut kms, stop) = (reconnecting_client(socket), CancellationToken::new());
         let stopping = stop.clone();
         let measuring = tokio::spawn(async move {
             let (mut gaps, mut last) = (Vec::new(), Instant::now());
@@ -36,7 +36,7 @@ impl Gaps {
         Self { measuring, stop }
     }
 
-    /// The longest `count` times without an answer.
+    /// Stops, and returns the `count` longest gaps.
     pub async fn stop(self, count: usize) -> Vec<Duration> {
         self.stop.cancel();
         let mut gaps = self.measuring.await.unwrap();

@@ -1,5 +1,4 @@
-//! Constant load, as several API servers would make it, without mercy: nothing that was sent is tried
-//! again, and a connection that is refused is a failure.
+//! Constant load, as of several API servers. Requests are not retried, and a refused connection is a failure.
 
 use std::{
     path::Path,
@@ -19,15 +18,14 @@ use tonic::{Response, Status};
 use crate::{
     daemon::process::Daemon,
     kms::calls::{TIMEOUT, timed},
-    kms::reconnect::{LastingKms, lasting_client},
-    kms::report::{LoadReport, Observer},
+    kms::reconnect::{ReconnectingKms, reconnecting_client},
+    kms::report::{LoadReport, RequestRecorder},
 };
 
 /// Status, Encrypt, Status, Decrypt.
-const CALLS_A_ROUND: u32 = 4;
+const CALLS_PER_ROUND: u32 = 4;
 
-/// Load that goes on until it is stopped. Each task has a connection of its own and goes round:
-/// Status, Encrypt of 32 new bytes, Status, Decrypt.
+/// Load until it is stopped. A round is Status, Encrypt of 32 new bytes, Status, Decrypt.
 pub struct Load {
     calls: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -35,31 +33,31 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins with `tasks` tasks. Each rests for `pause` after a round; with no pause they take
-    /// all that the machine has, which other tests would like to share.
+    /// Starts `tasks` tasks, each on its own connection, with a pause after each round. Without a pause they use all
+    /// cores, which other tests need too.
     pub async fn start(daemon: &Daemon, tasks: usize, pause: Duration) -> Self {
         Self::start_on(daemon.socket(), tasks, pause).await
     }
 
-    /// Begins with so many calls a second, whatever becomes of them: those that take long keep no other
-    /// from being made. All on one connection, as those of an API server.
+    /// Starts a constant number of calls per second on one connection, as an API server does. Slow calls do not delay
+    /// later ones.
     pub fn at_rate(daemon: &Daemon, per_second: u32) -> Self {
         let mut load = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         let (begun, calls) = (Instant::now(), load.calls.clone());
-        let (kms, stop) = (lasting_client(daemon.socket()), load.stop.clone());
+        let (kms, stop) = (reconnecting_client(daemon.socket()), load.stop.clone());
         load.tasks.spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_secs(1) * CALLS_A_ROUND / per_second);
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) * CALLS_PER_ROUND / per_second);
             let mut rounds = JoinSet::new();
             for number in 0_u64.. {
                 tokio::select! {
                     _tick = ticks.tick() => {}
                     () = stop.cancelled() => break,
                 }
-                let observer = Observer::new(begun, calls.clone());
-                let mut worker = Worker { kms: kms.clone(), observer, pause: Duration::ZERO };
+                let recorder = RequestRecorder::new(begun, calls.clone());
+                let mut worker = Worker { kms: kms.clone(), recorder, pause: Duration::ZERO };
                 rounds.spawn(async move {
                     worker.round(&format!("load-{number}")).await;
-                    worker.observer.report()
+                    worker.recorder.report()
                 });
             }
             let mut total = LoadReport::default();
@@ -69,24 +67,24 @@ impl Load {
         load
     }
 
-    /// As [`Load::start`], on this socket.
+    /// Like [`Load::start`], on this socket.
     pub async fn start_on(socket: &Path, tasks: usize, pause: Duration) -> Self {
         let mut load = Self { calls: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         let begun = Instant::now();
         for _ in 0..tasks {
-            let observer = Observer::new(begun, load.calls.clone());
-            let worker = Worker { kms: lasting_client(socket), observer, pause };
+            let recorder = RequestRecorder::new(begun, load.calls.clone());
+            let worker = Worker { kms: reconnecting_client(socket), recorder, pause };
             load.tasks.spawn(worker.run(load.stop.clone()));
         }
         load
     }
 
-    /// Calls answered so far; wait for it to grow to know that load was there.
+    /// The number of completed calls. Wait until it grows to be sure that there was load.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Lets the calls in flight end, and answers what became of all.
+    /// Waits for the calls in flight, and returns the results of all.
     pub async fn stop(mut self) -> LoadReport {
         self.stop.cancel();
         let mut total = LoadReport::default();
@@ -98,8 +96,8 @@ impl Load {
 }
 
 struct Worker {
-    kms: LastingKms,
-    observer: Observer,
+    kms: ReconnectingKms,
+    recorder: RequestRecorder,
     pause: Duration,
 }
 
@@ -113,7 +111,7 @@ impl Worker {
                 drop(tokio::time::timeout(self.pause, stop.cancelled()).await);
             }
         }
-        self.observer.report()
+        self.recorder.report()
     }
 
     async fn round(&mut self, uid: &str) {
@@ -121,7 +119,7 @@ impl Worker {
         let before = self.status().await;
         let mut kms = self.kms.clone();
         let request = EncryptRequest { plaintext: Bytes::copy_from_slice(&seed), uid: uid.into() };
-        let Some(sealed) = self.observed("Encrypt", kms.encrypt(timed(request))).await else {
+        let Some(sealed) = self.record("Encrypt", kms.encrypt(timed(request))).await else {
             return;
         };
         let after = self.status().await;
@@ -129,7 +127,7 @@ impl Worker {
             && sealed.key_id != before
             && sealed.key_id != after
         {
-            self.observer
+            self.recorder
                 .failed(format!("Encrypt: key_id {}, Status {before} and then {after}", sealed.key_id));
         }
         let request = DecryptRequest {
@@ -138,24 +136,24 @@ impl Worker {
             key_id: sealed.key_id,
             uid: uid.into(),
         };
-        if let Some(opened) = self.observed("Decrypt", kms.decrypt(timed(request))).await
+        if let Some(opened) = self.record("Decrypt", kms.decrypt(timed(request))).await
             && opened.plaintext != seed[..]
         {
-            self.observer.failed("Decrypt: another plaintext".into());
+            self.recorder.failed("Decrypt: another plaintext".into());
         }
     }
 
     /// The key_id of Status.
     async fn status(&mut self) -> Option<String> {
         let mut kms = self.kms.clone();
-        let status = self.observed("Status", kms.status(timed(StatusRequest {}))).await?;
+        let status = self.record("Status", kms.status(timed(StatusRequest {}))).await?;
         if status.healthz != "ok" {
-            self.observer.failed(format!("Status: {}", status.healthz));
+            self.recorder.failed(format!("Status: {}", status.healthz));
         }
         Some(status.key_id)
     }
 
-    async fn observed<T>(
+    async fn record<T>(
         &mut self,
         method: &str,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -166,6 +164,6 @@ impl Worker {
             let answer = answer.map_err(|error| format!("{:?}: {}", error.code(), error.message()))?;
             Ok::<_, String>(answer.into_inner())
         };
-        self.observer.observed(method, call).await
+        self.recorder.record(method, call).await
     }
 }

@@ -1,4 +1,9 @@
-//! Clients of the KMS socket: single calls, load, and bytes that no real client sends.
+//! Clients of the KMS socket.
+//!
+//! - [`calls`]: single calls; [`caller`]: a client that also waits for a Status.
+//! - [`load`]: constant load, whose failures are counted in [`report`]; [`gaps`]: how long no call was answered.
+//! - [`reconnect`]: a connection that is replaced after GOAWAY, as grpc-go does.
+//! - [`raw`]: single HTTP/2 frames, for requests that no real client sends.
 
 pub mod caller;
 pub mod calls;

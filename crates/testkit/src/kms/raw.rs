@@ -24,7 +24,7 @@ pub const GOAWAY: u8 = 7;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One HTTP/2 frame.
 #[derive(Debug, Eq, PartialEq)]
@@ -36,7 +36,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// As it goes over the wire.
+    /// As it goes over the link.
     pub fn bytes(&self) -> Vec<u8> {
         let length = u32::try_from(self.payload.len()).unwrap().to_be_bytes();
         let mut bytes = length[1..].to_vec();
@@ -53,7 +53,7 @@ pub struct RawClient(UnixStream);
 impl RawClient {
     /// Connects and says nothing. Where the queue is full, it waits.
     pub async fn silent(socket: &Path) -> Self {
-        Self(eventually("a connection", PATIENCE, async || connect(socket).await).await)
+        Self(eventually("a connection", WAIT_TIMEOUT, async || connect(socket).await).await)
     }
 
     /// Connects, and greets as HTTP/2 wants it.
@@ -65,12 +65,12 @@ impl RawClient {
 
     /// Writes these bytes, or as many as the other side takes before it closes.
     pub async fn send(&mut self, bytes: &[u8]) {
-        drop(timeout(PATIENCE, self.0.write_all(bytes)).await.expect("the other side reads"));
+        drop(timeout(WAIT_TIMEOUT, self.0.write_all(bytes)).await.expect("the other side reads"));
     }
 
     /// The next frame; none at the end of the connection.
     pub async fn frame(&mut self) -> Option<Frame> {
-        timeout(PATIENCE, self.read_frame()).await.expect("a frame, or the end of the connection")
+        timeout(WAIT_TIMEOUT, self.read_frame()).await.expect("a frame, or the end of the connection")
     }
 
     /// Waits until the other side has closed; `within` is for that alone.

@@ -1,10 +1,9 @@
-//! A connection as grpc-go keeps one: told to go away, it is made anew, and no call is lost by that.
+//! A connection that is replaced after GOAWAY without losing a call, as in grpc-go.
 //!
-//! tonic's channel does the same between calls: it finds its connection closed and connects again. But
-//! a call that is handed to it in the very moment in which GOAWAY is read is failed, though not a byte
-//! of it was sent: hyper hands it back, and tonic drops it. grpc-go sends such a call on the next
-//! connection ("transparent retry", which no retry policy has a say in), and so does this. What has
-//! been sent is never sent again, and a connection that is refused is a failure.
+//! tonic's channel also connects again when its connection is closed. But it fails a call that starts while GOAWAY is
+//! read, although nothing of the call was sent: hyper hands the request back, and tonic drops it. grpc-go sends such a
+//! call on the next connection ("transparent retry", independent of the retry policy), and so does this client.
+//! It never sends a request twice, and a refused connection is a failure.
 
 use std::{
     path::Path,
@@ -21,35 +20,35 @@ use tonic::body::Body;
 
 use crate::daemon::process::connect;
 
-/// A client that outlives the daemon that it calls.
-pub type LastingKms = KeyManagementServiceClient<Redial>;
+/// A client that keeps working when another daemon takes over the socket.
+pub type ReconnectingKms = KeyManagementServiceClient<ReconnectingChannel>;
 
-/// Whoever always says GOAWAY has to be given up.
-const MOST_DIALS: usize = 10;
+/// Gives up on a server that closes every connection with GOAWAY.
+const MAX_CONNECTS: usize = 10;
 
 type Sender = http2::SendRequest<Body>;
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection to whoever listens on a socket; clones share it.
+/// A connection to a socket, which is replaced after GOAWAY. Clones share it.
 #[derive(Clone)]
-pub struct Redial {
+pub struct ReconnectingChannel {
     sender: Arc<Mutex<Option<Sender>>>,
     socket: Arc<Path>,
 }
 
-/// A client on a connection of its own to this socket, which is made with the first call.
-pub fn lasting_client(socket: &Path) -> LastingKms {
-    let redial = Redial { sender: Arc::default(), socket: socket.into() };
-    KeyManagementServiceClient::with_origin(redial, Uri::from_static("http://localhost"))
+/// A client on its own connection to this socket. The first call connects.
+pub fn reconnecting_client(socket: &Path) -> ReconnectingKms {
+    let channel = ReconnectingChannel { sender: Arc::default(), socket: socket.into() };
+    KeyManagementServiceClient::with_origin(channel, Uri::from_static("http://localhost"))
 }
 
-impl Redial {
+impl ReconnectingChannel {
     async fn call(self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
-        for _ in 0..MOST_DIALS {
+        for _ in 0..MAX_CONNECTS {
             let kept = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let mut sender = match kept {
                 Some(sender) => sender,
-                None => self.dial().await?,
+                None => self.connect().await?,
             };
             if sender.ready().await.is_ok() {
                 match sender.try_send_request(request).await {
@@ -62,10 +61,10 @@ impl Redial {
             }
             self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
-        Err("it says GOAWAY to everybody".into())
+        Err("the server closes every connection with GOAWAY".into())
     }
 
-    async fn dial(&self) -> Result<Sender, Error> {
+    async fn connect(&self) -> Result<Sender, Error> {
         let stream = connect(&self.socket).await?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -74,7 +73,7 @@ impl Redial {
     }
 }
 
-impl tower::Service<Request<Body>> for Redial {
+impl tower::Service<Request<Body>> for ReconnectingChannel {
     type Response = Response<Incoming>;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;

@@ -1,4 +1,4 @@
-//! What becomes of the requests of a load: all are counted, and the first failures kept in words.
+//! The results of the requests of a load: counts, and the messages of the first failures.
 
 use std::{
     fmt,
@@ -9,25 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many failures are kept with their words; all are counted.
-const KEPT: usize = 100;
+/// The number of failures whose messages are kept.
+const KEPT_FAILURES: usize = 100;
 
-/// What became of the requests.
+/// The results of the requests.
 #[derive(Debug, Default)]
 pub struct LoadReport {
-    /// Requests that were answered, well or not.
+    /// The number of completed requests, including failures.
     pub calls: u64,
-    /// How many failed: an error, or an answer that contradicts another.
+    /// The number of failures: an error, or a response that contradicts another.
     pub failed: u64,
-    /// The first failures in words, each with the time since the start of the load.
+    /// The messages of the first failures, each with the time since the start of the load.
     pub failures: Vec<String>,
-    /// The longest that a request took.
+    /// The longest duration of a request.
     pub longest: Duration,
 }
 
 impl LoadReport {
     /// # Panics
-    /// If a request failed, or if there was none.
+    /// If a request failed, or if there was no request.
     #[track_caller]
     pub fn assert_nothing_failed(&self) {
         assert!(self.calls > 0, "there was no load");
@@ -35,7 +35,7 @@ impl LoadReport {
         assert_eq!(self.failed, 0, "of {} calls these failed:\n{some}", self.calls);
     }
 
-    /// Adds what became of others.
+    /// Adds the results of other requests.
     pub fn add(&mut self, other: Self) {
         self.calls += other.calls;
         self.failed += other.failed;
@@ -44,21 +44,21 @@ impl LoadReport {
     }
 }
 
-/// Watches the requests of one task.
-pub struct Observer {
+/// Records the requests of one task.
+pub struct RequestRecorder {
     begun: Instant,
     calls: Arc<AtomicU64>,
     report: LoadReport,
 }
 
-impl Observer {
-    /// Counts into `calls` too, for those who wait for it to grow.
+impl RequestRecorder {
+    /// Also counts in `calls`, which others can read meanwhile.
     pub fn new(begun: Instant, calls: Arc<AtomicU64>) -> Self {
         Self { begun, calls, report: LoadReport::default() }
     }
 
-    /// What `request` was answered, if that is well.
-    pub async fn observed<T, E: fmt::Display>(
+    /// Waits for a request and records its result. Returns the response if it is no error.
+    pub async fn record<T, E: fmt::Display>(
         &mut self,
         what: &str,
         request: impl Future<Output = Result<T, E>>,
@@ -71,15 +71,15 @@ impl Observer {
         answer.map_err(|error| self.failed(format!("{what}: {error}"))).ok()
     }
 
-    /// Notes a failure that is not an error of a request.
+    /// Records a failure that is not an error of a request.
     pub fn failed(&mut self, what: String) {
         self.report.failed += 1;
-        if self.report.failures.len() < KEPT {
+        if self.report.failures.len() < KEPT_FAILURES {
             self.report.failures.push(format!("{:.3} s: {what}", self.begun.elapsed().as_secs_f64()));
         }
     }
 
-    /// What became of all.
+    /// The results of all requests.
     pub fn report(self) -> LoadReport {
         self.report
     }

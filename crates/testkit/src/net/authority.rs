@@ -41,7 +41,7 @@ impl Authority {
         self.server_at(&[])
     }
 
-    /// As [`Authority::server`], for these addresses and names too.
+    /// Like [`Authority::server`], and also for these addresses and names.
     pub fn server_at(&self, more: &[&str]) -> (PathBuf, PathBuf) {
         let names = ["127.0.0.1", "localhost"].iter().chain(more).map(|name| (*name).to_owned());
         let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
@@ -54,7 +54,7 @@ impl Authority {
         self.member(name, None)
     }
 
-    /// As [`Authority::client`], of an organization, which Kubernetes takes for a group.
+    /// Like [`Authority::client`], with an organization, which Kubernetes uses as a group.
     pub fn member(&self, name: &str, organization: Option<&str>) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         if let Some(organization) = organization {

@@ -1,5 +1,5 @@
-//! HTTP servers inside the test, for what no real Vault can be made to show: a proxy in between,
-//! a redirect, a request that takes as long as the test wants.
+//! HTTP servers inside the test, for situations that a real Vault cannot produce: a proxy in between, a redirect, a
+//! request that takes as long as the test wants.
 
 use std::{
     net::Ipv4Addr,
@@ -20,23 +20,23 @@ use tokio::{
 
 use crate::{net::port, vault::server::Bao};
 
-/// The start of every client of the tests: it heeds no proxy of the user's.
-#[expect(clippy::disallowed_methods, reason = "the one place")]
+/// The builder of every HTTP client of the tests. It ignores the user's proxies.
+#[expect(clippy::disallowed_methods, reason = "every client is created here")]
 pub fn client() -> ClientBuilder {
     Client::builder().no_proxy()
 }
 
-/// What a server answers.
+/// A response of a server.
 pub type Answer = Response<Full<Bytes>>;
 
-/// A request that has come.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub headers: HeaderMap,
     pub path: String,
 }
 
-/// A plain HTTP server on the loopback; it ends with this value.
+/// A plain HTTP server on the loopback, which stops when this value is dropped.
 pub struct HttpServer {
     port: u16,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -44,7 +44,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Answers each request with what `handler` says.
+    /// Starts a server that responds to each request with the result of `handler`.
     pub async fn start<F>(handler: impl Fn(Request<Bytes>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Answer> + Send + 'static,
@@ -91,7 +91,7 @@ impl Drop for HttpServer {
     }
 }
 
-/// A stand-in for a reverse proxy: what comes below its prefix goes on to a server, without it.
+/// A reverse proxy: forwards requests below its path prefix to a server, without the prefix.
 pub struct Proxy {
     held: Arc<watch::Sender<Option<String>>>,
     http: HttpServer,
@@ -99,7 +99,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Before `bao`, below `prefix`, such as `/prefix` or nothing; 404 for the rest.
+    /// Starts a proxy in front of `bao` for paths below `prefix`, such as `/prefix`, or for all paths if it is empty.
+    /// Other paths get a 404.
     pub async fn start(bao: &Bao, prefix: &'static str) -> Self {
         let client = bao.http().clone();
         let to = bao.address();
@@ -140,12 +141,12 @@ impl Proxy {
         format!("{}{}", self.http.address(), self.prefix)
     }
 
-    /// Lets requests with this uid wait until [`Proxy::release`].
+    /// Holds requests with this KMS uid until [`Proxy::release`].
     pub fn hold(&self, uid: &str) {
         self.held.send_replace(Some(uid.to_owned()));
     }
 
-    /// Lets all go on.
+    /// Forwards all held requests.
     pub fn release(&self) {
         self.held.send_replace(None);
     }
@@ -156,15 +157,14 @@ impl Proxy {
     }
 }
 
-/// Carries bytes from another address of the loopback, `127.0.0.2`, to a server; it ends with
-/// this value.
+/// Forwards TCP connections from `127.0.0.2` to a server, until this value is dropped.
 pub struct Forwarder {
     port: u16,
     serving: JoinHandle<()>,
 }
 
 impl Forwarder {
-    /// Before `bao`, whose certificate does not name the address.
+    /// Starts a forwarder to `bao`, whose certificate is not valid for `127.0.0.2`.
     pub async fn start(bao: &Bao) -> Self {
         let port = port::unused();
         let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 2), port)).await.unwrap();
@@ -194,7 +194,7 @@ impl Drop for Forwarder {
     }
 }
 
-/// An answer of this status and body.
+/// A response with this status and body.
 pub fn answer(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;

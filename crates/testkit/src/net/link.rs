@@ -1,4 +1,4 @@
-//! The network between the daemon and one server, which a test can cut.
+//! The network between the daemon and one server. A test can break it.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -12,27 +12,27 @@ use crate::{net::port, vault::server::Bao, wait::eventually};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Mode {
-    Carries,
-    Refuses,
-    Swallows,
+    Forward,
+    Refuse,
+    Drop,
 }
 
-/// A port of the loopback that leads to a server; it ends with this value.
-pub struct Wire {
+/// A loopback port that forwards to a server, until this value is dropped.
+pub struct NetworkLink {
     mode: watch::Sender<Mode>,
     port: u16,
     serving: JoinHandle<()>,
 }
 
-impl Wire {
-    /// To `bao`, whose certificate names the loopback.
+impl NetworkLink {
+    /// Starts a link to `bao`, whose certificate is valid for the loopback.
     pub async fn to(bao: &Bao) -> Self {
         let port = port::unused();
-        let (mode, heard) = watch::channel(Mode::Carries);
+        let (mode, heard) = watch::channel(Mode::Forward);
         let to = bao.address().trim_start_matches("https://").to_owned();
-        let wire = Self { mode, port, serving: tokio::spawn(serve(port, to, heard)) };
-        wire.takes_connections(true).await;
-        wire
+        let link = Self { mode, port, serving: tokio::spawn(serve(port, to, heard)) };
+        link.takes_connections(true).await;
+        link
     }
 
     /// `https://127.0.0.1:port`.
@@ -40,32 +40,32 @@ impl Wire {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// Breaks all connections and refuses new ones, until [`Wire::mend`].
+    /// Breaks all connections and refuses new ones, until [`NetworkLink::restore`].
     pub async fn refuse(&self) {
-        self.mode.send_replace(Mode::Refuses);
+        self.mode.send_replace(Mode::Refuse);
         self.takes_connections(false).await;
     }
 
-    /// Swallows whatever is sent on connections, old and new, until [`Wire::mend`].
-    pub fn swallow(&self) {
-        self.mode.send_replace(Mode::Swallows);
+    /// Drops all bytes on existing and new connections, until [`NetworkLink::restore`].
+    pub fn drop_traffic(&self) {
+        self.mode.send_replace(Mode::Drop);
     }
 
-    /// Carries again; what was on its way is lost with its connection.
-    pub async fn mend(&self) {
-        self.mode.send_replace(Mode::Carries);
+    /// Forwards again. Dropped bytes stay lost: their connections are closed.
+    pub async fn restore(&self) {
+        self.mode.send_replace(Mode::Forward);
         self.takes_connections(true).await;
     }
 
     async fn takes_connections(&self, wanted: bool) {
-        eventually("the wire does as it is told", Duration::from_secs(10), async || {
+        eventually("the link changes its mode", Duration::from_secs(10), async || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_ok() == wanted
         })
         .await;
     }
 }
 
-impl Drop for Wire {
+impl Drop for NetworkLink {
     fn drop(&mut self) {
         self.serving.abort();
     }
@@ -75,7 +75,7 @@ async fn serve(port: u16, to: String, mut mode: watch::Receiver<Mode>) {
     let mut connections = JoinSet::new();
     let heard = mode.clone();
     loop {
-        if mode.wait_for(|mode| *mode != Mode::Refuses).await.is_err() {
+        if mode.wait_for(|mode| *mode != Mode::Refuse).await.is_err() {
             return;
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
@@ -87,7 +87,7 @@ async fn serve(port: u16, to: String, mut mode: watch::Receiver<Mode>) {
         };
         tokio::select! {
             () = accepting => {}
-            _refuses = mode.wait_for(|mode| *mode == Mode::Refuses) => {}
+            _refuse = mode.wait_for(|mode| *mode == Mode::Refuse) => {}
         }
         drop(listener);
         connections.shutdown().await;
@@ -101,10 +101,10 @@ async fn carry(mut near: TcpStream, to: String, mut mode: watch::Receiver<Mode>)
     };
     tokio::select! {
         biased;
-        _swallows = mode.wait_for(|mode| *mode == Mode::Swallows) => {}
+        _drop = mode.wait_for(|mode| *mode == Mode::Drop) => {}
         _done = carrying => return,
     }
-    // Both ends stay open, and nobody reads.
-    drop(mode.wait_for(|mode| *mode != Mode::Swallows).await);
+    // Both connections stay open without a reader.
+    drop(mode.wait_for(|mode| *mode != Mode::Drop).await);
     drop(near);
 }

@@ -1,4 +1,9 @@
-//! Ports, certificates, and what stands between two programs: proxies and a link that a test can cut.
+//! What connects programs on the loopback.
+//!
+//! - [`port`]: reserves ports and abstract socket names for this process.
+//! - [`authority`]: issues certificates.
+//! - [`http`]: HTTP servers and proxies inside the test.
+//! - [`link`]: a TCP connection that a test can break.
 
 pub mod authority;
 pub mod http;

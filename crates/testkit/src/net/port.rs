@@ -1,4 +1,4 @@
-//! Ports that stay the test's while nobody listens on them.
+//! Reserves ports and abstract socket names for this process, also while no server listens on them.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -10,27 +10,27 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Below the ports that the kernel gives to outgoing connections (32768 and up): there, while a
-/// server is stopped, another connection could take its port, or a client connect to itself.
+/// Below the ports of outgoing connections (32768 and up). In that range, an outgoing connection could take the port
+/// of a stopped server, or a client could connect to itself.
 const FIRST: u16 = 15_000;
 const BLOCKS: u16 = 150;
-/// How many ports are reserved at once.
+/// The number of ports that are reserved at once.
 const IN_BLOCK: u16 = 100;
 
-static OURS: Mutex<Ours> = Mutex::new(Ours { blocks: Vec::new(), next: 0 });
+static RESERVED: Mutex<Reserved> = Mutex::new(Reserved { blocks: Vec::new(), next: 0 });
 
-/// What this process has reserved, until it ends.
-struct Ours {
+/// The ports that this process has reserved, until it ends.
+struct Reserved {
     blocks: Vec<Block>,
     /// Counts the ports of all blocks.
     next: usize,
 }
 
-/// Ports that no other process of the tests gives away.
+/// A range of ports that no other test process uses.
 struct Block {
     first: u16,
-    /// A name that is taken: abstract names are those of one network namespace, as ports are. A range by process id
-    /// would not do, for two PID namespaces may share a network.
+    /// The reservation: a bound abstract socket, which belongs to a network namespace, as ports do. A range derived
+    /// from the process id is not enough, because two PID namespaces can share a network.
     _name: UnixListener,
 }
 
@@ -43,21 +43,21 @@ impl Block {
     }
 }
 
-/// A port of the loopback that is free now and given to no other test.
+/// A free port of the loopback, which no other test gets.
 pub fn unused() -> u16 {
-    let mut ours = OURS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..BLOCKS * IN_BLOCK {
-        let (block, port) = (ours.next / usize::from(IN_BLOCK), ours.next % usize::from(IN_BLOCK));
-        if block == ours.blocks.len() {
+        let (block, port) = (reserved.next / usize::from(IN_BLOCK), reserved.next % usize::from(IN_BLOCK));
+        if block == reserved.blocks.len() {
             let Some(more) = Block::reserved() else {
-                // What was given first has been given back long ago.
-                ours.next = 0;
+                // All blocks are reserved. Start again with the oldest ports, which are no longer in use.
+                reserved.next = 0;
                 continue;
             };
-            ours.blocks.push(more);
+            reserved.blocks.push(more);
         }
-        ours.next += 1;
-        let port = ours.blocks[block].first + u16::try_from(port).unwrap();
+        reserved.next += 1;
+        let port = reserved.blocks[block].first + u16::try_from(port).unwrap();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
@@ -65,12 +65,12 @@ pub fn unused() -> u16 {
     panic!("no free port on the loopback")
 }
 
-/// The name of an abstract socket that no other test has.
+/// The name of an abstract socket, which no other test gets.
 pub fn abstract_name() -> PathBuf {
     format!("@transit-kms-test-{}", unused()).into()
 }
 
-/// The address of a server that is not there: connections are refused.
+/// An address without a server: connections are refused.
 pub fn closed_address() -> String {
     format!("https://127.0.0.1:{}", unused())
 }
@@ -80,8 +80,8 @@ mod tests {
     use super::{Block, unused};
 
     #[test]
-    fn what_is_reserved_is_not_given_again() {
-        // The kernel keeps the names, so a block of another process is no different.
+    fn reserved_ports_are_not_given_again() {
+        // The kernel keeps the names, so these blocks act like those of another process.
         let blocks = [Block::reserved().unwrap(), Block::reserved().unwrap()];
         assert_ne!(blocks[0].first, blocks[1].first);
         for _ in 0..2 * super::IN_BLOCK {

@@ -1,4 +1,4 @@
-//! Control groups that tests make.
+//! Removes control groups that tests have created.
 
 use std::{
     fs,
@@ -8,10 +8,10 @@ use std::{
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// How long processes that are ending may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest time until ending processes are gone.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Removes a control group with those below it, which must have no processes left.
+/// Removes a control group and its children, which must not contain processes.
 pub fn remove(group: &Path) {
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -21,14 +21,14 @@ pub fn remove(group: &Path) {
     drop(fs::remove_dir(group));
 }
 
-/// Removes the control group of this name in every hierarchy, once its processes are gone.
-#[expect(clippy::disallowed_methods, reason = "what is dropped cannot await")]
+/// Waits until the processes of this control group are gone, and removes it from every hierarchy.
+#[expect(clippy::disallowed_methods, reason = "`drop` cannot await")]
 pub fn remove_everywhere(name: &str) {
-    // Version 1 has a folder for each controller, and version 2 has none of these.
+    // cgroup v1 has a folder for each controller, v2 has one hierarchy.
     let hierarchies = fs::read_dir(ROOT).into_iter().flatten().flatten().map(|entry| entry.path());
     let groups: Vec<_> =
         hierarchies.chain([PathBuf::from(ROOT)]).map(|hierarchy| hierarchy.join(name)).collect();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + WAIT_TIMEOUT;
     loop {
         groups.iter().for_each(|group| remove(group));
         if !groups.iter().any(|group| group.exists()) || Instant::now() > until {

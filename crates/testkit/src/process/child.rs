@@ -1,4 +1,4 @@
-//! A child process: what it prints is kept, and it ends with its owner.
+//! A child process. Its output is kept, and it is killed when its value is dropped.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -12,9 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::eventually;
 
-/// How much of its output a failing test shows.
+/// The number of output lines that a failing test shows.
 const TAIL: usize = 80;
 
+/// A running child process.
 pub struct Process {
     name: &'static str,
     child: Child,
@@ -28,7 +29,7 @@ impl Process {
         Self::spawn_with(name, command, Stdio::null())
     }
 
-    /// As [`Process::spawn`], with this as its standard input.
+    /// Like [`Process::spawn`], with this standard input.
     pub fn spawn_with(name: &'static str, command: &mut Command, stdin: Stdio) -> Self {
         let mut child = command
             .stdin(stdin)
@@ -48,9 +49,9 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends `signal`; nothing happens if the process has ended.
+    /// Sends `signal`, unless the process has ended.
     pub fn signal(&mut self, signal: Signal) {
-        // Until it is waited for, its id is not given to another process.
+        // The kernel does not reuse the process id before `exited` has seen the end.
         if self.exited().is_none() {
             let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
             kill_process(pid, signal).unwrap();
@@ -63,12 +64,12 @@ impl Process {
         process.tasks().unwrap().flatten().all(|task| task.stat().is_ok_and(|stat| stat.state == 'T'))
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits until it has ended and all that it printed is read.
+    /// Waits until it has ended and its output is complete.
     pub async fn ended(&mut self, within: Duration) -> ExitStatus {
         let what = format!("{} ends", self.name);
         let status = eventually(&what, within, async || self.exited()).await;
@@ -76,20 +77,20 @@ impl Process {
         status
     }
 
-    /// Kills it and waits.
+    /// Kills it, and waits for its end.
     pub fn kill(&mut self) {
-        // Fails only if it has ended.
+        // Fails only if it has already ended.
         drop(self.child.kill());
         self.wait();
     }
 
-    /// Waits, and blocks meanwhile: for what ends in any case.
+    /// Blocks until it has ended. Only for processes that end by themselves.
     pub fn wait(&mut self) {
         drop(self.child.wait());
         self.read_to_end();
     }
 
-    /// All that it has printed so far, standard output and standard error.
+    /// Its output so far, of standard output and standard error.
     pub fn output(&self) -> String {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }

@@ -1,6 +1,6 @@
-//! The one place that makes commands: each program gets an environment of the tests', and nothing of the user's.
+//! Creates every command of the tests, with an environment that contains nothing of the user's.
 //!
-//! What the user has set or stored must not decide whether a test passes: `KUBECONFIG`, `HELM_*`, `ETCD_*`,
+//! Variables and files of the user must not decide whether a test passes: `KUBECONFIG`, `HELM_*`, `ETCD_*`,
 //! `CONTAINERS_*`, proxies, `NOTIFY_SOCKET`, `BASH_ENV`, a `.gitconfig`, caches below the home folder.
 //! `clippy.toml` forbids `Command::new` elsewhere.
 
@@ -12,16 +12,16 @@ use std::{
 
 use crate::files::repository;
 
-/// What a program gets of the environment of the tests: where temporary files go, where `cargo llvm-cov` wants its
-/// files, and where a version manager keeps the `python3` that is first in `PATH`.
+/// Variables that a program inherits: the folder of temporary files, the files of `cargo llvm-cov`, and the folder where
+/// a version manager keeps the `python3` that is first in `PATH`.
 const KEPT: [&str; 4] = ["ASDF_DATA_DIR", "LLVM_PROFILE_FILE", "PYENV_ROOT", "TMPDIR"];
-/// Nobody can make it, not even root, so no program keeps anything in it. One that needs a home is given its own.
+/// Not even root can create this folder, so no program keeps files in it. A program that needs a home gets its own.
 const NO_HOME: &str = "/proc/no-home";
-/// Where Debian has `runc` and `iptables`. The `PATH` of `su` and of cron has none of these.
+/// Debian's folders of `runc` and `iptables`, which the `PATH` of `su` and of cron lacks.
 const FOR_ROOT: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// A command that runs `program`.
-#[expect(clippy::disallowed_methods, reason = "the one place")]
+#[expect(clippy::disallowed_methods, reason = "every command is created here")]
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("HOME", NO_HOME).env("LANG", "C.UTF-8").env("PATH", path());
@@ -29,16 +29,16 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A command that runs a script of this repository which downloads: it needs what the user has set for that, such as
-/// proxies, authorities, and the homes of Rust and Go. The script itself must keep out the rest.
-#[expect(clippy::disallowed_methods, reason = "the one place")]
+/// A command that runs a downloading script of this repository. It inherits the user's environment, because it needs
+/// proxies, certificate authorities, and the homes of Rust and Go. The script must not depend on the rest.
+#[expect(clippy::disallowed_methods, reason = "every command is created here")]
 pub fn downloading_script(name: &str) -> Command {
     let mut command = Command::new(repository::path("scripts").join(name));
     command.env("PATH", path());
     command
 }
 
-/// Where programs are found.
+/// The `PATH` of every program.
 fn path() -> OsString {
     let given = env::var_os("PATH").unwrap_or_default();
     env::join_paths(env::split_paths(&given).chain(FOR_ROOT.iter().map(Into::into))).unwrap()
@@ -49,11 +49,11 @@ mod tests {
     use super::{KEPT, NO_HOME, command};
 
     #[test]
-    fn a_program_gets_nothing_of_the_users_environment() {
+    fn a_program_gets_no_other_variables_of_the_user() {
         // scripts/test-node runs tests without cargo.
         let is_of_the_tests = |name: &str| name.starts_with("CARGO_") || name.starts_with("TRANSIT_KMS_");
         let more = std::env::vars_os().any(|(name, _)| is_of_the_tests(&name.to_string_lossy()));
-        assert!(more, "the tests themselves have more");
+        assert!(more, "the test process has variables that a program must not get");
         let output = command("env").output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         let names = said.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn not_even_root_can_keep_a_file_in_the_home_of_a_program() {
+    fn not_even_root_can_write_to_the_home_of_a_program() {
         let output = command("sh").args(["-c", "mkdir -p \"$HOME/.cache\""]).output().unwrap();
         assert!(!output.status.success(), "{output:?}");
     }

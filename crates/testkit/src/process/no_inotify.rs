@@ -1,9 +1,9 @@
-//! A place where inotify has run out.
+//! Runs a program where inotify is exhausted.
 
 use crate::process::command::command;
 
-/// A wrapper for a daemon that then finds no inotify instance left; see
-/// [`crate::DaemonOptions::wrapper`]. None where user namespaces are forbidden; in CI that is a failure.
+/// A wrapper for a daemon, which then cannot create an inotify instance; see [`crate::DaemonOptions::wrapper`].
+/// `None` where user namespaces are forbidden; in CI that is a failure.
 pub fn without_inotify() -> Option<Vec<String>> {
     const NONE: &str = r#"echo 0 > /proc/sys/user/max_inotify_instances && exec "$@""#;
     let wrapper = ["unshare", "--user", "--map-root-user", "sh", "-c", NONE, "sh"];
@@ -11,7 +11,7 @@ pub fn without_inotify() -> Option<Vec<String>> {
     if command(unshare).args(arguments).arg("true").status().is_ok_and(|status| status.success()) {
         return Some(wrapper.map(str::to_owned).into());
     }
-    assert!(std::env::var_os("CI").is_none(), "in CI this is tested: allow user namespaces");
+    assert!(std::env::var_os("CI").is_none(), "CI must allow user namespaces");
     eprintln!("not tested, no user namespaces here: {}", wrapper.join(" "));
     None
 }

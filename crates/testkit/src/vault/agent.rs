@@ -1,4 +1,4 @@
-//! A real agent that renders the daemon's config with its own token.
+//! Starts and stops an agent that renders the config of the daemon with its own token.
 
 use std::{
     fs,
@@ -11,39 +11,38 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    daemon::config_file::Rendered,
+    daemon::config_file::ConfigFile,
     process::Process,
     process::command::command,
     vault::login::{self, Jwt, ROLE},
-    vault::server::{Bao, Program},
+    vault::{binary::VaultBinary, server::Bao},
     wait::eventually,
 };
 
-/// What the template writes in the place of the token: the agent's own.
+/// The template of the token: the agent's own token.
 const OWN_TOKEN: &str = r#"{{ with secret "auth/token/lookup-self" }}{{ .Data.id }}{{ end }}"#;
 
-/// How long a login and a rendering may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest time for a login and a rendering.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How an agent logs in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Login {
-    /// With role_id and secret_id. It logs in again when its token can no longer be renewed: at
-    /// about 2/3 of the TTL after a revocation or near the maximum.
+    /// With role_id and secret_id. The agent logs in again when its token can no longer be renewed: at about 2/3 of
+    /// the TTL after a revocation or near the maximum TTL.
     AppRole,
-    /// With a signed JWT in a file. It also logs in again when that file changes, while the old
-    /// token goes on working: see [`Agent::log_in_again`].
+    /// With a signed JWT in a file. The agent also logs in again when the file changes, and the old token stays valid:
+    /// see [`Agent::log_in_again`].
     Jwt,
 }
 
-/// How an agent is to be.
+/// Options of an agent.
 pub struct AgentOptions {
     pub login: Login,
-    /// It also passes requests on to the server, on this port of the loopback and without TLS, and
-    /// replaces their tokens by its own (`use_auto_auth_token = "force"`).
+    /// A loopback port on which the agent forwards requests to the server, without TLS and with its own token
+    /// (`use_auto_auth_token = "force"`).
     pub proxy: Option<u16>,
-    /// What its tokens are like, in the words of a role, such as `json!({"token_ttl": "15s"})`.
-    /// What is not said: an hour, with [`POLICY`] and without the `default` policy.
+    /// Token settings of its role, such as `json!({"token_ttl": "15s"})`. See [`login::role`] for the defaults.
     pub role: Value,
 }
 
@@ -53,7 +52,7 @@ impl Default for AgentOptions {
     }
 }
 
-/// An agent beside a daemon. It ends with this value; what it rendered stays.
+/// A running agent. Dropping this value kills it; the rendered file stays.
 pub struct Agent {
     process: Process,
     config: PathBuf,
@@ -62,13 +61,13 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that has rendered `config` (see [`Rendered`]) with a token of this server.
+    /// Starts an agent, and waits until it has rendered `config` (see [`ConfigFile`]) with a token of this server.
     pub async fn start(bao: &Bao, config: &Path, options: AgentOptions) -> Self {
-        Self::start_with(bao, &Rendered::of(bao, ""), config, options).await
+        Self::start_with(bao, &ConfigFile::of(bao, ""), config, options).await
     }
 
-    /// As [`Agent::start`], with other content; its token is replaced by the agent's.
-    pub async fn start_with(bao: &Bao, content: &Rendered, config: &Path, options: AgentOptions) -> Self {
+    /// Like [`Agent::start`], with other content. The agent's token replaces the token in it.
+    pub async fn start_with(bao: &Bao, content: &ConfigFile, config: &Path, options: AgentOptions) -> Self {
         let dir = tempfile::Builder::new().prefix("agent-").tempdir().unwrap();
         let (method, jwt) = prepare_login(bao, &dir, &options).await;
         let template = dir.path().join("config.ctmpl");
@@ -86,25 +85,25 @@ impl Agent {
         let file = dir.path().join("agent.json");
         fs::write(&file, settings.to_string()).unwrap();
         let mut agent = Self::spawn(&file, config, jwt, dir);
-        agent.wait_for_another_token("", PATIENCE).await;
+        agent.wait_for_another_token("", WAIT_TIMEOUT).await;
         agent
     }
 
-    /// An agent that has rendered `config`, as a config file of its own has it do.
+    /// Starts an agent with this config file of the agent, and waits until it has rendered `config`.
     pub async fn of_file(file: &Path, config: &Path) -> Self {
         let mut agent = Self::of_file_unrendered(file, config);
-        agent.wait_for_another_token("", PATIENCE).await;
+        agent.wait_for_another_token("", WAIT_TIMEOUT).await;
         agent
     }
 
-    /// As [`Agent::of_file`], without waiting for anything.
+    /// Like [`Agent::of_file`], without waiting.
     pub fn of_file_unrendered(file: &Path, config: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("agent-").tempdir().unwrap();
         Self::spawn(file, config, None, dir)
     }
 
     fn spawn(file: &Path, config: &Path, jwt: Option<Jwt>, dir: TempDir) -> Self {
-        let mut command = command(Program::path());
+        let mut command = command(VaultBinary::path());
         command.arg("agent").arg("-config").arg(file);
         let process = Process::spawn("the agent", command.env("HOME", dir.path()));
         Self { process, config: config.to_owned(), jwt, _dir: dir }
@@ -115,29 +114,29 @@ impl Agent {
         &self.config
     }
 
-    /// The token in the rendered file; empty while there is none.
+    /// The token in the rendered file; empty if there is none.
     pub fn token(&self) -> String {
         let text = fs::read_to_string(&self.config).unwrap_or_default();
         let line = text.lines().find_map(|line| line.trim().strip_prefix("token:"));
         line.unwrap_or_default().trim().trim_matches('\'').to_owned()
     }
 
-    /// Makes it log in and render again, and answers the new token. The old one stays valid.
+    /// Makes the agent log in and render again, and returns the new token. The old one stays valid.
     ///
     /// # Panics
-    /// For AppRole: its agent cannot be told to. Revoke its token, or give it a short one.
+    /// For AppRole, whose agent logs in again only if its token is revoked or near its end.
     pub async fn log_in_again(&mut self) -> String {
         let old = self.token();
         self.try_to_log_in_again();
-        self.wait_for_another_token(&old, PATIENCE).await
+        self.wait_for_another_token(&old, WAIT_TIMEOUT).await
     }
 
-    /// As [`Agent::log_in_again`], without waiting for what becomes of it.
+    /// Like [`Agent::log_in_again`], without waiting for the result.
     pub fn try_to_log_in_again(&mut self) {
         self.jwt.as_mut().expect("only for Login::Jwt").renew();
     }
 
-    /// Waits until the rendered file holds another token than `old`, and answers it.
+    /// Waits until the rendered file holds another token than `old`, and returns it.
     pub async fn wait_for_another_token(&mut self, old: &str, within: Duration) -> String {
         eventually("the agent renders another token", within, async || {
             if let Some(status) = self.process.exited() {
@@ -154,18 +153,18 @@ impl Agent {
         self.process.pid()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
     }
 
-    /// What it has printed.
+    /// Its output so far.
     pub fn output(&self) -> String {
         self.process.output()
     }
 }
 
-/// Writes the role on the server and the agent's files; answers the method for its config.
+/// Creates the role on the server and the files of the agent. Returns the auto-auth method for its config.
 async fn prepare_login(bao: &Bao, dir: &TempDir, options: &AgentOptions) -> (Value, Option<Jwt>) {
     let file = |name: &str| dir.path().join(name);
     let (kind, settings, jwt) = match options.login {
@@ -174,7 +173,7 @@ async fn prepare_login(bao: &Bao, dir: &TempDir, options: &AgentOptions) -> (Val
             let settings = json!({
                 "role_id_file_path": file("role_id"),
                 "secret_id_file_path": file("secret_id"),
-                // By default it works once, and not after a restart.
+                // By default the agent removes the file, and cannot log in after a restart.
                 "remove_secret_id_file_after_reading": false,
             });
             ("approle", settings, None)

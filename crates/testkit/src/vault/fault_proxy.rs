@@ -1,5 +1,5 @@
-//! A node of Vault that answers wrongly: a proxy in front of a real server. A test says which
-//! requests it answers itself, delays, loses, or edits; all others go on to the server.
+//! A proxy in front of a real server, which injects faults. It answers, delays, drops or changes the requests that a
+//! test selects, and forwards all others.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,74 +17,74 @@ use crate::{
     vault::server::Bao,
 };
 
-/// What happens to a request.
+/// A fault of a request.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// The proxy answers it: status, headers, body.
+    /// The proxy responds itself: status, headers, body.
     Answer(u16, Vec<(&'static str, String)>, String),
-    /// The server's answer is changed on its way back.
+    /// The proxy changes the JSON of the server's response.
     Edit(fn(&mut Value)),
-    /// It goes on to the server, and the answer comes so much later.
-    Late(Duration),
-    /// It is never answered.
-    Silence,
+    /// The proxy forwards the request, and delays the response.
+    Delay(Duration),
+    /// The proxy never responds.
+    NoAnswer,
 }
 
 impl Fault {
-    /// An answer with Vault's JSON.
+    /// A response with a JSON body.
     pub fn json(status: u16, body: &Value) -> Self {
         Self::Answer(status, vec![("content-type", "application/json".into())], body.to_string())
     }
 
-    /// An answer with Vault's error body.
+    /// A response with these messages in Vault's error format.
     pub fn errors(status: u16, words: &[&str]) -> Self {
         Self::json(status, &json!({ "errors": words }))
     }
 
-    /// A page, as a proxy or a captive portal has it.
+    /// An HTML page, as from another proxy or a captive portal.
     pub fn html(status: u16) -> Self {
         let page = "<html><body><h1>Welcome</h1></body></html>";
         Self::Answer(status, vec![("content-type", "text/html".into())], page.into())
     }
 
-    /// A refusal of the token in bare words: it expired, or it is of another cluster.
+    /// The refusal of an invalid token: it has expired, or it belongs to another cluster.
     pub fn token_refused() -> Self {
         Self::errors(403, &["permission denied"])
     }
 
-    /// A refusal by policy.
+    /// The refusal by a policy.
     pub fn policy_refused() -> Self {
         Self::errors(403, &["1 error occurred:\n\t* permission denied\n\n"])
     }
 
-    /// A rate limit quota, as Vault answers it.
+    /// Vault's response when a rate limit quota is exceeded.
     pub fn quota(retry_after_seconds: u32) -> Self {
         let body = json!({ "errors": ["request path \"x\": rate limit quota exceeded"] });
         Self::Answer(429, vec![("retry-after", retry_after_seconds.to_string())], body.to_string())
     }
 }
 
-/// Which requests a fault is for, and the fault.
+/// A fault, and the requests that it applies to.
 struct Rule {
-    /// A part of the path, such as `/decrypt/` or `renew-self`; the empty one is part of all.
+    /// A part of the path, such as `/decrypt/` or `renew-self`. The empty string matches all paths.
     part: String,
     fault: Fault,
 }
 
-/// A plain HTTP server on the loopback; the daemon needs `--allow-http`. It ends with this value.
+/// A plain HTTP server on the loopback, which stops when this value is dropped. The daemon needs `--allow-http`.
 pub struct FaultProxy {
     http: HttpServer,
     rules: Arc<Mutex<Vec<Rule>>>,
 }
 
 impl FaultProxy {
-    /// In front of `bao`, with no fault yet.
-    pub async fn before(bao: &Bao) -> Self {
+    /// Starts a proxy in front of `bao`, without faults.
+    pub async fn in_front_of(bao: &Bao) -> Self {
         let rules = Arc::<Mutex<Vec<Rule>>>::default();
         let (client, to, known) = (bao.http().clone(), bao.address(), Arc::clone(&rules));
         let http = HttpServer::start(move |request| {
             let path = request.uri().path().to_owned();
-            // The newest rule wins.
+            // The newest rule counts.
             let fault = {
                 let rules = known.lock().unwrap();
                 rules.iter().rev().find(|rule| path.contains(&rule.part)).map(|rule| rule.fault.clone())
@@ -100,28 +100,28 @@ impl FaultProxy {
         self.http.address()
     }
 
-    /// Requests whose path contains `part` meet this fault from now on.
-    pub fn spoil(&self, part: &str, fault: Fault) {
+    /// Injects this fault into requests whose path contains `part`.
+    pub fn inject(&self, part: &str, fault: Fault) {
         self.rules.lock().unwrap().push(Rule { part: part.into(), fault });
     }
 
-    /// As a secondary for disaster recovery, which answers nothing and says so in its health.
-    pub fn be_a_dr_secondary(&self) {
-        self.spoil("", Fault::errors(400, &["path disabled in replication DR secondary mode"]));
-        self.spoil("sys/health", Fault::json(472, &json!({ "initialized": true, "sealed": false })));
+    /// Responds like a secondary for disaster recovery: it refuses everything, and its health is 472.
+    pub fn act_as_dr_secondary(&self) {
+        self.inject("", Fault::errors(400, &["path disabled in replication DR secondary mode"]));
+        self.inject("sys/health", Fault::json(472, &json!({ "initialized": true, "sealed": false })));
     }
 
-    /// No fault any more.
-    pub fn mend(&self) {
+    /// Removes all faults.
+    pub fn clear(&self) {
         self.rules.lock().unwrap().clear();
     }
 
-    /// The requests so far, looks at its health apart.
+    /// The number of requests so far, without health checks.
     pub fn calls(&self) -> usize {
         self.seen().iter().filter(|seen| !seen.path.contains("sys/health")).count()
     }
 
-    /// The requests so far whose path contains `part`.
+    /// The number of requests so far whose path contains `part`.
     pub fn requests(&self, part: &str) -> usize {
         self.seen().iter().filter(|seen| seen.path.contains(part)).count()
     }
@@ -142,8 +142,8 @@ async fn serve(client: Client, to: String, request: Request<Bytes>, fault: Optio
             }
             return answer;
         }
-        Some(Fault::Silence) => std::future::pending().await,
-        Some(Fault::Late(_) | Fault::Edit(_)) | None => {}
+        Some(Fault::NoAnswer) => std::future::pending().await,
+        Some(Fault::Delay(_) | Fault::Edit(_)) | None => {}
     }
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::HOST);
@@ -162,7 +162,7 @@ async fn serve(client: Client, to: String, request: Request<Bytes>, fault: Optio
             edit(&mut value);
             answer(status, value.to_string())
         }
-        Some(Fault::Late(pause)) => {
+        Some(Fault::Delay(pause)) => {
             sleep(pause).await;
             answer(status, body)
         }

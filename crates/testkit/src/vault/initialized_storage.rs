@@ -1,6 +1,6 @@
-//! Storage of a server that has been initialised once, for all servers of this process.
+//! The storage of an initialized server, which all servers of this process start with.
 //!
-//! A new raft takes two seconds to elect itself; one that is started again takes none.
+//! A new raft cluster needs two seconds to elect a leader. A restarted one needs none.
 
 use std::{
     fs::{self, File},
@@ -13,14 +13,14 @@ use tokio::sync::OnceCell;
 
 use crate::vault::server::{Bao, BaoOptions, MOUNT};
 
-/// Storage is mostly holes; what is written is whole blocks of this size.
+/// The storage files are sparse. Only blocks of this size with data are kept and written.
 const BLOCK: usize = 4096;
 
 static SEED: OnceCell<Seed> = OnceCell::const_new();
 
 pub(crate) struct Seed {
     files: Vec<SparseFile>,
-    /// Every server must replace it, or a token of one would be good for all.
+    /// Each server must replace it, otherwise this token would be valid on all servers.
     pub(super) root_token: String,
     pub(super) unseal_key: String,
 }
@@ -35,7 +35,7 @@ impl Seed {
         let keys = bao.api("PUT", "sys/init", json!({"secret_shares": 1, "secret_threshold": 1})).await;
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
         let (root_token, unseal_key) = (text(&keys["root_token"]), text(&keys["keys_base64"][0]));
-        bao.adopt(&root_token, &unseal_key);
+        bao.set_credentials(&root_token, &unseal_key);
         bao.unseal().await;
         bao.api("POST", &format!("sys/mounts/{MOUNT}"), json!({"type": "transit"})).await;
         bao.api("POST", "sys/auth/approle", json!({"type": "approle"})).await;
@@ -46,7 +46,7 @@ impl Seed {
         Self { files, root_token, unseal_key }
     }
 
-    /// Writes the storage into the empty folder `to`.
+    /// Writes the storage to the empty folder `to`.
     pub(super) fn write(&self, to: &Path) {
         for file in &self.files {
             let path = to.join(&file.path);

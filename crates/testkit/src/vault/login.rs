@@ -1,4 +1,4 @@
-//! What agents log in with: a role on the server, and the files that go with it.
+//! Sets up logins of agents: a role on the server, and the files with the credentials.
 
 use std::{
     fs,
@@ -15,33 +15,33 @@ use crate::{
     vault::server::{Bao, POLICY},
 };
 
-/// The role that agents log in to, of any method.
+/// The name of the role, for every method.
 pub const ROLE: &str = "transit-kms";
 const AUDIENCE: &str = "transit-kms-test";
 
-/// What tokens of a role are like, in the words of a role. What `said` does not say: an hour, with
-/// [`POLICY`] and without the `default` policy.
-pub fn role(said: &Value) -> Value {
+/// The token settings of a role. Defaults: a TTL of one hour, [`POLICY`], and no `default` policy; `settings`
+/// replaces them.
+pub fn role(settings: &Value) -> Value {
     let mut role = json!({
         "token_no_default_policy": true, "token_policies": [POLICY], "token_ttl": "1h",
     });
-    for (name, value) in said.as_object().unwrap() {
+    for (name, value) in settings.as_object().unwrap() {
         role[name] = value.clone();
     }
     role
 }
 
-/// Writes an AppRole, and `role_id` and `secret_id` in this folder.
-pub async fn approle(bao: &Bao, dir: &Path, said: &Value) {
+/// Creates an AppRole, and writes `role_id` and `secret_id` to this folder.
+pub async fn approle(bao: &Bao, dir: &Path, settings: &Value) {
     let path = format!("auth/approle/role/{ROLE}");
-    bao.api("POST", &path, role(said)).await;
+    bao.api("POST", &path, role(settings)).await;
     let answer = bao.api("GET", &format!("{path}/role-id"), Value::Null).await;
     fs::write(dir.join("role_id"), answer["data"]["role_id"].as_str().unwrap()).unwrap();
     let answer = bao.api("POST", &format!("{path}/secret-id"), json!({})).await;
     fs::write(dir.join("secret_id"), answer["data"]["secret_id"].as_str().unwrap()).unwrap();
 }
 
-/// A JWT in a file, of an issuer that the server trusts.
+/// A file with a JWT of an issuer that the server trusts.
 pub struct Jwt {
     key: KeyPair,
     number: u64,
@@ -49,12 +49,12 @@ pub struct Jwt {
 }
 
 impl Jwt {
-    /// Writes the role, and the first JWT for it in this file.
-    pub async fn issued(bao: &Bao, path: &Path, said: &Value) -> Self {
+    /// Creates the role, and writes the first JWT to this file.
+    pub async fn issued(bao: &Bao, path: &Path, settings: &Value) -> Self {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
         let keys = json!({"jwt_validation_pubkeys": [key.public_key_pem()]});
         bao.api("POST", "auth/jwt/config", keys).await;
-        let mut role = role(said);
+        let mut role = role(settings);
         role["bound_audiences"] = json!([AUDIENCE]);
         role["bound_subject"] = json!(ROLE);
         role["role_type"] = json!("jwt");
@@ -65,10 +65,10 @@ impl Jwt {
         jwt
     }
 
-    /// Puts the next one in its place.
+    /// Replaces the JWT in the file with a new one.
     pub fn renew(&mut self) {
         self.number += 1;
-        #[expect(clippy::disallowed_methods, reason = "a JWT says from when to when it holds")]
+        #[expect(clippy::disallowed_methods, reason = "a JWT holds the wall-clock time of its validity")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let claims = json!({
             "aud": AUDIENCE,

@@ -1,41 +1,41 @@
-//! A real OpenBao (or Vault), one a test.
+//! Starts and stops one server of OpenBao (or Vault).
+//!
+//! The server serves TLS on the loopback. Transit, AppRole and JWT are enabled, and [`KEY`] and [`POLICY`] exist.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use bytes::Bytes;
-use reqwest::{Certificate, Client, Method, RequestBuilder, redirect};
+use reqwest::{Certificate, Client, redirect};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::{
-    files::repository, files::small_disk::SmallDisk, files::temp_dir::scratch, net::authority::Authority,
-    net::http::client, net::port, process::Process, process::command::command,
+    files::small_disk::SmallDisk, files::temp_dir::temp_dir, net::authority::Authority, net::http::client,
+    net::port, process::Process, process::command::command, vault::binary::VaultBinary,
     vault::initialized_storage::Seed, wait::eventually,
 };
 
-/// The Transit key that every server has.
+/// The Transit key of every server.
 pub const KEY: &str = "kms";
-/// Where Transit is mounted.
+/// The mount of Transit.
 pub const MOUNT: &str = "transit";
-/// The name of the policy that every server has: what the daemon needs with [`KEY`], no more.
+/// The policy of every server: exactly what the daemon needs with [`KEY`].
 pub const POLICY: &str = "transit-kms";
 
-/// Enough for the log of a test.
+/// Enough for the audit log of a test.
 const AUDIT_DISK: &str = "32m";
-/// A server that has not answered by then is not there.
-const SOON: Duration = Duration::from_secs(1);
-/// How long a server may take to do what it is told.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A server without a response after this time counts as down.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest time for a request, a start or a seal.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The rules that the daemon needs to work with the key `key`, and nothing else.
+/// The rules of a policy that allows exactly what the daemon needs with the key `key`.
 pub fn policy(mount: &str, key: &str) -> String {
     format!(
         r#"
@@ -48,25 +48,25 @@ path "auth/token/renew-self"  {{ capabilities = ["update"] }}
     )
 }
 
-/// What makes a server one of a cluster.
+/// Options of a member of a raft cluster.
 pub struct Member {
-    /// Has its audit log on a disk of its own, `audit` in its folder.
+    /// Whether its audit log is on a small disk, mounted at `audit` in its folder.
     pub(crate) audit_disk: bool,
-    /// That of all members.
+    /// The certificate authority of all members.
     pub(crate) authority: Arc<Authority>,
-    /// The address of the member to join, if it is not the first.
+    /// The address of the member to join; `None` for the first.
     pub(crate) leader: Option<String>,
     pub(crate) name: String,
 }
 
-/// How a server is to be.
+/// Options of a server.
 pub struct BaoOptions {
     /// Write an audit log, for [`Bao::audit_log`].
     pub audit: bool,
-    /// Further listeners on the loopback, as the server's config has them but for their address; see
+    /// Further listeners on the loopback, in the format of the server's config but without an address; see
     /// [`Bao::port_of_listener`].
     pub listeners: Vec<Value>,
-    /// One of a cluster, rather than alone.
+    /// Makes it a member of a cluster.
     pub member: Option<Member>,
     /// Refuse clients without a certificate of the server's authority; see
     /// [`Bao::client_certificate`].
@@ -79,38 +79,37 @@ impl Default for BaoOptions {
     }
 }
 
-/// A server with TLS on the loopback, with Transit, AppRole and JWT mounted, and its storage on
-/// disk. It ends, and its folder goes, with this value.
+/// A running server with its storage on disk. Dropping this value kills it and removes its folder.
 pub struct Bao {
     process: Option<Process>,
     audit_disk: Option<SmallDisk>,
     authority: Arc<Authority>,
     dir: TempDir,
-    http: Client,
+    pub(super) http: Client,
     options: BaoOptions,
     port: u16,
-    /// Of [`BaoOptions::listeners`].
+    /// The ports of [`BaoOptions::listeners`].
     ports: Vec<u16>,
-    root_token: String,
+    pub(super) root_token: String,
     unseal_key: String,
 }
 
 impl Bao {
-    /// A server that is up and unsealed, with [`KEY`] and [`POLICY`].
+    /// Starts and unseals a server with [`KEY`] and [`POLICY`].
     pub async fn start() -> Self {
         Self::start_with(BaoOptions::default()).await
     }
 
-    /// As [`Bao::start`], with choices.
+    /// Like [`Bao::start`], with options.
     pub async fn start_with(options: BaoOptions) -> Self {
         let seed = Seed::of_this_process().await;
         let mut bao = Self::launch(options, Some(seed)).await;
-        bao.adopt(&seed.root_token, &seed.unseal_key);
+        bao.set_credentials(&seed.root_token, &seed.unseal_key);
         bao.unseal().await;
         let own = bao.create_token(json!({"policies": ["root"]})).await;
-        bao.adopt(&own, &seed.unseal_key);
+        bao.set_credentials(&own, &seed.unseal_key);
         bao.revoke(&seed.root_token).await;
-        if bao.options.audit && Program::found().is_vault {
+        if bao.options.audit && VaultBinary::found().is_vault {
             let device = json!({"type": "file", "options": {"file_path": bao.audit_file()}});
             bao.api("PUT", "sys/audit/main", device).await;
         }
@@ -119,9 +118,9 @@ impl Bao {
         bao
     }
 
-    /// A server that listens: without a seed not initialised, with one sealed.
+    /// Starts a server and waits until it listens. It is sealed if `seed` is given, otherwise not initialized.
     pub(crate) async fn launch(options: BaoOptions, seed: Option<&Seed>) -> Self {
-        let dir = scratch("bao-");
+        let dir = temp_dir("bao-");
         let audit_disk = options.member.as_ref().filter(|member| member.audit_disk).and_then(|_| {
             let at = dir.path().join("audit");
             fs::create_dir(&at).unwrap();
@@ -134,9 +133,9 @@ impl Bao {
         let mut http = client()
             .tls_certs_only([Certificate::from_pem(authority.pem().as_bytes()).unwrap()])
             .redirect(redirect::Policy::none())
-            // A connection that is kept does not outlive a restart; a new one costs 4 ms.
+            // A kept connection would be broken after a restart. A new one costs 4 ms.
             .pool_max_idle_per_host(0)
-            .timeout(PATIENCE);
+            .timeout(WAIT_TIMEOUT);
         if options.require_client_certificate {
             let (chain, key) = authority.client("root");
             let identity = [fs::read(key).unwrap(), fs::read(chain).unwrap()].concat();
@@ -164,27 +163,27 @@ impl Bao {
             bao.write_config();
             match bao.listen().await {
                 Ok(()) => return bao,
-                // Somebody outside of this process was faster.
+                // Another process has taken the port.
                 Err(said) if said.contains("address already in use") => {}
                 Err(said) => panic!("the server ended at its start:\n{said}"),
             }
         }
     }
 
-    /// What calls are made with from now on.
-    pub(crate) fn adopt(&mut self, root_token: &str, unseal_key: &str) {
+    /// Sets the root token and unseal key for the next requests.
+    pub(crate) fn set_credentials(&mut self, root_token: &str, unseal_key: &str) {
         root_token.clone_into(&mut self.root_token);
         unseal_key.clone_into(&mut self.unseal_key);
     }
 
-    /// Whether this is Vault and not OpenBao.
+    /// Whether the servers are Vault, not OpenBao.
     pub fn is_vault() -> bool {
-        Program::found().is_vault
+        VaultBinary::found().is_vault
     }
 
-    /// The program, which is the client, too.
+    /// The path of the binary, which is also the client.
     pub fn program() -> &'static Path {
-        &Program::found().path
+        &VaultBinary::found().path
     }
 
     /// `https://127.0.0.1:port`.
@@ -197,7 +196,7 @@ impl Bao {
         &self.http
     }
 
-    /// The certificate that the server's is signed by.
+    /// The certificate of the authority that has issued the server's certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.authority.file()
     }
@@ -212,117 +211,34 @@ impl Bao {
         self.authority.client(name)
     }
 
-    /// A token that may do everything, of this server only.
+    /// A root token, valid on this server only.
     pub fn root_token(&self) -> &str {
         &self.root_token
     }
 
-    /// What unseals it; the same for all servers of this process.
+    /// The unseal key, which is the same for all servers of this process.
     pub fn unseal_key(&self) -> &str {
         &self.unseal_key
     }
 
-    /// Calls the API as root: `api("POST", "transit/keys/other", json!({}))`; no body for `Null`.
-    ///
-    /// # Panics
-    /// Unless the answer is 2xx.
-    pub async fn api(&self, method: &str, path: &str, body: Value) -> Value {
-        let (status, answer) = self.api_as(&self.root_token, method, path, body).await;
-        assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
-        answer
-    }
-
-    /// Calls the API with this token, and answers whatever comes.
-    pub async fn api_as(&self, token: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
-        match self.call(token, method, path, body).await {
-            Ok(answered) => answered,
-            Err(e) => panic!("{method} {path}: {e:?}"),
-        }
-    }
-
-    /// Creates a token as `auth/token/create` is told to, such as
-    /// `json!({"ttl": "1h", "renewable": false})`. What is not said: an orphan with [`POLICY`] and
-    /// without the `default` policy.
-    pub async fn create_token(&self, options: Value) -> String {
-        let mut request = json!({"policies": [POLICY], "no_default_policy": true, "no_parent": true});
-        for (name, value) in options.as_object().unwrap() {
-            request[name] = value.clone();
-        }
-        let answer = self.api("POST", "auth/token/create", request).await;
-        answer["auth"]["client_token"].as_str().unwrap().to_owned()
-    }
-
-    /// A token as an operator would make it: [`POLICY`], renewable, for an hour.
-    pub async fn token(&self) -> String {
-        self.create_token(json!({"ttl": "1h"})).await
-    }
-
-    /// Ends this token.
-    pub async fn revoke(&self, token: &str) {
-        self.api("POST", "auth/token/revoke", json!({"token": token})).await;
-    }
-
-    /// Writes a policy.
-    pub async fn policy(&self, name: &str, rules: &str) {
-        self.api("PUT", &format!("sys/policies/acl/{name}"), json!({"policy": rules})).await;
-    }
-
-    /// The entries of the audit log for requests with this KMS uid; none unless the header is
-    /// switched on (`docs/audit.md`).
-    pub fn audited(&self, uid: &str) -> Vec<Value> {
-        let of_uid = |entry: &Value| entry["request"]["headers"]["x-kms-uid"] == json!([uid]);
-        self.audit_log().into_iter().filter(of_uid).collect()
-    }
-
-    /// Switches on that the audit log holds the KMS uid, as `docs/audit.md` says.
-    pub async fn audit_uids(&self) {
-        self.api("POST", "sys/config/auditing/request-headers/x-kms-uid", json!({"hmac": false})).await;
-    }
-
-    /// Makes a new version of this key and answers its number.
-    pub async fn rotate_key(&self, key: &str) -> u64 {
-        self.api("POST", &format!("{MOUNT}/keys/{key}/rotate"), json!({})).await;
-        self.key_version(key).await
-    }
-
-    /// The latest version of this key.
-    pub async fn key_version(&self, key: &str) -> u64 {
-        let answer = self.api("GET", &format!("{MOUNT}/keys/{key}"), Value::Null).await;
-        answer["data"]["latest_version"].as_u64().unwrap()
-    }
-
-    /// Encrypts with the latest version, as root and around the daemon.
-    pub async fn encrypt(&self, key: &str, plaintext: &[u8]) -> String {
-        let request = json!({"plaintext": BASE64.encode(plaintext)});
-        let answer = self.api("POST", &format!("{MOUNT}/encrypt/{key}"), request).await;
-        answer["data"]["ciphertext"].as_str().unwrap().to_owned()
-    }
-
-    /// Decrypts as root and around the daemon.
-    pub async fn decrypt(&self, key: &str, ciphertext: &str) -> Vec<u8> {
-        let request = json!({"ciphertext": ciphertext});
-        let answer = self.api("POST", &format!("{MOUNT}/decrypt/{key}"), request).await;
-        BASE64.decode(answer["data"]["plaintext"].as_str().unwrap()).unwrap()
-    }
-
-    /// Seals it and waits until it says so.
+    /// Seals it, and waits until its health is 503.
     pub async fn seal(&self) {
         self.api("PUT", "sys/seal", Value::Null).await;
         self.health_is(503).await;
     }
 
-    /// Unseals it and waits until it serves.
+    /// Unseals it, and waits until its health is 200.
     pub async fn unseal(&self) {
         self.api("PUT", "sys/unseal", json!({"key": self.unseal_key})).await;
         self.health_is(200).await;
     }
 
-    /// Unseals one of a cluster and waits until it serves, as leader or not.
+    /// Unseals a member of a cluster, and waits until it is the leader or a standby.
     pub async fn unseal_member(&self) {
-        eventually("the member serves", PATIENCE, async || match self.health().await {
+        eventually("the member is unsealed", WAIT_TIMEOUT, async || match self.health().await {
             Some(200 | 429) => Ok(()),
             found => {
-                // Refused until it has found the leader.
+                // The member refuses to unseal until it has joined the leader.
                 drop(self.call("", "PUT", "sys/unseal", json!({"key": self.unseal_key})).await);
                 Err(format!("{found:?}"))
             }
@@ -330,26 +246,26 @@ impl Bao {
         .await;
     }
 
-    /// The status of its health, if it answers at once.
+    /// The HTTP status of `sys/health`, or `None` without a response in time.
     pub async fn health(&self) -> Option<u16> {
-        let asked = timeout(SOON, self.call("", "GET", "sys/health", Value::Null)).await;
+        let asked = timeout(HEALTH_TIMEOUT, self.call("", "GET", "sys/health", Value::Null)).await;
         Some(asked.ok()?.ok()?.0)
     }
 
-    /// Kills it, as a crash would: connections are refused from now on. The storage stays.
+    /// Kills it, as in a crash: connections are refused from now on. The storage stays.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
     }
 
-    /// Starts it again, with the same address and storage, and unseals it.
+    /// Starts it again with the same address and storage, and unseals it.
     pub async fn start_again(&mut self) {
         self.start_again_sealed().await;
         self.unseal().await;
     }
 
-    /// Starts it again, with the same address and storage, and leaves it sealed.
+    /// Starts it again with the same address and storage, and leaves it sealed.
     pub async fn start_again_sealed(&mut self) {
         assert!(self.process.is_none(), "stop it first");
         if let Err(said) = self.listen().await {
@@ -357,55 +273,29 @@ impl Bao {
         }
     }
 
-    /// Stops it from running: connections are accepted by the kernel, and nobody answers.
+    /// Freezes it (SIGSTOP): the kernel accepts connections, but no request is answered.
     pub async fn freeze(&mut self) {
         let process = self.process.as_mut().expect("it is stopped");
         process.signal(Signal::STOP);
-        // The signal is on its way when `kill` returns; another core may still be answering.
-        eventually("the server is frozen", PATIENCE, async || process.is_frozen()).await;
+        // `kill` may return before all threads are stopped, so the server could still answer.
+        eventually("the server is frozen", WAIT_TIMEOUT, async || process.is_frozen()).await;
     }
 
-    /// Lets it run on.
+    /// Lets it continue (SIGCONT).
     pub fn thaw(&mut self) {
         self.process.as_mut().expect("it is stopped").signal(Signal::CONT);
     }
 
-    /// All that it holds, as `bao operator raft snapshot save` has it.
-    pub async fn snapshot(&self) -> Bytes {
-        let answer = self.snapshots(Method::GET).send().await.unwrap();
-        answer.error_for_status().unwrap().bytes().await.unwrap()
-    }
-
-    /// Goes back to what it held then, as by `bao operator raft snapshot restore`.
-    pub async fn restore(&self, snapshot: &Bytes) {
-        let answer = self.snapshots(Method::POST).body(snapshot.clone()).send().await.unwrap();
-        answer.error_for_status().unwrap();
-        self.health_is(200).await;
-    }
-
-    fn snapshots(&self, method: Method) -> RequestBuilder {
-        let url = format!("{}/v1/sys/storage/raft/snapshot", self.address());
-        self.http.request(method, url).header("X-Vault-Token", &self.root_token)
-    }
-
-    /// The disk that its audit log is on, if that is one of its own.
+    /// The small disk of its audit log, if it has one.
     pub fn audit_disk(&self) -> Option<&SmallDisk> {
         self.audit_disk.as_ref()
-    }
-
-    /// All entries of the audit log, requests and responses.
-    pub fn audit_log(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.audit_file()).unwrap();
-        // The last line may still be being written.
-        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     pub(crate) fn storage(&self) -> PathBuf {
         self.dir.path().join("storage")
     }
 
-    fn audit_file(&self) -> PathBuf {
+    pub(super) fn audit_file(&self) -> PathBuf {
         self.dir.path().join("audit.log")
     }
 
@@ -416,7 +306,7 @@ impl Bao {
         let mut config = json!({
             "api_addr": self.address(),
             "cluster_addr": format!("https://{cluster}"),
-            // Vault wants it said; OpenBao warns that it never locks memory.
+            // Vault requires this setting. OpenBao warns that it never locks memory.
             "disable_mlock": true,
             "listener": [{"tcp": {
                 "address": format!("127.0.0.1:{}", self.port),
@@ -442,26 +332,26 @@ impl Bao {
         for (options, port) in self.options.listeners.iter().zip(&self.ports) {
             let mut listener = options.clone();
             listener["address"] = json!(format!("127.0.0.1:{port}"));
-            // Each needs one of its own, and only that of the first is used.
+            // Each listener needs a cluster address, but only that of the first is used.
             listener["cluster_address"] = json!(format!("127.0.0.1:{}", port::unused()));
             config["listener"].as_array_mut().unwrap().push(json!({ "tcp": listener }));
         }
-        if (self.options.audit || self.audit_disk.is_some()) && !Program::found().is_vault {
-            // A cluster has one table of devices for all members, so the path is the same for all: it is
-            // each one's own by the folder that it runs in.
+        if (self.options.audit || self.audit_disk.is_some()) && !VaultBinary::found().is_vault {
+            // All members of a cluster have the same path of the audit device. It is relative, so that each member
+            // writes to its own working directory.
             let file = self.audit_disk.as_ref().map_or(path(&self.audit_file()), |_| "audit/main.log".into());
             config["audit"] = json!([{"type": "file", "path": "main", "options": {"file_path": file}}]);
         }
         fs::write(self.dir.path().join("server.json"), config.to_string()).unwrap();
     }
 
-    /// Runs it until it answers; if it ends before, what it said.
+    /// Starts the process, and waits for its first response. Fails with its output if it ends before.
     async fn listen(&mut self) -> Result<(), String> {
-        let mut command = command(Program::path());
+        let mut command = command(VaultBinary::path());
         command.arg("server").arg("-config").arg(self.dir.path().join("server.json"));
         command.env("HOME", self.dir.path()).current_dir(self.dir.path());
         let mut process = Process::spawn("the server", &mut command);
-        let result = eventually("the server listens", PATIENCE, async || {
+        let result = eventually("the server listens", WAIT_TIMEOUT, async || {
             if process.exited().is_some() {
                 return Some(Err(()));
             }
@@ -476,8 +366,8 @@ impl Bao {
         Ok(())
     }
 
-    async fn health_is(&self, wanted: u16) {
-        eventually(&format!("health {wanted}"), PATIENCE, async || {
+    pub(super) async fn health_is(&self, wanted: u16) {
+        eventually(&format!("health {wanted}"), WAIT_TIMEOUT, async || {
             match self.call("", "GET", "sys/health", Value::Null).await {
                 Ok((status, _)) if status == wanted => Ok(()),
                 Ok((status, body)) => Err(format!("{status} {body}")),
@@ -485,70 +375,5 @@ impl Bao {
             }
         })
         .await;
-    }
-
-    async fn call(
-        &self,
-        token: &str,
-        method: &str,
-        path: &str,
-        body: Value,
-    ) -> Result<(u16, Value), reqwest::Error> {
-        let method = Method::from_bytes(method.as_bytes()).unwrap();
-        let mut request = self
-            .http
-            .request(method, format!("{}/v1/{path}", self.address()))
-            .header("X-Vault-Request", "true")
-            .header("X-Vault-Token", token);
-        if !body.is_null() {
-            request = request.header("Content-Type", "application/json").body(body.to_string());
-        }
-        let answer = request.send().await?;
-        let status = answer.status().as_u16();
-        let text = answer.text().await?;
-        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
-    }
-}
-
-/// The binary that is server and agent.
-pub struct Program {
-    path: PathBuf,
-    is_vault: bool,
-}
-
-impl Program {
-    /// Where it is.
-    pub fn path() -> &'static Path {
-        &Self::found().path
-    }
-
-    /// `TRANSIT_KMS_TEST_SERVER`, else `bao` or `vault` on PATH, else what `scripts/tools` got.
-    ///
-    /// # Panics
-    /// If there is none: a test without a server is a test that fails.
-    fn found() -> &'static Self {
-        static FOUND: OnceLock<Program> = OnceLock::new();
-        FOUND.get_or_init(|| {
-            let on_path = std::env::var_os("PATH").unwrap_or_default();
-            let on_path: Vec<_> = std::env::split_paths(&on_path).collect();
-            let mut candidates: Vec<PathBuf> = Vec::new();
-            match std::env::var_os("TRANSIT_KMS_TEST_SERVER") {
-                Some(given) if !given.is_empty() => candidates.push(given.into()),
-                _ => {
-                    candidates.extend(on_path.iter().map(|dir| dir.join("bao")));
-                    candidates.extend(on_path.iter().map(|dir| dir.join("vault")));
-                    candidates.push(repository::path("target/tools/bin/bao"));
-                }
-            }
-            candidates.into_iter().find_map(Self::tried).unwrap_or_else(|| {
-                panic!("no server to test against: run scripts/tools, or name one in TRANSIT_KMS_TEST_SERVER")
-            })
-        })
-    }
-
-    fn tried(path: PathBuf) -> Option<Self> {
-        let version = command(&path).arg("version").output().ok()?;
-        let is_vault = String::from_utf8_lossy(&version.stdout).starts_with("Vault");
-        version.status.success().then_some(Self { path, is_vault })
     }
 }

@@ -1,4 +1,4 @@
-//! A real cluster of three servers on raft.
+//! Starts and stops a raft cluster of three servers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,37 +6,37 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    daemon::config_file::Rendered,
-    files::temp_dir::scratch,
+    daemon::config_file::ConfigFile,
+    files::temp_dir::temp_dir,
     net::authority::Authority,
-    net::link::Wire,
+    net::link::NetworkLink,
     vault::server::{Bao, BaoOptions, KEY, MOUNT, Member, POLICY, policy},
     wait::eventually,
 };
 
-/// How long the cluster may take to elect a leader, or a member to join.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time for an election or for a member to join.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Three servers with one storage, and the wires to them. They end with this value.
-pub struct Trio {
+/// A raft cluster of three servers, and a network link to each. Dropping this value stops them.
+pub struct ThreeNodeVault {
     pub members: Vec<Bao>,
-    pub wires: Vec<Wire>,
+    pub links: Vec<NetworkLink>,
     _dir: TempDir,
 }
 
-impl Trio {
-    /// A cluster that has a leader, with [`KEY`] and [`POLICY`].
+impl ThreeNodeVault {
+    /// Starts a cluster with [`KEY`] and [`POLICY`], and waits for a leader.
     pub async fn start() -> Self {
         Self::start_with(false).await
     }
 
-    /// As [`Trio::start`]; each member has a disk for its audit log, if we may mount one.
+    /// Like [`ThreeNodeVault::start`], with a small disk for the audit log of each member, if the test may mount one.
     pub async fn with_audit_disks() -> Self {
         Self::start_with(true).await
     }
 
     async fn start_with(audit_disk: bool) -> Self {
-        let dir = scratch("trio-");
+        let dir = temp_dir("three-nodes-");
         let authority = Arc::new(Authority::new(dir.path()));
         let member = |name: &str, leader: Option<String>| BaoOptions {
             audit: false,
@@ -47,7 +47,7 @@ impl Trio {
         let keys = first.api("PUT", "sys/init", json!({"secret_shares": 1, "secret_threshold": 1})).await;
         let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
         let (root_token, unseal_key) = (text(&keys["root_token"]), text(&keys["keys_base64"][0]));
-        first.adopt(&root_token, &unseal_key);
+        first.set_credentials(&root_token, &unseal_key);
         first.unseal().await;
         first.api("POST", &format!("sys/mounts/{MOUNT}"), json!({"type": "transit"})).await;
         first.api("POST", &format!("{MOUNT}/keys/{KEY}"), json!({})).await;
@@ -55,29 +55,29 @@ impl Trio {
         let mut members = vec![first];
         for name in ["two", "three"] {
             let mut joining = Bao::launch(member(name, Some(members[0].address())), None).await;
-            joining.adopt(&root_token, &unseal_key);
+            joining.set_credentials(&root_token, &unseal_key);
             joining.unseal_member().await;
             members.push(joining);
         }
-        let mut wires = Vec::new();
+        let mut links = Vec::new();
         for member in &members {
-            wires.push(Wire::to(member).await);
+            links.push(NetworkLink::to(member).await);
         }
-        Self { members, wires, _dir: dir }
+        Self { members, links, _dir: dir }
     }
 
-    /// What the daemon is to be told: all three, by their wires.
-    pub async fn rendered(&self) -> Rendered {
+    /// A config that names all three servers by their links.
+    pub async fn rendered(&self) -> ConfigFile {
         let leader = &self.members[self.leader().await];
         let token = leader.create_token(json!({"ttl": "1h"})).await;
-        let mut rendered = Rendered::of(leader, &token);
-        rendered.addresses = self.wires.iter().map(Wire::address).collect();
+        let mut rendered = ConfigFile::of(leader, &token);
+        rendered.addresses = self.links.iter().map(NetworkLink::address).collect();
         rendered
     }
 
-    /// Waits until there is a leader: its index.
+    /// Waits for a leader, and returns its index.
     pub async fn leader(&self) -> usize {
-        eventually("there is a leader", PATIENCE, async || {
+        eventually("there is a leader", WAIT_TIMEOUT, async || {
             for (index, member) in self.members.iter().enumerate() {
                 if member.health().await == Some(200) {
                     return Some(index);
@@ -88,9 +88,9 @@ impl Trio {
         .await
     }
 
-    /// Waits until there is a leader and all others stand by.
-    pub async fn whole(&self) {
-        eventually("the cluster is whole", PATIENCE, async || {
+    /// Waits until one member is the leader and the others are standbys.
+    pub async fn wait_complete(&self) {
+        eventually("one leader and two standbys", WAIT_TIMEOUT, async || {
             let mut found = Vec::new();
             for member in &self.members {
                 found.push(member.health().await);
