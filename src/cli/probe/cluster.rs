@@ -186,9 +186,9 @@ impl Cluster {
         };
         let unknown = |why: &str| {
             ProbeError::Failed(format!(
-                "the API servers of the cluster cannot be listed. kube-apiserver at {first} was asked for the EndpointSlices of \
-                 the Service `kubernetes`: {why}. Alternatively, pass all API servers in --api-server, together with \
-                 --no-discovery"
+                "the API servers of the cluster cannot be listed. kube-apiserver at {first} was asked for the \
+                 EndpointSlices of the Service `kubernetes`: {why}. Alternatively, pass all API servers in \
+                 --api-server, together with --no-discovery"
             ))
         };
         let answer = self.get(&first, SLICES_PATH).await?;
@@ -223,8 +223,8 @@ impl Cluster {
             StatusCode::OK => {}
             status @ (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) => {
                 return Err(ProbeError::Failed(format!(
-                    "kube-apiserver at {server} refused to show its metrics ({status}): a ClusterRole must allow the verb \
-                     `get` on the nonResourceURL /metrics"
+                    "kube-apiserver at {server} refused to show its metrics ({status}): a ClusterRole must allow the \
+                     verb `get` on the nonResourceURL /metrics"
                 )));
             }
             status => return Err(unusable(&format!("it answered /metrics with {status}"))),

@@ -208,20 +208,20 @@ async fn encrypt_and_decrypt_print_no_plaintext_by_default() {
     let daemon = Daemon::start(Fault::None);
     let plaintext = STANDARD.encode("sentinel");
     for (flag, input) in [(plaintext.as_str(), ""), ("-", "c2VudGluZWw\n")] {
-        let (sealed, result) = daemon.probe(&format!("encrypt --plaintext {flag}"), input).await;
+        let (encrypted, result) = daemon.probe(&format!("encrypt --plaintext {flag}"), input).await;
         assert_eq!(result, Ok(()));
-        let ciphertext = sealed["ciphertext"].as_str().unwrap().to_owned();
-        assert_eq!(sealed["key_id"], "tk1.a");
-        assert!(!format!("{sealed:?}").contains(&plaintext));
+        let ciphertext = encrypted["ciphertext"].as_str().unwrap().to_owned();
+        assert_eq!(encrypted["key_id"], "tk1.a");
+        assert!(!format!("{encrypted:?}").contains(&plaintext));
 
         let line = format!("decrypt --key-id tk1.a --ciphertext {ciphertext}");
-        let (opened, result) = daemon.probe(&line, "").await;
+        let (decrypted, result) = daemon.probe(&line, "").await;
         assert_eq!(result, Ok(()));
-        assert_eq!(opened["length"], 8);
-        assert_eq!(opened["sha256"], hex::encode(Sha256::digest("sentinel")));
-        assert!(!opened.contains_key("plaintext"));
-        let (opened, _) = daemon.probe(&format!("{line} --show-plaintext"), "").await;
-        assert_eq!(opened["plaintext"], plaintext);
+        assert_eq!(decrypted["length"], 8);
+        assert_eq!(decrypted["sha256"], hex::encode(Sha256::digest("sentinel")));
+        assert!(!decrypted.contains_key("plaintext"));
+        let (decrypted, _) = daemon.probe(&format!("{line} --show-plaintext"), "").await;
+        assert_eq!(decrypted["plaintext"], plaintext);
     }
     let (sample, result) = daemon.probe("encrypt", "").await;
     assert_eq!(result, Ok(()));

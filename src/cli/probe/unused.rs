@@ -4,9 +4,10 @@
 //! ([`super::metrics_page`]). If that time is old, its EncryptionConfiguration does not name the plugin any more. If
 //! there is no such time, the plugin has not answered since kube-apiserver started.
 //!
-//! The series has the hash of the key_id, not the name of the plugin. After a rotation, kube-apiserver may know a key_id
-//! that this plugin has forgotten, or may not know the newest one yet. Therefore every recent answer counts as one of
-//! this plugin, unless the operator says that its provider is another plugin. The check fails in every case of doubt.
+//! The series has the hash of the key_id, not the name of the plugin. After a rotation, kube-apiserver may know a
+//! key_id that this plugin has forgotten, or may not know the newest one yet. Therefore every recent answer counts as
+//! one of this plugin, unless the operator says that its provider is another plugin. The check fails in every case of
+//! doubt.
 
 use std::time::Duration;
 
@@ -72,8 +73,8 @@ fn check_server(
             return Err(ProbeError::Failed(format!(
                 "kube-apiserver at {server} asked this plugin {ago} ago, as its provider \"{provider}\": an \
                  EncryptionConfiguration still names it, and data that it encrypted cannot be read without it. First \
-                 rewrite all data with another provider, and remove this one from the EncryptionConfiguration. This check \
-                 passes when kube-apiserver has restarted without it, or {} after the last Status call",
+                 rewrite all data with another provider, and remove this one from the EncryptionConfiguration. This \
+                 check passes when kube-apiserver has restarted without it, or {} after the last Status call",
                 humantime::format_duration(RECENT),
             )));
         }
@@ -83,16 +84,16 @@ fn check_server(
         if own_hash.is_none() {
             // The age does not matter: kube-apiserver may not have asked because the plugin does not answer.
             return Err(ProbeError::Failed(format!(
-                "kube-apiserver at {server} knows a KMS v2 provider \"{provider}\". It cannot be determined whether that is \
-                 this plugin, because this plugin does not answer with its key_id: start it first. If you are sure that no \
-                 EncryptionConfiguration names it, ignore this check"
+                "kube-apiserver at {server} knows a KMS v2 provider \"{provider}\". It cannot be determined whether \
+                 that is this plugin, because this plugin does not answer with its key_id: start it first. If you are \
+                 sure that no EncryptionConfiguration names it, ignore this check"
             )));
         }
         if is_recent {
             return Err(ProbeError::Failed(format!(
-                "kube-apiserver at {server} asked its KMS v2 provider \"{provider}\" {ago} ago and got another key_id than \
-                 this plugin has now: that may have been this plugin before a rotation. If it is another plugin, pass \
-                 --other-provider={provider}"
+                "kube-apiserver at {server} asked its KMS v2 provider \"{provider}\" {ago} ago and got another key_id \
+                 than this plugin has now: that may have been this plugin before a rotation. If it is another plugin, \
+                 pass --other-provider={provider}"
             )));
         }
     }
@@ -101,9 +102,10 @@ fn check_server(
         metrics.called.iter().find(|provider| !has_answered(provider) && !is_other(provider))
     {
         return Err(ProbeError::Failed(format!(
-            "kube-apiserver at {server} has called its KMS v2 provider \"{provider}\" since it started, and got no answer to \
-             Status. It cannot be determined whether it still uses that provider, and whether that is this plugin. Restart \
-             that kube-apiserver without the provider. If it is another plugin, pass --other-provider={provider}"
+            "kube-apiserver at {server} has called its KMS v2 provider \"{provider}\" since it started, and got no \
+             answer to Status. It cannot be determined whether it still uses that provider, and whether that is this \
+             plugin. Restart that kube-apiserver without the provider. If it is another plugin, pass \
+             --other-provider={provider}"
         )));
     }
     Ok(())

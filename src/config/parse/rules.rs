@@ -27,16 +27,16 @@ pub(super) fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config
         }
     }
     let encryption = encryption(root)?;
-    let below_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
+    let hint_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
     match root.entry("vault") {
         Some(wrapped) => {
             root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
             let section = wrapped.section()?;
-            section.refuse_unknown(&[SETTINGS], below_tls)?;
+            section.refuse_unknown(&[SETTINGS], hint_tls)?;
             settings(&section, encryption, options)
         }
         None => {
-            root.refuse_unknown(&[SETTINGS, FLAT], below_tls)?;
+            root.refuse_unknown(&[SETTINGS, FLAT], hint_tls)?;
             settings(root, encryption, options)
         }
     }
@@ -49,14 +49,14 @@ fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
     };
     section.refuse_unknown(&[ENCRYPTION_SETTINGS], |_| None)?;
     let mode = section.required("mode", "transit or local-kek")?;
-    let unset = LocalKekLimits::default();
+    let default = LocalKekLimits::default();
     let limits = LocalKekLimits {
-        max_age: section.parsed("max_age", age)?.unwrap_or(unset.max_age),
-        max_age_in_outage: section.parsed("max_age_in_outage", age)?.unwrap_or(unset.max_age_in_outage),
-        renew_after: section.parsed("renew_after", age)?.unwrap_or(unset.renew_after),
+        max_age: section.parsed("max_age", age)?.unwrap_or(default.max_age),
+        max_age_in_outage: section.parsed("max_age_in_outage", age)?.unwrap_or(default.max_age_in_outage),
+        renew_after: section.parsed("renew_after", age)?.unwrap_or(default.renew_after),
         renew_after_uses: match section.find("renew_after_uses") {
             Some(uses) => uses.count()?,
-            None => unset.renew_after_uses,
+            None => default.renew_after_uses,
         },
     };
     if limits.max_age_in_outage < limits.max_age {
@@ -215,15 +215,15 @@ fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Cred
             }
         }
     }
-    let (credentials, winner) = match (token, logins.first()) {
+    let (credentials, chosen) = match (token, logins.first()) {
         (Some(token), _) => (Credentials::Token(token), None),
         (None, Some((_, method))) => (Credentials::Unsupported { method }, Some(*method)),
         (None, None) => {
             return Err(section.absent("token", "either token or auth is required"));
         }
     };
-    for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != winner) {
-        let reason = if winner.is_some() { "another login" } else { "a token" };
+    for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != chosen) {
+        let reason = if chosen.is_some() { "another login" } else { "a token" };
         warnings.push(format!("{name}: is ignored because {reason} is configured too"));
     }
     Ok(credentials)
