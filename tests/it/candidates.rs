@@ -116,7 +116,7 @@ impl Setup {
             bad(
                 "broken YAML",
                 "invalid",
-                [format!("{file}8:").as_str(), "quote that is not closed"],
+                [format!("{file}8:").as_str(), "quote is not closed"],
                 good.yaml().trim_end().trim_end_matches('\'').to_owned(),
             ),
             bad("no token", "invalid", [file.as_str(), "vault.token"], without_token("")),
