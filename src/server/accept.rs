@@ -17,8 +17,8 @@ pub use super::{backoff::Listener, connection::GrpcService};
 use super::{
     backoff::{Failures, out_of_descriptors},
     connection::{self, Shared},
+    connection_tracker::Roster,
     peer::{AllowedPeers, Peer, RefusalLog},
-    roster::Roster,
 };
 use crate::observe::metrics::Metrics;
 

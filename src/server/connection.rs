@@ -33,9 +33,9 @@ use tracing::{debug, error};
 
 use super::{
     accept::Limits,
+    connection_tracker::{CallGuard, Connection, Place},
+    malformed_requests::{MalformedLog, Refusals},
     peer::Peer,
-    refused::{MalformedLog, Refusals},
-    roster::{CallGuard, Connection, Place},
 };
 use crate::observe::metrics::Metrics;
 

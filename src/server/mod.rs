@@ -10,11 +10,11 @@ pub mod accept;
 pub mod admin;
 mod backoff;
 mod connection;
+mod connection_tracker;
 pub mod group;
 pub mod inherited;
+mod malformed_requests;
 pub mod peer;
-mod refused;
-mod roster;
 pub mod socket;
 pub mod takeover;
 
