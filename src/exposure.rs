@@ -1,5 +1,7 @@
-//! What modes and owners let other users do. Nothing is refused for it: a warning that stops the
-//! daemon would be an outage. The warnings are logged, and stand in `/readyz` until they are cured.
+//! Warns about file modes and owners that let other users read secrets or replace sockets.
+//!
+//! The warnings are logged, and `/readyz` shows them until the cause is gone. They never stop the daemon:
+//! that would be an outage.
 
 use std::{
     fs::{self, Metadata},
@@ -14,10 +16,10 @@ const ANY_WRITES: u32 = 0o002;
 const GROUP_READS: u32 = 0o040;
 const GROUP_WRITES: u32 = 0o020;
 const STICKY: u32 = 0o1000;
-/// The kernel's overflow uid.
+/// The kernel's overflow uid: the owner of files whose uid has no mapping in the user namespace.
 const UNMAPPED: u32 = 65534;
 
-/// What a mode means depends on who asks.
+/// The credentials of the process that the modes are judged for.
 struct Process {
     groups: Vec<u32>,
     uid: u32,
@@ -31,18 +33,19 @@ impl Process {
         Self { groups, uid: geteuid().as_raw() }
     }
 
-    /// kubelet's `fsGroup`, for one, is among the process's groups. Root's group is root.
+    /// The groups of the process include, for example, the `fsGroup` that kubelet sets. Members of the root
+    /// group are trusted.
     fn is_in(&self, group: u32) -> bool {
         group == 0 || self.groups.contains(&group)
     }
 
-    /// In a user namespace, users without a name there look like [`UNMAPPED`]: nothing is known of them.
+    /// [`UNMAPPED`] gets no warning, because the real owner is unknown.
     fn trusts(&self, user: u32) -> bool {
         matches!(user, 0 | UNMAPPED) || user == self.uid
     }
 }
 
-/// The part of a file's metadata that counts here.
+/// The parts of a file's metadata that decide who has access.
 #[derive(Clone, Copy)]
 struct Access {
     group: u32,
@@ -59,7 +62,8 @@ impl Access {
         self.mode & bits != 0
     }
 
-    /// Which other users may do what `any` and `group` stand for; `None` if there are none.
+    /// Describes the other users that have a permission: `any` is its bit for others, `group` its bit for the
+    /// group. Returns `None` if there are none.
     fn others(self, process: &Process, any: u32, group: u32) -> Option<String> {
         if self.has(any) {
             Some("all users".to_owned())
@@ -71,20 +75,28 @@ impl Access {
     }
 }
 
-/// Warnings about a file that holds a secret, such as "the token". Symlinks are followed: the file at
-/// their end has the mode that counts. A file that cannot be looked at has none; to read it fails too.
-pub(crate) fn of_secret(path: &Path, secret: &str, cure: &str) -> Vec<String> {
+/// Returns warnings about a file that holds a secret, such as "the token". `remedy` says what to do.
+///
+/// It follows symlinks, because the mode of their target counts. A file without readable metadata gets no
+/// warning: reading it fails too, which is reported elsewhere.
+pub(crate) fn of_secret(path: &Path, secret: &str, remedy: &str) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
-    secret_warnings(path, Access::of(&metadata), &Process::own(), secret, cure)
+    secret_warnings(path, Access::of(&metadata), &Process::own(), secret, remedy)
 }
 
-fn secret_warnings(path: &Path, access: Access, process: &Process, secret: &str, cure: &str) -> Vec<String> {
+fn secret_warnings(
+    path: &Path,
+    access: Access,
+    process: &Process,
+    secret: &str,
+    remedy: &str,
+) -> Vec<String> {
     let mode = access.mode & 0o777;
     let mut warnings = Vec::new();
-    for (done, any, group) in [("read", ANY_READS, GROUP_READS), ("written", ANY_WRITES, GROUP_WRITES)] {
+    for (action, any, group) in [("read", ANY_READS, GROUP_READS), ("written", ANY_WRITES, GROUP_WRITES)] {
         if let Some(who) = access.others(process, any, group) {
             warnings.push(format!(
-                "{} holds {secret} and can be {done} by {who} (mode {mode:04o}): {cure}",
+                "{} holds {secret} and can be {action} by {who} (mode {mode:04o}): {remedy}",
                 path.display()
             ));
         }
@@ -92,9 +104,10 @@ fn secret_warnings(path: &Path, access: Access, process: &Process, secret: &str,
     warnings
 }
 
-/// Warnings about the directory of a socket: a user who may write there may put another socket in its
-/// place, and kube-apiserver would hand its seeds to that one. The same holds for every directory on
-/// the way, by the path that was given and by the one without symlinks.
+/// Returns warnings about the directory of a socket.
+///
+/// A user who can write to it can replace the socket, and would get the seeds of kube-apiserver. The same
+/// is true for each parent directory, both of the given path and of the path without symlinks.
 pub(crate) fn of_socket(socket: &Path) -> Vec<String> {
     let Some(directory) = socket.parent() else { return Vec::new() };
     let process = Process::own();
@@ -102,34 +115,37 @@ pub(crate) fn of_socket(socket: &Path) -> Vec<String> {
     let mut warnings = Vec::new();
     let real = fs::canonicalize(directory).ok();
     for start in real.as_deref().into_iter().chain([directory]) {
-        for (height, way) in start.ancestors().enumerate() {
-            // Symlinks were followed already, so two names of one directory are one.
-            let Some(way) = fs::canonicalize(way).ok().filter(|way| !seen.contains(way)) else { continue };
-            if let Ok(metadata) = fs::metadata(&way) {
-                warnings.extend(directory_warning(&way, Access::of(&metadata), &process, height == 0));
+        for (level, ancestor) in start.ancestors().enumerate() {
+            // The canonical path makes two names of one directory equal.
+            let Some(ancestor) = fs::canonicalize(ancestor).ok().filter(|path| !seen.contains(path)) else {
+                continue;
+            };
+            if let Ok(metadata) = fs::metadata(&ancestor) {
+                warnings.extend(directory_warning(&ancestor, Access::of(&metadata), &process, level == 0));
             }
-            seen.push(way);
+            seen.push(ancestor);
         }
     }
     warnings
 }
 
-/// `holds_it`: the socket is right in it. Elsewhere the sticky bit is enough, as it is in `/tmp`.
-fn directory_warning(path: &Path, access: Access, process: &Process, holds_it: bool) -> Option<String> {
+/// `holds_socket` means that the socket is directly in this directory. For other directories the sticky bit
+/// is enough, as it is for `/tmp`.
+fn directory_warning(path: &Path, access: Access, process: &Process, holds_socket: bool) -> Option<String> {
     let sticky = access.has(STICKY);
     let who = if process.trusts(access.owner) {
         access.others(process, ANY_WRITES, GROUP_WRITES)?
     } else {
-        format!("uid {}, who owns it", access.owner)
+        format!("its owner, uid {}", access.owner)
     };
-    if sticky && !holds_it && process.trusts(access.owner) {
+    if sticky && !holds_socket && process.trusts(access.owner) {
         return None;
     }
-    let what =
-        if sticky { "put another socket there while transit-kms is not running" } else { "replace it" };
+    let risk =
+        if sticky { "create another socket there while transit-kms is not running" } else { "replace it" };
     Some(format!(
-        "the socket's directory {} can be written by {who} (mode {:04o}), who can {what}: \
-         give it to root or to the user of transit-kms, with mode 0755",
+        "the socket's directory {} can be written by {who} (mode {:04o}), who can {risk}: \
+         change its owner to root or to the user of transit-kms, and its mode to 0755",
         path.display(),
         access.mode
     ))
@@ -150,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_for_its_owner_and_for_groups_of_the_process() {
+    fn only_the_owner_and_groups_of_the_process_may_read_a_secret() {
         for (mode, group, words) in [
             (0o600, 99, vec![]),
             (0o400, 99, vec![]),
             (0o640, 7, vec![]),
-            // As kubelet leaves it for `fsGroup`.
+            // The mode that kubelet sets with `fsGroup`.
             (0o660, 8, vec![]),
             (0o640, 0, vec![]),
             (0o640, 99, vec!["read by group 99 (mode 0640)"]),
@@ -165,45 +181,46 @@ mod tests {
             (0o602, 7, vec!["written by all users"]),
         ] {
             let path = Path::new("/c.yaml");
-            let told = secret_warnings(path, access(mode, 5, group), &process(), "the token", "cure");
-            assert_eq!(told.len(), words.len(), "{mode:o}: {told:?}");
-            for (told, words) in told.iter().zip(words) {
+            let warnings = secret_warnings(path, access(mode, 5, group), &process(), "the token", "remedy");
+            assert_eq!(warnings.len(), words.len(), "{mode:o}: {warnings:?}");
+            for (warning, words) in warnings.iter().zip(words) {
                 assert!(
-                    told.starts_with("/c.yaml holds the token and can be ") && told.contains(words),
-                    "{told}"
+                    warning.starts_with("/c.yaml holds the token and can be ") && warning.contains(words),
+                    "{warning}"
                 );
             }
         }
     }
 
     #[test]
-    fn a_directory_is_for_root_and_the_process() {
-        for (mode, owner, group, holds_it, words) in [
+    fn only_root_and_the_process_may_write_to_a_directory() {
+        for (mode, owner, group, holds_socket, words) in [
             (0o755, 0, 99, true, None),
             (0o700, 5, 99, true, None),
             (0o775, 0, 7, true, None),
             (0o2775, 0, 0, true, None),
             (0o775, 0, 99, true, Some("group 99 (mode 0775), who can replace it")),
             (0o777, 0, 0, true, Some("all users (mode 0777), who can replace it")),
-            (0o1777, 0, 0, true, Some("put another socket there while")),
-            (0o755, 9, 0, true, Some("uid 9, who owns it")),
+            (0o1777, 0, 0, true, Some("create another socket there while")),
+            (0o755, 9, 0, true, Some("its owner, uid 9")),
             (0o755, UNMAPPED, UNMAPPED, true, None),
             (0o1777, 0, 0, false, None),
             (0o777, 0, 0, false, Some("replace it")),
-            (0o755, 9, 0, false, Some("uid 9, who owns it")),
-            (0o1777, 9, 0, false, Some("uid 9, who owns it")),
+            (0o755, 9, 0, false, Some("its owner, uid 9")),
+            (0o1777, 9, 0, false, Some("its owner, uid 9")),
         ] {
-            let told = directory_warning(Path::new("/d"), access(mode, owner, group), &process(), holds_it);
-            match (&told, words) {
+            let warning =
+                directory_warning(Path::new("/d"), access(mode, owner, group), &process(), holds_socket);
+            match (&warning, words) {
                 (None, None) => {}
-                (Some(told), Some(words)) => assert!(told.contains(words), "{told}"),
-                _ => panic!("{mode:o} {owner} {group} {holds_it}: {told:?}"),
+                (Some(warning), Some(words)) => assert!(warning.contains(words), "{warning}"),
+                _ => panic!("{mode:o} {owner} {group} {holds_socket}: {warning:?}"),
             }
         }
     }
 
     #[test]
-    fn symlinks_are_followed_and_both_ways_are_looked_at() {
+    fn symlinks_are_followed_and_both_paths_are_checked() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().canonicalize().unwrap();
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -214,17 +231,17 @@ mod tests {
         symlink(base.join("real/in"), base.join("links/in")).unwrap();
         let socket = base.join("links/in/kms.sock");
         assert_eq!(of_socket(&socket), Vec::<String>::new());
-        for way in ["real/in", "real", "links"] {
-            mode(&base.join(way), 0o777);
-            let told = of_socket(&socket);
+        for directory in ["real/in", "real", "links"] {
+            mode(&base.join(directory), 0o777);
+            let warnings = of_socket(&socket);
             assert!(
-                told.len() == 1 && told[0].contains(&format!("{}/{way} can", base.display())),
-                "{told:?}"
+                warnings.len() == 1 && warnings[0].contains(&format!("{}/{directory} can", base.display())),
+                "{warnings:?}"
             );
-            mode(&base.join(way), 0o755);
+            mode(&base.join(directory), 0o755);
         }
 
-        // As in a volume of kubelet's.
+        // The layout of a volume of kubelet.
         fs::write(base.join("real/c.yaml"), "").unwrap();
         symlink(base.join("real"), base.join("..data")).unwrap();
         symlink("..data/c.yaml", base.join("c.yaml")).unwrap();

@@ -1,6 +1,7 @@
-//! The command line: one file a subcommand.
+//! The command line, with one file for each subcommand.
 
 mod admin_client;
+mod exit;
 pub mod probe;
 pub mod serve;
 
@@ -12,15 +13,19 @@ use std::{
 use clap::{Parser, Subcommand, error::ErrorKind};
 use tokio::runtime;
 
-/// A flag or argument that cannot be used; `EX_USAGE` of sysexits.h.
-pub const EXIT_USAGE: u8 = 64;
+pub use self::exit::Exit;
 
-/// Keeps a Kubernetes cluster's Secrets encrypted under a key in HashiCorp Vault or OpenBao.
+/// Encrypts the Secrets of a Kubernetes cluster with a Transit key in HashiCorp Vault or OpenBao.
+///
+/// transit-kms is a KMS v2 plugin. It runs beside kube-apiserver and forwards Encrypt and Decrypt calls:
 ///
 /// kube-apiserver --(KMS v2, unix socket)--> transit-kms --(HTTPS)--> Transit
 #[derive(Debug, Parser)]
 #[command(name = "transit-kms", version, max_term_width = 110)]
-#[command(after_help = "Exit codes: 0 done, 64 a flag cannot be used; each subcommand's help names its own.")]
+#[command(after_help = exit::after_help(
+    &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage, Exit::System, Exit::CannotBind],
+    "`transit-kms serve --help` and `transit-kms probe --help` describe flags and environment variables.",
+))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,35 +37,35 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
 }
 
-/// Runs the program that the arguments of this process name.
+/// Runs the subcommand that the arguments of this process name.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Printing fails only if nobody listens, and then nobody misses it.
+            // Printing fails only if the output is closed; the exit code is still right.
             drop(error.print());
             return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(EXIT_USAGE),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Success.into(),
+                _ => Exit::Usage.into(),
             };
         }
     };
-    // One library for all cryptography; it is already in place only if a test put it there.
+    // aws-lc-rs does all cryptography. Installing it fails only if a test has done so before.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     match cli.command {
-        Command::Probe(args) => on_one_thread(probe::run(args)),
+        Command::Probe(args) => run_on_one_thread(probe::run(args)),
         Command::Serve(args) => serve::main(*args),
     }
 }
 
-/// Runs a short-lived command.
-fn on_one_thread(command: impl Future<Output = ExitCode>) -> ExitCode {
+/// Runs a command that ends soon.
+fn run_on_one_thread(command: impl Future<Output = ExitCode>) -> ExitCode {
     match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(command),
         Err(error) => {
-            drop(writeln!(io::stderr(), "error: no runtime can be set up: {error}"));
-            ExitCode::from(serve::EXIT_SYSTEM)
+            drop(writeln!(io::stderr(), "error: cannot set up the async runtime: {error}"));
+            Exit::System.into()
         }
     }
 }

@@ -13,9 +13,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::EXIT_USAGE;
+use super::exit::{Exit, after_help};
 use crate::{
-    app::{self, AsyncReread, Settings},
+    app::{self, ReloadSignal, Settings},
     hardening,
     observe::telemetry::{self, LogFormat, LogLevel},
     server::{
@@ -27,23 +27,28 @@ use crate::{
     session::health::HealthSettings,
 };
 
-/// A socket or port cannot be had; `EX_CANTCREAT` of sysexits.h.
-const EXIT_CANNOT_BIND: u8 = 73;
-/// Something else of the operating system is missing; `EX_OSERR` of sysexits.h.
-pub(super) const EXIT_SYSTEM: u8 = 71;
-
-/// Serves the KMS v2 API on a unix socket.
+/// Serves the KMS v2 API to kube-apiserver on a unix socket.
 ///
-/// The socket is there at once, whatever the state of Vault or of the config file; both may come later and
-/// change at any time. Everything in the config file is reloaded while running, flags need a restart.
-/// SIGTERM and SIGINT drain and end it, SIGHUP has the config file read at once.
+/// The socket is there as soon as the process starts. Vault and the config file may be missing at that time: until
+/// they work, calls get an answer that says what is missing.
+///
+/// transit-kms reads the config file again whenever it changes, and at SIGHUP. A change of a flag or of an environment
+/// variable needs a restart. At SIGTERM and SIGINT, transit-kms finishes the calls in flight and exits.
+///
+/// Each flag can also be set by the environment variable in brackets. A flag has precedence over its variable.
+/// Durations have a unit, such as 500ms, 30s or 2m.
 #[derive(Args, Debug)]
-#[command(after_help = "\
-Exit codes: 0 after SIGTERM or SIGINT, 64 a flag cannot be used, 71 the system refuses something, 73 the socket or \
-port cannot be had.\n\n\
-Example:\n  transit-kms serve --config /etc/transit-kms/config.yaml\n  transit-kms probe roundtrip")]
+#[command(after_help = after_help(
+    &[Exit::Success, Exit::Usage, Exit::System, Exit::CannotBind],
+    "Examples:\n  \
+     transit-kms serve --config /etc/transit-kms/config.yaml\n  \
+     transit-kms serve --config /etc/transit-kms/config.yaml --allow-uid 1000\n\n\
+     To check a running daemon: transit-kms probe roundtrip",
+))]
 pub struct ServeArgs {
-    /// Where kube-apiserver calls: unix:///path, or unix:///@name for an abstract socket.
+    /// The unix socket for kube-apiserver: unix:///path, or unix:///@name for an abstract socket.
+    ///
+    /// This is the `endpoint` in kube-apiserver's encryption configuration.
     #[arg(
         long,
         env = "TRANSIT_KMS_LISTEN",
@@ -52,21 +57,23 @@ pub struct ServeArgs {
     )]
     listen: UnixAddress,
 
-    /// Where kube-apiserver calls for what was written under KMS v1, as Trousseau did: unix:///@name, or
-    /// unix:///path with an @ in the file's name, such as kms-v1@localhost. Off unless given.
+    /// A second unix socket, for data that was encrypted under KMS v1, as by Trousseau. Off by default.
     ///
-    /// Only to move in: rewrite what is there under KMS v2, then drop this flag. kube-apiserver's KMS v1 client
-    /// sends the socket's name as the HTTP/2 authority, which no name without an @ is fit for.
+    /// It is for a migration only: rewrite the data under KMS v2, then remove this flag.
+    ///
+    /// kube-apiserver's KMS v1 client sends the name of the socket as HTTP/2 authority, so the name needs an @: write
+    /// unix:///@name, or unix:///path with an @ in the name of the file, such as
+    /// unix:///run/transit-kms/kms-v1@localhost.
     #[arg(long, env = "TRANSIT_KMS_KMS_V1_LISTEN", value_name = "ADDRESS", value_parser = v1_address)]
     kms_v1_listen: Option<UnixAddress>,
 
-    /// The YAML file with Vault's addresses, the key and the token, as an agent renders it.
+    /// The YAML file with the addresses of Vault, the names of the keys and the token, as an agent renders it.
     ///
-    /// Mount its directory, not the file alone: a file mounted alone never changes.
+    /// In a container, mount the directory of the file. A mount of the single file does not show changes.
     #[arg(long, env = "TRANSIT_KMS_CONFIG", value_name = "PATH")]
     config: PathBuf,
 
-    /// Where /livez, /readyz and /metrics are answered: IP:PORT or unix:///path; may be repeated.
+    /// The address for /livez, /readyz and /metrics: IP:PORT or unix:///path. May be repeated.
     #[arg(
         long,
         env = "TRANSIT_KMS_ADMIN_LISTEN",
@@ -76,117 +83,119 @@ pub struct ServeArgs {
     )]
     admin_listen: Vec<ListenAddress>,
 
-    /// How log lines look.
+    /// The format of log lines.
     #[arg(long, env = "TRANSIT_KMS_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// How much is logged; `debug` has a line for each call.
+    /// The lowest level that is logged. `debug` logs a line for each call.
     #[arg(long, env = "TRANSIT_KMS_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
 
-    /// The socket's permission bits, octal [default: 0600]. An inherited socket has those of its unit.
+    /// The permission bits of the socket, in octal [default: 0600]. No effect on an inherited socket.
     #[arg(long, env = "TRANSIT_KMS_SOCKET_MODE", value_name = "MODE", value_parser = octal)]
     socket_mode: Option<u32>,
 
-    /// The socket's group, by name or number [default: our own]. An inherited socket has that of its unit.
+    /// The group of the socket, by name or number [default: that of the process]. No effect on an inherited socket.
     #[arg(long, env = "TRANSIT_KMS_SOCKET_GROUP", value_name = "GROUP")]
     socket_group: Option<Group>,
 
-    /// Take the place of a live predecessor: wait beside its socket, and have the path once a first probe is good.
+    /// If another transit-kms listens on the socket, take over from it after the first successful verification.
     ///
-    /// For a DaemonSet that surges. Until then, for ever if need be, the predecessor serves; then new connections come
-    /// here and it keeps those that it has until it is stopped. Without a predecessor this changes nothing. Sockets
-    /// need a path for it, not @name.
+    /// For a DaemonSet that surges. The new process waits beside the socket, without a time limit, and the old one
+    /// serves until the takeover. After that, new connections reach the new process, and the old one serves its existing
+    /// connections until it is stopped. Without an old process, this flag changes nothing. The sockets must have a path;
+    /// abstract sockets (unix:///@name) do not work.
     #[arg(
-        long, env = "TRANSIT_KMS_TAKEOVER", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        long, env = "TRANSIT_KMS_TAKEOVER", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", hide_default_value = true, hide_possible_values = true
     )]
     takeover: bool,
 
-    /// A uid that may call; may be repeated [default: 0 and our own].
+    /// A uid that may call. May be repeated [default: 0 and the uid of the process].
     #[arg(long, env = "TRANSIT_KMS_ALLOW_UID", value_name = "UID", value_delimiter = ',')]
     allow_uid: Vec<u32>,
 
-    /// How long calls in flight may take once SIGTERM has come.
+    /// How long calls in flight may take after SIGTERM.
     #[arg(long, env = "TRANSIT_KMS_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
     shutdown_grace: Duration,
 
-    /// How long Status stays `ok` while Vault merely does not answer.
+    /// How long Status stays `ok` while Vault does not answer.
     #[arg(long, env = "TRANSIT_KMS_OUTAGE_GRACE", value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     outage_grace: Duration,
 
-    /// The time between probes of token, key, Encrypt and Decrypt, 1s to 10m.
+    /// The time between health checks of token, key, Encrypt and Decrypt, from 1s to 10m.
     #[arg(long, env = "TRANSIT_KMS_HEALTH_CHECK_INTERVAL", value_name = "DURATION", default_value = "30s", value_parser = health_check_interval)]
     health_check_interval: Duration,
 
-    /// Ask Vault once for each Decrypt, instead of once for those that come at the same time.
+    /// Send a request to Vault for each Decrypt. By default, concurrent Decrypts share requests.
     #[arg(
-        long, env = "TRANSIT_KMS_NO_COALESCING", num_args = 0..=1, require_equals = true,
+        long, env = "TRANSIT_KMS_NO_COALESCING", value_name = "true|false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", default_value = "false", hide_default_value = true,
         hide_possible_values = true
     )]
     no_coalescing: bool,
 
-    /// Speak to Vault without TLS if the address says so: token and seeds then cross the network in the open.
+    /// Allow http:// addresses of Vault. The token and the seeds then cross the network unencrypted.
     #[arg(
-        long, env = "TRANSIT_KMS_ALLOW_HTTP", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        long, env = "TRANSIT_KMS_ALLOW_HTTP", value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         default_value = "false", hide_default_value = true, hide_possible_values = true
     )]
     allow_http: bool,
 }
 
-/// Runs the daemon until a signal ends it.
+/// Runs the daemon until SIGTERM or SIGINT.
 #[must_use]
 pub fn main(args: ServeArgs) -> ExitCode {
     telemetry::start(args.log_format, args.log_level);
     hardening::harden();
-    warn_of_ignored_environment();
-    // Before there are threads.
+    warn_about_ignored_variables();
+    // This must happen before the process starts threads.
     let inherited = match Inherited::take() {
         Ok(inherited) => inherited,
         Err(error) => {
             error!(%error, "cannot start");
-            return ExitCode::from(EXIT_CANNOT_BIND);
+            return Exit::CannotBind.into();
         }
     };
-    if let Err(unfit) = args.check(&inherited) {
-        error!("cannot start: {unfit}");
-        return ExitCode::from(EXIT_USAGE);
+    if let Err(error) = args.check(&inherited) {
+        error!("cannot start: {error}");
+        return Exit::Usage.into();
     }
 
-    // One thread serves all calls: seeds are few, and a single thread has the better tail.
+    // One thread serves all calls: kube-apiserver has few seeds to wrap, and the tail latency of a
+    // single-threaded runtime is better.
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            error!(%error, "no runtime can be set up");
-            return ExitCode::from(EXIT_SYSTEM);
+            error!(%error, "cannot set up the async runtime");
+            return Exit::System.into();
         }
     };
     let code = runtime.block_on(run(args.into_settings(), inherited));
-    // A file system that hangs must not keep us from ending.
+    // A file system that hangs must not prevent the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
 async fn run(settings: Settings, inherited: Inherited) -> ExitCode {
-    // Before the socket can be seen: a signal that nobody waits for would end us where we stand,
-    // and leave the socket behind.
-    let mut signals = match Signals::caught() {
+    // The handlers must exist before the socket does: without a handler, a signal would end the process
+    // at once and leave the socket behind.
+    let mut signals = match Signals::register() {
         Ok(signals) => signals,
         Err(error) => {
-            error!(%error, "signals cannot be caught");
-            return ExitCode::from(EXIT_SYSTEM);
+            error!(%error, "cannot register signal handlers");
+            return Exit::System.into();
         }
     };
     let app = match app::build(settings, inherited).await {
         Ok(app) => app,
         Err(error) => {
             error!(%error, "cannot start");
-            return ExitCode::from(EXIT_CANNOT_BIND);
+            return Exit::CannotBind.into();
         }
     };
     for address in app.admin_addresses() {
-        info!(%address, "answering /livez, /readyz and /metrics");
+        info!(%address, "listening for probes and scrapes");
     }
 
     let shutdown = CancellationToken::new();
@@ -206,10 +215,10 @@ async fn run(settings: Settings, inherited: Inherited) -> ExitCode {
         }
     };
     match ended {
-        Ok(_cut_off) => ExitCode::SUCCESS,
+        Ok(_cut_off) => Exit::Success.into(),
         Err(error) => {
             error!(error = format!("{error:#}"), "cannot run");
-            ExitCode::from(EXIT_SYSTEM)
+            Exit::System.into()
         }
     }
 }
@@ -221,7 +230,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn caught() -> io::Result<Self> {
+    fn register() -> io::Result<Self> {
         Ok(Self {
             hangup: Hangup(Mutex::new(signal(SignalKind::hangup())?)),
             interrupt: signal(SignalKind::interrupt())?,
@@ -232,8 +241,8 @@ impl Signals {
 
 struct Hangup(Mutex<Signal>);
 
-impl AsyncReread for Hangup {
-    async fn wanted(&self) -> bool {
+impl ReloadSignal for Hangup {
+    async fn received(&self) -> bool {
         let received = self.0.lock().await.recv().await;
         info!("SIGHUP: reading the config");
         received.is_some()
@@ -241,7 +250,7 @@ impl AsyncReread for Hangup {
 }
 
 impl ServeArgs {
-    /// What no flag alone is wrong about.
+    /// Checks what no flag shows alone: combinations of flags, and inherited listeners.
     fn check(&self, inherited: &Inherited) -> Result<(), String> {
         let bound = Some(&self.listen).filter(|_| inherited.kms.is_none());
         let bound_v1 = self.kms_v1_listen.as_ref().filter(|_| inherited.kms_v1.is_none());
@@ -250,16 +259,16 @@ impl ServeArgs {
             && let Some(address) = bound.find(|address| address.path().is_none())
         {
             return Err(format!(
-                "--takeover cannot be had with {address}: an abstract name has no file that could be replaced in \
-                 one step; listen on unix:///path, or leave --takeover out"
+                "--takeover does not work with {address}: an abstract socket has no file that a successor could \
+                 replace; listen on unix:///path, or omit --takeover"
             ));
         }
         if let Some(socket) = &inherited.kms_v1 {
-            fit_for_v1(socket.address())?;
+            check_v1_name(socket.address())?;
         }
         let sockets = inherited.kms.iter().chain(&inherited.kms_v1).map(BoundSocket::address);
         for socket in sockets {
-            info!(%socket, "inherited a listener; where it is, its mode and its owner are its unit's to say");
+            info!(%socket, "inherited a listener; its socket unit defines its address, mode and owner");
             if self.takeover || self.socket_group.is_some() || self.socket_mode.is_some() {
                 warn!(%socket, "--socket-mode, --socket-group and --takeover have no effect on an inherited listener");
             }
@@ -290,18 +299,23 @@ impl ServeArgs {
     }
 }
 
-/// The config file is the only source of what it holds; a variable that Vault's own tools
-/// heed would otherwise seem to work, and not reload.
-fn warn_of_ignored_environment() {
+/// Logs variables that only Vault's own tools use. Without the warning, an operator may expect them to
+/// work here.
+fn warn_about_ignored_variables() {
     for (name, _) in std::env::vars_os() {
-        if let Some(name) = name.to_str().filter(|name| is_a_setting(name)) {
-            warn!(variable = name, "ignored: transit-kms takes this from its config file only");
+        if let Some(name) = name.to_str().filter(|name| is_vault_setting(name)) {
+            warn!(
+                variable = name,
+                "ignored the variable: transit-kms reads this setting from its config file only"
+            );
         }
     }
 }
 
-/// Kubernetes itself sets variables such as `VAULT_PORT_8200_TCP` beside a Service of that name.
-fn is_a_setting(variable: &str) -> bool {
+/// Returns true for a variable of Vault's or OpenBao's tools.
+///
+/// Kubernetes sets variables such as `VAULT_PORT_8200_TCP` for a Service with that name; they are no settings.
+fn is_vault_setting(variable: &str) -> bool {
     let Some(rest) = variable.strip_prefix("VAULT_").or_else(|| variable.strip_prefix("BAO_")) else {
         return false;
     };
@@ -311,20 +325,20 @@ fn is_a_setting(variable: &str) -> bool {
         || rest.starts_with("PORT_"))
 }
 
-/// An address that the KMS v1 client of kube-apiserver can use, not just reach.
+/// Parses an address that the KMS v1 client of kube-apiserver can use.
 fn v1_address(text: &str) -> Result<UnixAddress, String> {
     let address: UnixAddress = text.parse().map_err(|error: AddressError| error.to_string())?;
-    fit_for_v1(&address)?;
+    check_v1_name(&address)?;
     Ok(address)
 }
 
-fn fit_for_v1(address: &UnixAddress) -> Result<(), String> {
+fn check_v1_name(address: &UnixAddress) -> Result<(), String> {
     if Authority::try_from(address.grpc_authority()).is_ok() {
         return Ok(());
     }
-    Err("kube-apiserver's KMS v1 client sends the socket's name as the HTTP/2 authority, which this one is \
-         not fit for: write unix:///@name, or a path that has an @ in the file's name and none but letters, \
-         digits, - . _ ~ after it, such as unix:///run/transit-kms/kms-v1@localhost"
+    Err("kube-apiserver's KMS v1 client sends the name of the socket as HTTP/2 authority, and this name is not a \
+         valid authority: write unix:///@name, or a path that has an @ in the file's name and only letters, \
+         digits and - . _ ~ after it, such as unix:///run/transit-kms/kms-v1@localhost"
         .into())
 }
 
@@ -349,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kms_v1_socket_has_a_name_that_its_client_can_send() {
+    fn the_name_of_a_kms_v1_socket_must_be_a_valid_authority() {
         for good in ["unix:///@kms-v1", "unix:///run/kms/v1@localhost", "unix:///var/lib/vault kms/v1@1"] {
             assert!(v1_address(good).is_ok(), "{good}");
         }
@@ -362,14 +376,14 @@ mod tests {
     }
 
     #[test]
-    fn what_kubernetes_sets_for_a_service_is_no_setting() {
+    fn variables_that_kubernetes_sets_for_a_service_are_no_settings() {
         for setting in ["VAULT_ADDR", "VAULT_TOKEN", "VAULT_SKIP_VERIFY", "BAO_NAMESPACE"] {
-            assert!(is_a_setting(setting), "{setting}");
+            assert!(is_vault_setting(setting), "{setting}");
         }
         for other in
             ["VAULT_SERVICE_HOST", "VAULT_SERVICE_PORT_HTTP", "VAULT_PORT", "VAULT_PORT_8200_TCP", "VAULTED"]
         {
-            assert!(!is_a_setting(other), "{other}");
+            assert!(!is_vault_setting(other), "{other}");
         }
     }
 }

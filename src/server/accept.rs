@@ -1,8 +1,8 @@
-//! Our own accept loop, and the drain at its end.
+//! The accept loop of a KMS socket, and the drain at its end.
 //!
-//! tonic's loop goes round without a pause when descriptors run out, waits
-//! for ever for half a preface, and lets one silent client hold up a
-//! graceful shutdown. Hence this one.
+//! tonic's own loop is not used, for three reasons: it does not pause when file descriptors run out, it
+//! waits without limit for an incomplete HTTP/2 preface, and one silent client can delay a graceful
+//! shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,69 +13,34 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
-pub use super::{backoff::Listener, connection::GrpcService};
+pub use super::connection::GrpcService;
 use super::{
-    backoff::{Failures, out_of_descriptors},
-    connection::{self, Shared},
-    connection_tracker::Roster,
-    peer::{AllowedPeers, Peer, RefusalLog},
+    backoff::{AcceptBackoff, out_of_descriptors},
+    connection::{self, ConnectionContext},
+    connection_tracker::ConnectionTracker,
+    limits::Limits,
+    listener::Listener,
+    peer::{AllowedPeers, Peer, RejectionLog},
 };
 use crate::observe::metrics::Metrics;
 
-/// A task that has been told to stop needs no longer than this, unless it blocks its thread.
-const KILLED_WITHIN: Duration = Duration::from_secs(4);
-
-/// Bounds on what clients may do.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// How long the first 24 bytes, the HTTP/2 preface, may take.
-    pub handshake_timeout: Duration,
-    /// How long a connection without a call in flight may stay after GOAWAY.
-    pub linger: Duration,
-    /// Connections that may be open. One more makes the one that has been idle
-    /// longest leave; as many again may be on their way out.
-    pub max_connections: usize,
-    /// Calls in flight on one connection: more than the service takes, so that it answers those that
-    /// are too many, and Status beside them.
-    pub max_streams: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            handshake_timeout: Duration::from_secs(5),
-            linger: Duration::from_millis(500),
-            max_connections: 512,
-            max_streams: 1024,
-        }
-    }
-}
-
-impl Limits {
-    /// As these, with no more connections than half of `open_files` are enough for, even if as
-    /// many again are on their way out: the other half is for Vault, without which no call is
-    /// answered, and for the admin listeners.
-    #[must_use]
-    pub fn within(self, open_files: Option<u64>) -> Self {
-        let most = open_files.and_then(|most| usize::try_from(most / 4).ok()).unwrap_or(usize::MAX);
-        Self { max_connections: self.max_connections.min(most.max(1)), ..self }
-    }
-}
+/// How long to wait for aborted tasks. A task takes longer only if it blocks its thread.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How [`serve`] serves.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ServeOptions {
     /// How long calls in flight at shutdown may take.
     pub grace: Duration,
-    /// What clients may do.
+    /// What clients may use.
     pub limits: Limits,
-    /// Where connections, refusals and errors are counted.
+    /// Counts connections, rejections and errors.
     pub metrics: Arc<Metrics>,
-    /// Who is served.
+    /// Which peers are served.
     pub peers: AllowedPeers,
 }
 
-/// What the end of the grace cut off; nothing, if all is well.
+/// What was cut off because the shutdown grace ended; usually nothing.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct CutOff {
     /// Calls in flight that got no answer.
@@ -85,7 +50,7 @@ pub struct CutOff {
 }
 
 impl CutOff {
-    /// What two listeners cut off together.
+    /// Adds what another listener has cut off.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { calls: self.calls + other.calls, connections: self.connections + other.connections }
@@ -94,37 +59,35 @@ impl CutOff {
 
 /// Serves `service` on `listener` until `shutdown`, then drains.
 ///
-/// Nothing but `shutdown` ends it: errors of accept are waited out. Each
-/// request carries its [`Peer`] in the extensions; a panic in one call is
-/// answered with `Internal` and touches nothing else.
+/// Only `shutdown` ends it: after an error of accept it waits and tries again. Each request carries its
+/// [`Peer`] in the extensions. A panic in one call is answered with `Internal` and affects no other call.
 ///
-/// At `shutdown` the listener is closed, every client is told GOAWAY, calls in
-/// flight are finished within the grace, connections without one are dropped
-/// after [`Limits::linger`]. When this returns, no task of it is left. Dropping
-/// the future ends everything at once.
+/// At `shutdown` it closes the listener, sends GOAWAY to every client, lets calls in flight finish
+/// within the grace, and closes connections without a call after [`Limits::linger`]. When it returns,
+/// none of its tasks is running, unless a call blocks its thread. Dropping the future aborts everything.
 pub async fn serve<L, S>(
     mut listener: L,
     service: S,
-    settings: Settings,
+    options: ServeOptions,
     shutdown: CancellationToken,
 ) -> CutOff
 where
     L: Listener<Stream = UnixStream>,
     S: GrpcService,
 {
-    let Settings { grace, limits, metrics, peers } = settings;
+    let ServeOptions { grace, limits, metrics, peers } = options;
     let drain = CancellationToken::new();
-    let roster = Roster::new(limits.max_connections, drain.clone(), Arc::clone(&metrics));
-    let shared = Shared {
-        kill: CancellationToken::new(),
+    let tracker = ConnectionTracker::new(limits.max_connections, drain.clone(), Arc::clone(&metrics));
+    let context = ConnectionContext {
+        abort: CancellationToken::new(),
         limits,
         malformed: Arc::default(),
         metrics: Arc::clone(&metrics),
         tasks: TaskTracker::new(),
     };
-    let _all_ends = shared.kill.clone().drop_guard();
-    let refusals = RefusalLog::default();
-    let mut failures = Failures::new("kms");
+    let _abort_on_drop = context.abort.clone().drop_guard();
+    let rejections = RejectionLog::default();
+    let mut backoff = AcceptBackoff::new("kms");
 
     loop {
         let accepted = tokio::select! {
@@ -134,19 +97,19 @@ where
         };
         let stream = match accepted {
             Ok(stream) => {
-                failures.succeeded();
+                backoff.succeeded();
                 stream
             }
             Err(error) => {
                 metrics.server.accept_errors.inc();
                 if out_of_descriptors(&error) {
-                    roster.shed();
+                    tracker.shed_idle();
                 }
-                let pause = failures.failed(&error);
+                let delay = backoff.failed(&error);
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => break,
-                    () = sleep(pause) => continue,
+                    () = sleep(delay) => continue,
                 }
             }
         };
@@ -154,47 +117,33 @@ where
             Ok(peer) if peers.allows(peer.uid) => peer,
             Ok(peer) => {
                 metrics.server.connections_rejected.inc();
-                refusals.refused(&peer);
+                rejections.log(&peer);
                 continue;
             }
             Err(error) => {
                 metrics.server.connections_rejected.inc();
-                debug!(%error, "refused a connection: the kernel does not tell whose it is");
+                debug!(%error, "rejected a connection: the kernel does not report the uid of its process");
                 continue;
             }
         };
-        if let Some(place) = roster.admit(peer) {
-            shared.tasks.spawn(connection::serve(stream, service.clone(), place, shared.clone()));
+        if let Some(slot) = tracker.admit(peer) {
+            context.tasks.spawn(connection::serve(stream, service.clone(), slot, context.clone()));
         }
     }
 
     drop(listener);
-    let (connections, calls) = roster.count();
-    info!(connections, calls, "no longer accepting; finishing calls in flight");
+    let (connections, calls) = tracker.count();
+    info!(connections, calls, "no longer accepting connections; finishing calls in flight");
     drain.cancel();
-    shared.tasks.close();
-    if timeout(grace, shared.tasks.wait()).await.is_ok() {
+    context.tasks.close();
+    if timeout(grace, context.tasks.wait()).await.is_ok() {
         return CutOff::default();
     }
-    let (connections, calls) = roster.count();
-    warn!(connections, calls, "the shutdown grace is over; dropping what is left");
-    shared.kill.cancel();
-    if timeout(KILLED_WITHIN, shared.tasks.wait()).await.is_err() {
-        warn!("some calls do not stop; leaving without them");
+    let (connections, calls) = tracker.count();
+    warn!(connections, calls, "the shutdown grace has ended; aborting the remaining calls and connections");
+    context.abort.cancel();
+    if timeout(ABORT_TIMEOUT, context.tasks.wait()).await.is_err() {
+        warn!("some calls do not stop; exiting without waiting for them");
     }
     CutOff { calls, connections }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn half_of_the_descriptors_are_not_for_connections() {
-        let most = |open_files| Limits::default().within(open_files).max_connections;
-        assert_eq!(most(None), 512);
-        assert_eq!(most(Some(1_000_000)), 512);
-        assert_eq!(most(Some(1024)), 256);
-        assert_eq!(most(Some(2)), 1);
-    }
 }

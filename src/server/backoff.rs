@@ -1,97 +1,74 @@
-//! What to do when `accept(2)` fails: wait, say so once, never give up.
+//! Pauses after `accept(2)` has failed: they grow, they are logged once, and accept is tried again
+//! without end.
 
 use std::{io, time::Duration};
 
 use rustix::io::Errno;
-use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// An accept that works this long after the last failure ends the trouble.
-/// Less would let a listener that fails at every second try warn each time.
-const CALM: Duration = Duration::from_secs(5);
+const MIN_DELAY: Duration = Duration::from_millis(10);
+const MAX_DELAY: Duration = Duration::from_secs(1);
+/// Accept works again if it succeeds at least this long after the last failure. With a shorter time, a
+/// listener that fails at every second attempt would log a warning for each failure.
+const RECOVERY_TIME: Duration = Duration::from_secs(5);
 
-/// Something that yields connections.
-pub trait Listener: Send + 'static {
-    /// What it yields.
-    type Stream: Send + 'static;
-
-    /// The next connection. Must be cancel-safe: a dropped future loses none.
-    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
-}
-
-impl Listener for TcpListener {
-    type Stream = TcpStream;
-
-    async fn accept(&mut self) -> io::Result<TcpStream> {
-        Ok(Self::accept(self).await?.0)
-    }
-}
-
-impl Listener for UnixListener {
-    type Stream = UnixStream;
-
-    async fn accept(&mut self) -> io::Result<UnixStream> {
-        Ok(Self::accept(self).await?.0)
-    }
-}
-
-/// Whether the process or the machine has run out of file descriptors.
+/// Returns true if the process or the machine has run out of file descriptors.
 pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// The failures of one listener.
+/// The backoff of one listener.
 #[derive(Debug)]
-pub(super) struct Failures {
+pub(super) struct AcceptBackoff {
+    failing: Option<FailureStreak>,
     listener: String,
-    trouble: Option<Trouble>,
 }
 
 #[derive(Debug)]
-struct Trouble {
+struct FailureStreak {
+    delay: Duration,
     failures: u64,
     last: Instant,
-    pause: Duration,
 }
 
-impl Failures {
-    /// `listener` is how the log names it.
+impl AcceptBackoff {
+    /// `listener` is its name in the log.
     pub(super) fn new(listener: impl Into<String>) -> Self {
-        Self { listener: listener.into(), trouble: None }
+        Self { failing: None, listener: listener.into() }
     }
 
-    /// Accept has failed; wait this long before the next.
+    /// Records that accept has failed. Returns the time to wait before the next attempt.
     pub(super) fn failed(&mut self, error: &io::Error) -> Duration {
         let listener = &self.listener;
-        let trouble = match self.trouble.take() {
-            Some(Trouble { failures, pause, .. }) => {
+        let streak = match self.failing.take() {
+            Some(FailureStreak { delay, failures, .. }) => {
                 debug!(listener, %error, failures, "accept still fails");
-                let pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
-                Trouble { failures: failures.saturating_add(1), last: Instant::now(), pause }
+                let delay = delay.saturating_mul(2).min(MAX_DELAY);
+                FailureStreak { delay, failures: failures.saturating_add(1), last: Instant::now() }
             }
             None => {
+                let advice = if out_of_descriptors(error) {
+                    "; raise the limit of open files (RLIMIT_NOFILE)"
+                } else {
+                    ""
+                };
                 warn!(
                     listener,
                     %error,
-                    "accept failed; trying again, with pauses of up to {} s{}",
-                    LONGEST_PAUSE.as_secs(),
-                    if out_of_descriptors(error) { "; raise the limit of open files (RLIMIT_NOFILE)" } else { "" },
+                    "accept failed; transit-kms tries again, with pauses of up to {} s{advice}",
+                    MAX_DELAY.as_secs(),
                 );
-                Trouble { failures: 1, last: Instant::now(), pause: FIRST_PAUSE }
+                FailureStreak { delay: MIN_DELAY, failures: 1, last: Instant::now() }
             }
         };
-        self.trouble.insert(trouble).pause
+        self.failing.insert(streak).delay
     }
 
-    /// Accept has worked.
+    /// Records that accept has succeeded.
     pub(super) fn succeeded(&mut self) {
-        if let Some(trouble) = self.trouble.take_if(|trouble| trouble.last.elapsed() >= CALM) {
-            info!(listener = self.listener, failures = trouble.failures, "accept works again");
+        if let Some(streak) = self.failing.take_if(|streak| streak.last.elapsed() >= RECOVERY_TIME) {
+            info!(listener = self.listener, failures = streak.failures, "accept works again");
         }
     }
 }
@@ -101,19 +78,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_double_to_a_second_and_start_anew_after_a_calm() {
+    async fn delays_double_to_a_second_and_start_again_after_a_recovery() {
         let error = io::Error::from(Errno::MFILE);
         assert!(out_of_descriptors(&error));
-        let mut failures = Failures::new("test");
-        let pauses: Vec<_> = (0..9).map(|_| failures.failed(&error).as_millis()).collect();
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+        let mut backoff = AcceptBackoff::new("test");
+        let delays: Vec<_> = (0..9).map(|_| backoff.failed(&error).as_millis()).collect();
+        assert_eq!(delays, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
 
-        // A single success amid failures changes nothing.
-        failures.succeeded();
-        assert_eq!(failures.failed(&error), LONGEST_PAUSE);
+        // A single success among failures changes nothing.
+        backoff.succeeded();
+        assert_eq!(backoff.failed(&error), MAX_DELAY);
 
-        tokio::time::advance(CALM).await;
-        failures.succeeded();
-        assert_eq!(failures.failed(&error), FIRST_PAUSE);
+        tokio::time::advance(RECOVERY_TIME).await;
+        backoff.succeeded();
+        assert_eq!(backoff.failed(&error), MIN_DELAY);
     }
 }

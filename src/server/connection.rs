@@ -1,4 +1,4 @@
-//! One HTTP/2 connection, from its first byte to its last.
+//! Serves one HTTP/2 connection.
 
 use std::{
     convert::Infallible,
@@ -32,25 +32,24 @@ use tower::ServiceExt;
 use tracing::{debug, error};
 
 use super::{
-    accept::Limits,
-    connection_tracker::{CallGuard, Connection, Place},
-    malformed_requests::{MalformedLog, Refusals},
+    connection_tracker::{CallGuard, ConnectionSlot, TrackedConnection},
+    limits::Limits,
+    malformed_requests::{MalformedRequestLog, PREFACE_BYTES, RequestMonitor},
     peer::Peer,
 };
 use crate::observe::metrics::Metrics;
 
-/// `PRI * HTTP/2.0`, `SM` and their line ends.
-const PREFACE_BYTES: usize = 24;
-/// The service knows better why a call takes too long, and ends it before the caller's deadline;
-/// but it hears of a call only once the request is complete, which half a request never is.
-const PATIENCE_WITH_SERVICE: Duration = Duration::from_secs(1);
+/// The time after the caller's deadline at which this module ends a call. Usually the service ends it
+/// before the deadline and says why. But the service sees only complete requests, so it cannot end a
+/// call whose request never completes.
+const DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 const MAX_HEADER_LIST: u32 = 16 * 1024;
-/// A message is a few KiB; a window lets one caller fill no more than this.
+/// Messages have a few KiB. The windows bound how much memory one caller can fill.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// What a connection serves: what tonic generates fits.
+/// The service that a connection serves. The servers that tonic generates implement it.
 pub trait GrpcService:
     tower::Service<
         Request<Incoming>,
@@ -75,31 +74,36 @@ impl<S> GrpcService for S where
 {
 }
 
-/// What all connections share.
+/// What the connections of one listener share.
 #[derive(Clone, Debug)]
-pub(super) struct Shared {
-    /// Ends every connection and call at once.
-    pub(super) kill: CancellationToken,
+pub(super) struct ConnectionContext {
+    /// Aborts every connection and call.
+    pub(super) abort: CancellationToken,
     pub(super) limits: Limits,
-    pub(super) malformed: Arc<MalformedLog>,
+    pub(super) malformed: Arc<MalformedRequestLog>,
     pub(super) metrics: Arc<Metrics>,
-    /// Every connection and every call is a task here.
+    /// Every connection and every call is a task of this tracker.
     pub(super) tasks: TaskTracker,
 }
 
-/// Serves until the client leaves, is silent at the beginning, or is asked to
-/// leave and has no call in flight.
-pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place: Place, shared: Shared) {
-    let peer = place.connection.peer;
+/// Serves until the client closes the connection, sends no preface in time, or is asked to close and
+/// has no call in flight.
+pub(super) async fn serve<S: GrpcService>(
+    stream: UnixStream,
+    service: S,
+    slot: ConnectionSlot,
+    context: ConnectionContext,
+) {
+    let peer = slot.connection.peer;
     let (uid, pid) = (peer.uid, peer.pid);
-    let (stream, preface) = Watched::new(stream, peer, &shared);
-    let service = Calls { connection: Arc::clone(&place.connection), service };
-    let connection = http2::Builder::new(CallExecutor(shared.tasks.clone()))
+    let (stream, preface) = MonitoredStream::new(stream, peer, &context);
+    let service = CountedService { connection: Arc::clone(&slot.connection), service };
+    let connection = http2::Builder::new(CallExecutor(context.tasks.clone()))
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
-        .max_concurrent_streams(shared.limits.max_streams)
+        .max_concurrent_streams(context.limits.max_streams)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
@@ -107,36 +111,36 @@ pub(super) async fn serve<S: GrpcService>(stream: UnixStream, service: S, place:
 
     tokio::select! {
         biased;
-        () = shared.kill.cancelled() => return,
+        () = context.abort.cancelled() => return,
         ended = connection.as_mut() => {
             if let Err(error) = ended {
-                debug!(uid, pid, %error, "a connection broke");
+                debug!(uid, pid, %error, "a connection failed");
             }
             return;
         }
-        () = place.connection.leave.cancelled() => {}
-        () = preface.overdue(shared.limits.handshake_timeout) => {
-            shared.metrics.server.handshake_timeouts.inc();
-            debug!(uid, pid, "dropped a connection: no HTTP/2 preface in time");
+        () = slot.connection.close.cancelled() => {}
+        () = preface.overdue(context.limits.handshake_timeout) => {
+            context.metrics.server.handshake_timeouts.inc();
+            debug!(uid, pid, "closed a connection: its HTTP/2 preface did not arrive in time");
             return;
         }
     }
 
-    // GOAWAY. A client that behaves closes once its calls are answered; one that does not even
-    // answer the ping behind GOAWAY would keep hyper waiting for ever, hence the linger.
+    // Sends GOAWAY. A conforming client closes the connection when its calls are answered. hyper
+    // waits without limit for a client that does not answer the ping behind GOAWAY; hence the linger.
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         biased;
-        () = shared.kill.cancelled() => {}
+        () = context.abort.cancelled() => {}
         _ended = connection.as_mut() => {}
-        () = place.connection.idle_for(shared.limits.linger) => {
-            debug!(uid, pid, "dropped a connection that had no call in flight and did not leave");
+        () = slot.connection.idle_for(context.limits.linger) => {
+            debug!(uid, pid, "closed a connection that had no call in flight and stayed open after GOAWAY");
         }
     }
 }
 
-/// Spawns calls so that they can be waited for. A call ends with its
-/// connection: its stream is reset, and hyper drops it.
+/// Spawns calls on the tracker, so that a shutdown can wait for them. A call ends with its connection:
+/// its stream is reset, and hyper drops the call.
 #[derive(Clone, Debug)]
 struct CallExecutor(TaskTracker);
 
@@ -149,51 +153,51 @@ where
     }
 }
 
-/// The service of one connection: counts calls and survives their panics.
+/// The service of one connection: counts calls in flight, limits their time and catches their panics.
 #[derive(Clone, Debug)]
-struct Calls<S> {
-    connection: Arc<Connection>,
+struct CountedService<S> {
+    connection: Arc<TrackedConnection>,
     service: S,
 }
 
-impl<S: GrpcService> hyper::service::Service<Request<Incoming>> for Calls<S> {
+impl<S: GrpcService> hyper::service::Service<Request<Incoming>> for CountedService<S> {
     type Response = Response<GuardedBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let guard = self.connection.call();
+        let guard = self.connection.start_call();
         let service = self.service.clone();
-        let patience = requested_timeout(request.headers()) + PATIENCE_WITH_SERVICE;
+        let max_time = requested_timeout(request.headers()) + DEADLINE_MARGIN;
         request.extensions_mut().insert(self.connection.peer);
-        // Nothing of the service runs before the future is polled, in a task of its own: here a
-        // panic would take the connection with it.
+        // The service must not run before the future is polled, which happens in a task of its own: a
+        // panic here would end the connection.
         Box::pin(async move {
-            let answer = if request.method() == Method::POST {
-                let answer = caught(async move { service.oneshot(request).await });
-                timeout(patience, answer).await.unwrap_or_else(|_| {
+            let response = if request.method() == Method::POST {
+                let response = catch_panic(async move { service.oneshot(request).await });
+                timeout(max_time, response).await.unwrap_or_else(|_| {
                     let late = "the call did not end before the caller's deadline: was its request complete?";
                     tonic::Status::deadline_exceeded(late).into_http()
                 })
             } else {
-                // Among others CONNECT, which would make a tunnel of the stream.
-                let mut refused = Response::new(tonic::body::Body::empty());
-                *refused.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-                refused
+                // This includes CONNECT, which would turn the stream into a tunnel.
+                let mut rejected = Response::new(tonic::body::Body::empty());
+                *rejected.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+                rejected
             };
-            Ok(answer.map(|body| GuardedBody { body, _guard: guard }))
+            Ok(response.map(|body| GuardedBody { body, _guard: guard }))
         })
     }
 }
 
-/// The answer of `call`, or `Internal` if it panics.
-async fn caught<F>(call: F) -> Response<tonic::body::Body>
+/// Returns the response of `call`, or `Internal` if it panics.
+async fn catch_panic<F>(call: F) -> Response<tonic::body::Body>
 where
     F: Future<Output = Result<Response<tonic::body::Body>, Infallible>>,
 {
     let mut call = pin!(call);
-    // Whatever the call left half done, it is the only one that knows it: shared state lies
-    // behind locks that report a panic, or is replaced whole.
+    // `AssertUnwindSafe` holds: state that calls share is behind locks that report a panic, or is
+    // replaced as a whole, so no other call sees what this one left half done.
     let polled = std::future::poll_fn(|context| {
         match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
@@ -203,15 +207,15 @@ where
     match polled.await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
-        // The panic's message may hold what must not be logged.
+        // The message of the panic may contain secrets.
         Err(_message) => {
-            error!("a call panicked; this is a bug; other calls and the connection go on");
+            error!("a call panicked: this is a bug; other calls and the connection continue");
             tonic::Status::internal("internal error, see the log of transit-kms").into_http()
         }
     }
 }
 
-/// Keeps its call counted until the whole answer has been handed over.
+/// Counts its call as in flight until hyper has taken the whole body.
 #[derive(Debug)]
 struct GuardedBody {
     body: tonic::body::Body,
@@ -238,52 +242,53 @@ impl Body for GuardedBody {
     }
 }
 
-/// A stream whose bytes are counted, up to a preface, and looked at for requests that are refused.
+/// A stream that counts the bytes of the preface and finds malformed requests.
 #[derive(Debug)]
-struct Watched {
-    malformed: Arc<MalformedLog>,
+struct MonitoredStream {
+    malformed: Arc<MalformedRequestLog>,
     metrics: Arc<Metrics>,
+    monitor: RequestMonitor,
     peer: Peer,
+    /// Bytes read; counted until the preface is complete.
     read: Arc<AtomicUsize>,
-    refusals: Refusals,
     stream: UnixStream,
 }
 
-/// How much of the preface has come.
+/// How much of the preface has arrived.
 #[derive(Debug)]
 struct Preface(Arc<AtomicUsize>);
 
-impl Watched {
-    fn new(stream: UnixStream, peer: Peer, shared: &Shared) -> (Self, Preface) {
+impl MonitoredStream {
+    fn new(stream: UnixStream, peer: Peer, context: &ConnectionContext) -> (Self, Preface) {
         let read = Arc::new(AtomicUsize::new(0));
-        let watched = Self {
-            malformed: Arc::clone(&shared.malformed),
-            metrics: Arc::clone(&shared.metrics),
+        let monitored = Self {
+            malformed: Arc::clone(&context.malformed),
+            metrics: Arc::clone(&context.metrics),
+            monitor: RequestMonitor::new(),
             peer,
             read: Arc::clone(&read),
-            refusals: Refusals::new(),
             stream,
         };
-        (watched, Preface(read))
+        (monitored, Preface(read))
     }
 
     fn written(&mut self, bytes: &[u8]) {
-        let Self { malformed, metrics, peer, refusals, .. } = self;
-        refusals.written(bytes, |what| malformed.refused(peer, what, metrics));
+        let Self { malformed, metrics, monitor, peer, .. } = self;
+        monitor.written(bytes, |kind| malformed.log(peer, kind, metrics));
     }
 }
 
 impl Preface {
-    /// Returns if the preface is not complete after `patience`; otherwise never.
-    async fn overdue(&self, patience: Duration) {
-        sleep(patience).await;
+    /// Returns if the preface is not complete after `timeout`; otherwise never.
+    async fn overdue(&self, timeout: Duration) {
+        sleep(timeout).await;
         if self.0.load(Ordering::Relaxed) >= PREFACE_BYTES {
             std::future::pending().await
         }
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for MonitoredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -291,17 +296,17 @@ impl AsyncRead for Watched {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        self.refusals.read(buffer.filled().get(before..).unwrap_or_default());
+        self.monitor.read(buffer.filled().get(before..).unwrap_or_default());
         let read = self.read.load(Ordering::Relaxed);
         if read < PREFACE_BYTES {
-            let came = buffer.filled().len().saturating_sub(before);
-            self.read.store(read.saturating_add(came), Ordering::Relaxed);
+            let added = buffer.filled().len().saturating_sub(before);
+            self.read.store(read.saturating_add(added), Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for MonitoredStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -326,10 +331,10 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, slices))?;
-        let mut left = written;
+        let mut remaining = written;
         for slice in slices {
-            let part = slice.get(..left.min(slice.len())).unwrap_or_default();
-            left -= part.len();
+            let part = slice.get(..remaining.min(slice.len())).unwrap_or_default();
+            remaining -= part.len();
             self.written(part);
         }
         Poll::Ready(Ok(written))

@@ -1,7 +1,7 @@
-//! The connections that are open, and which of them has to go when there are
-//! too many.
+//! Tracks open connections and chooses which one to close when there are too many.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -17,157 +17,159 @@ use tracing::{debug, info, warn};
 use super::peer::Peer;
 use crate::observe::metrics::Metrics;
 
-/// All open connections.
+/// The open connections of one listener.
 #[derive(Debug)]
-pub(super) struct Roster {
+pub(super) struct ConnectionTracker {
     drain: CancellationToken,
-    /// Ticks whenever a connection becomes idle: a lower number has been idle longer.
+    /// Advances when a connection is opened and when a call ends: the lower a connection's number, the
+    /// longer it has been idle.
     idle_clock: Arc<AtomicU64>,
-    inside: Mutex<Inside>,
+    max_connections: usize,
     metrics: Arc<Metrics>,
-    most: usize,
+    open: Mutex<OpenConnections>,
 }
 
 #[derive(Debug, Default)]
-struct Inside {
-    /// Someone had to go or was turned away, and it has not become calm since.
-    crowded: bool,
-    next: u64,
-    open: HashMap<u64, Arc<Connection>>,
+struct OpenConnections {
+    by_id: HashMap<u64, Arc<TrackedConnection>>,
+    next_id: u64,
+    /// Set when a connection was closed or rejected because of the limit, until half of the slots are
+    /// free again. Limits the warnings to one per episode.
+    over_limit: bool,
 }
 
 /// One open connection.
 #[derive(Debug)]
-pub(super) struct Connection {
-    /// Calls in flight; from the request until its answer has been handed over whole.
+pub(super) struct TrackedConnection {
+    /// Calls in flight: from the request until the whole response is handed to the HTTP/2 library.
     calls: watch::Sender<usize>,
+    /// Asks the connection to send GOAWAY and close.
+    pub(super) close: CancellationToken,
     idle_clock: Arc<AtomicU64>,
     idle_since: AtomicU64,
-    /// Asks it to say GOAWAY and leave.
-    pub(super) leave: CancellationToken,
     pub(super) peer: Peer,
 }
 
-/// A place on the roster; vacated when dropped.
+/// The right to keep a connection open; released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) connection: Arc<Connection>,
+pub(super) struct ConnectionSlot {
+    pub(super) connection: Arc<TrackedConnection>,
     id: u64,
-    roster: Arc<Roster>,
+    tracker: Arc<ConnectionTracker>,
 }
 
-/// A call in flight, until dropped.
+/// Counts one call in flight until it is dropped.
 #[derive(Debug)]
-pub(super) struct CallGuard(Arc<Connection>);
+pub(super) struct CallGuard(Arc<TrackedConnection>);
 
-impl Roster {
-    /// At most `most` connections stay; `drain` asks all of them to leave.
-    pub(super) fn new(most: usize, drain: CancellationToken, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { drain, idle_clock: Arc::default(), inside: Mutex::default(), metrics, most })
+impl ConnectionTracker {
+    /// Allows `max_connections`. Cancelling `drain` asks all of them to close.
+    pub(super) fn new(max_connections: usize, drain: CancellationToken, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { drain, idle_clock: Arc::default(), max_connections, metrics, open: Mutex::default() })
     }
 
-    /// A place for a new connection.
+    /// Returns a slot for a new connection.
     ///
-    /// When all are taken, an idle connection is asked to leave, so that many
-    /// silent clients cannot lock out one that wants to work. `None` if all
-    /// are busy, or if those that were asked have not left yet and hold as
-    /// many places again.
-    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Option<Place> {
-        let mut inside = self.lock();
-        if inside.open.len() >= self.most {
-            let staying = inside.open.values().filter(|open| !open.leave.is_cancelled()).count();
-            let room = inside.open.len() < self.most.saturating_mul(2);
-            let victim = (staying >= self.most && room).then(|| send_one_away(&inside)).flatten();
-            if let Some(Peer { uid, pid, .. }) = victim {
-                if inside.crowd() {
+    /// If all slots are taken, an idle connection is asked to close, so that many silent clients cannot
+    /// lock out a client with work to do. Returns `None` if all connections are busy, or if the closing
+    /// connections already hold as many slots again as the limit allows.
+    pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Option<ConnectionSlot> {
+        let mut open = self.lock();
+        if open.by_id.len() >= self.max_connections {
+            let staying = open.by_id.values().filter(|connection| !connection.close.is_cancelled()).count();
+            let may_exceed = open.by_id.len() < self.max_connections.saturating_mul(2);
+            let closed =
+                (staying >= self.max_connections && may_exceed).then(|| close_one_idle(&open)).flatten();
+            if let Some(Peer { uid, pid, .. }) = closed {
+                if open.set_over_limit() {
                     warn!(
                         uid,
                         pid,
-                        open = inside.open.len(),
-                        "too many connections: asked an idle one of the process that has most to leave"
+                        open = open.by_id.len(),
+                        "too many connections: closing an idle one of the process that has the most"
                     );
                 } else {
-                    debug!(uid, pid, "asked an idle connection to leave: there are too many");
+                    debug!(uid, pid, "too many connections: closing another idle one");
                 }
-            } else if staying >= self.most {
-                if inside.crowd() {
+            } else if staying >= self.max_connections {
+                if open.set_over_limit() {
                     warn!(
                         uid = peer.uid,
                         pid = peer.pid,
-                        open = inside.open.len(),
-                        "too many connections, and all are busy or on their way out: turned one away"
+                        open = open.by_id.len(),
+                        "too many connections, and all are busy or closing: rejected a new one"
                     );
                 } else {
-                    debug!(uid = peer.uid, pid = peer.pid, "turned a connection away: there are too many");
+                    debug!(uid = peer.uid, pid = peer.pid, "too many connections: rejected another new one");
                 }
                 return None;
             }
         }
-        let connection = Arc::new(Connection {
+        let connection = Arc::new(TrackedConnection {
             calls: watch::Sender::new(0),
+            close: self.drain.child_token(),
             idle_clock: Arc::clone(&self.idle_clock),
             idle_since: AtomicU64::new(self.idle_clock.fetch_add(1, Ordering::Relaxed)),
-            leave: self.drain.child_token(),
             peer,
         });
-        let id = inside.next;
-        inside.next += 1;
-        inside.open.insert(id, Arc::clone(&connection));
+        let id = open.next_id;
+        open.next_id += 1;
+        open.by_id.insert(id, Arc::clone(&connection));
         self.metrics.server.connections_open.inc();
-        Some(Place { connection, id, roster: Arc::clone(self) })
+        Some(ConnectionSlot { connection, id, tracker: Arc::clone(self) })
     }
 
-    /// Asks idle connections to leave, for their descriptors, until a quarter of all is leaving:
-    /// whoever waits for accept is not known, and may be many.
-    pub(super) fn shed(&self) {
-        let inside = self.lock();
-        let leaving = inside.open.values().filter(|open| open.leave.is_cancelled()).count();
-        let wanted = inside.open.len().div_ceil(4).saturating_sub(leaving);
-        let asked = std::iter::from_fn(|| send_one_away(&inside)).take(wanted).count();
-        // That descriptors ran out is told where accept failed.
-        debug!(open = inside.open.len(), leaving, asked, "asked idle connections to leave");
+    /// Asks idle connections to close, to free their file descriptors, until a quarter of all
+    /// connections is closing: the number of clients in the listener's queue is unknown and may be high.
+    pub(super) fn shed_idle(&self) {
+        let open = self.lock();
+        let closing = open.by_id.values().filter(|connection| connection.close.is_cancelled()).count();
+        let missing = open.by_id.len().div_ceil(4).saturating_sub(closing);
+        let asked = std::iter::from_fn(|| close_one_idle(&open)).take(missing).count();
+        // The warning about the descriptors is logged where accept fails.
+        debug!(open = open.by_id.len(), closing, asked, "closing idle connections to free file descriptors");
     }
 
-    /// Connections that are open, and calls in flight on them.
+    /// Returns the number of open connections and of calls in flight on them.
     pub(super) fn count(&self) -> (usize, usize) {
-        let inside = self.lock();
-        (inside.open.len(), inside.open.values().map(|open| *open.calls.borrow()).sum())
+        let open = self.lock();
+        (open.by_id.len(), open.by_id.values().map(|connection| *connection.calls.borrow()).sum())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        // Nothing is left half done by a panic: each change is one step.
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, OpenConnections> {
+        // Each change is one step, so a panic leaves nothing half done.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inside {
-    /// Remembers that it is crowded; whether that is new.
-    fn crowd(&mut self) -> bool {
-        !std::mem::replace(&mut self.crowded, true)
+impl OpenConnections {
+    /// Returns true if the limit was not exceeded before.
+    fn set_over_limit(&mut self) -> bool {
+        !std::mem::replace(&mut self.over_limit, true)
     }
 }
 
-/// Asks one to leave: of the process that has most connections, the one that has been idle longest.
-fn send_one_away(inside: &Inside) -> Option<Peer> {
-    let mut held: HashMap<(u32, Option<i32>), usize> = HashMap::new();
-    let staying = || inside.open.values().filter(|open| !open.leave.is_cancelled());
-    for open in staying() {
-        *held.entry((open.peer.uid, open.peer.pid)).or_default() += 1;
+/// Asks the connection that has been idle longest, of the process with the most connections, to close.
+fn close_one_idle(open: &OpenConnections) -> Option<Peer> {
+    let mut per_process: HashMap<(u32, Option<i32>), usize> = HashMap::new();
+    let staying = || open.by_id.values().filter(|connection| !connection.close.is_cancelled());
+    for connection in staying() {
+        *per_process.entry((connection.peer.uid, connection.peer.pid)).or_default() += 1;
     }
-    let victim = staying().filter(|open| *open.calls.borrow() == 0).max_by_key(|open| {
-        let held = held.get(&(open.peer.uid, open.peer.pid)).copied().unwrap_or_default();
-        (held, std::cmp::Reverse(open.idle_since.load(Ordering::Relaxed)))
+    let chosen = staying().filter(|connection| *connection.calls.borrow() == 0).max_by_key(|connection| {
+        let held = per_process.get(&(connection.peer.uid, connection.peer.pid)).copied().unwrap_or_default();
+        (held, Reverse(connection.idle_since.load(Ordering::Relaxed)))
     })?;
-    victim.leave.cancel();
-    Some(victim.peer)
+    chosen.close.cancel();
+    Some(chosen.peer)
 }
 
-impl Connection {
-    /// Returns once no call has been in flight for `linger`.
+impl TrackedConnection {
+    /// Waits until no call has been in flight for `linger`.
     pub(super) async fn idle_for(&self, linger: Duration) {
         let mut calls = self.calls.subscribe();
         loop {
-            // The sender is in `self`, so neither wait can find it gone.
+            // `self` owns the sender, so neither wait fails because the channel is closed.
             if calls.wait_for(|calls| *calls == 0).await.is_err() {
                 return;
             }
@@ -177,8 +179,8 @@ impl Connection {
         }
     }
 
-    /// Counts one call until the guard is dropped.
-    pub(super) fn call(self: &Arc<Self>) -> CallGuard {
+    /// Counts one call as in flight until the guard is dropped.
+    pub(super) fn start_call(self: &Arc<Self>) -> CallGuard {
         self.calls.send_modify(|calls| *calls += 1);
         CallGuard(Arc::clone(self))
     }
@@ -192,15 +194,15 @@ impl Drop for CallGuard {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut inside = self.roster.lock();
-        inside.open.remove(&self.id);
-        if inside.crowded && inside.open.len() <= self.roster.most / 2 {
-            inside.crowded = false;
-            info!(open = inside.open.len(), "there is room for connections again");
+        let mut open = self.tracker.lock();
+        open.by_id.remove(&self.id);
+        if open.over_limit && open.by_id.len() <= self.tracker.max_connections / 2 {
+            open.over_limit = false;
+            info!(open = open.by_id.len(), "the number of connections is below half of the limit again");
         }
-        self.roster.metrics.server.connections_open.dec();
+        self.tracker.metrics.server.connections_open.dec();
     }
 }
 
@@ -208,88 +210,88 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn roster(most: usize) -> Arc<Roster> {
-        Roster::new(most, CancellationToken::new(), Arc::new(Metrics::new().unwrap()))
+    fn tracker(max_connections: usize) -> Arc<ConnectionTracker> {
+        ConnectionTracker::new(max_connections, CancellationToken::new(), Arc::new(Metrics::new().unwrap()))
     }
 
     fn peer(pid: i32) -> Peer {
         Peer { gid: 0, pid: Some(pid), uid: 0 }
     }
 
-    fn leaves(place: &Place) -> bool {
-        place.connection.leave.is_cancelled()
+    fn is_closing(slot: &ConnectionSlot) -> bool {
+        slot.connection.close.is_cancelled()
     }
 
     #[test]
-    fn the_longest_idle_connection_makes_room() {
-        let roster = roster(3);
-        let busy = roster.admit(peer(1)).unwrap();
-        let call = busy.connection.call();
-        let worked = roster.admit(peer(1)).unwrap();
-        let silent = roster.admit(peer(1)).unwrap();
-        drop(worked.connection.call());
-        let _new = roster.admit(peer(1)).unwrap();
-        assert!(leaves(&silent) && !leaves(&worked) && !leaves(&busy));
+    fn the_connection_that_is_idle_longest_is_closed() {
+        let tracker = tracker(3);
+        let busy = tracker.admit(peer(1)).unwrap();
+        let call = busy.connection.start_call();
+        let worked = tracker.admit(peer(1)).unwrap();
+        let silent = tracker.admit(peer(1)).unwrap();
+        drop(worked.connection.start_call());
+        let _new = tracker.admit(peer(1)).unwrap();
+        assert!(is_closing(&silent) && !is_closing(&worked) && !is_closing(&busy));
         drop(call);
     }
 
     #[test]
-    fn the_process_with_most_connections_gives_one_up() {
-        let roster = roster(4);
-        let api_server = roster.admit(peer(1)).unwrap();
-        let many: Vec<_> = (0..3).map(|_| roster.admit(peer(2)).unwrap()).collect();
-        let _new = roster.admit(peer(3)).unwrap();
-        assert!(!leaves(&api_server), "idle longest, but not the one that crowds");
-        assert!(leaves(&many[0]));
+    fn a_connection_of_the_process_with_the_most_is_closed() {
+        let tracker = tracker(4);
+        let api_server = tracker.admit(peer(1)).unwrap();
+        let many: Vec<_> = (0..3).map(|_| tracker.admit(peer(2)).unwrap()).collect();
+        let _new = tracker.admit(peer(3)).unwrap();
+        assert!(!is_closing(&api_server), "it has been idle longest, but its process has only one");
+        assert!(is_closing(&many[0]));
     }
 
     #[test]
-    fn a_quarter_is_shed_and_no_more_until_they_have_left() {
-        let roster = roster(20);
-        let mut places: Vec<_> = (0..9).map(|_| roster.admit(peer(1)).unwrap()).collect();
-        let leaving = |places: &[Place]| places.iter().filter(|place| leaves(place)).count();
-        roster.shed();
-        roster.shed();
-        assert_eq!(leaving(&places), 3);
-        places.retain(|place| !leaves(place));
-        roster.shed();
-        assert_eq!(leaving(&places), 2);
-        assert!(!roster.lock().crowded, "that is not what is amiss");
+    fn at_most_a_quarter_is_closing_at_a_time() {
+        let tracker = tracker(20);
+        let mut slots: Vec<_> = (0..9).map(|_| tracker.admit(peer(1)).unwrap()).collect();
+        let closing = |slots: &[ConnectionSlot]| slots.iter().filter(|slot| is_closing(slot)).count();
+        tracker.shed_idle();
+        tracker.shed_idle();
+        assert_eq!(closing(&slots), 3);
+        slots.retain(|slot| !is_closing(slot));
+        tracker.shed_idle();
+        assert_eq!(closing(&slots), 2);
+        assert!(!tracker.lock().over_limit, "the limit of connections is not the cause");
     }
 
     #[test]
-    fn when_all_are_busy_the_new_one_is_turned_away_and_nothing_grows_for_ever() {
-        let roster = roster(2);
-        let places: Vec<_> = (0..2).map(|_| roster.admit(peer(1)).unwrap()).collect();
-        let calls: Vec<_> = places.iter().map(|place| place.connection.call()).collect();
-        assert!(roster.admit(peer(1)).is_none());
-        assert_eq!(roster.count(), (2, 2));
+    fn when_all_are_busy_a_new_connection_is_rejected_and_memory_stays_bounded() {
+        let tracker = tracker(2);
+        let slots: Vec<_> = (0..2).map(|_| tracker.admit(peer(1)).unwrap()).collect();
+        let calls: Vec<_> = slots.iter().map(|slot| slot.connection.start_call()).collect();
+        assert!(tracker.admit(peer(1)).is_none());
+        assert_eq!(tracker.count(), (2, 2));
         drop(calls);
 
-        // Those who were asked to leave and do not are counted too.
-        let more: Vec<_> = std::iter::from_fn(|| roster.admit(peer(1))).collect();
+        // Connections that were asked to close and stay open count too.
+        let more: Vec<_> = std::iter::from_fn(|| tracker.admit(peer(1))).collect();
         assert_eq!(more.len(), 2);
-        assert_eq!(roster.metrics.server.connections_open.get(), 4);
-        drop((more, places));
-        assert_eq!(roster.count(), (0, 0));
-        assert_eq!(roster.metrics.server.connections_open.get(), 0);
-        assert!(!roster.lock().crowded);
+        assert_eq!(tracker.metrics.server.connections_open.get(), 4);
+        drop((more, slots));
+        assert_eq!(tracker.count(), (0, 0));
+        assert_eq!(tracker.metrics.server.connections_open.get(), 0);
+        assert!(!tracker.lock().over_limit);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_means_a_whole_linger_without_a_call() {
-        let roster = roster(1);
-        let place = roster.admit(peer(1)).unwrap();
+    async fn a_connection_is_idle_after_a_whole_linger_without_a_call() {
+        let tracker = tracker(1);
+        let slot = tracker.admit(peer(1)).unwrap();
         let linger = Duration::from_millis(500);
-        let call = place.connection.call();
+        let call = slot.connection.start_call();
         let start = tokio::time::Instant::now();
         let calls = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             drop(call);
             tokio::time::sleep(Duration::from_millis(400)).await;
-            drop(place.connection.call());
+            drop(slot.connection.start_call());
         };
-        tokio::join!(place.connection.idle_for(linger), calls);
+        tokio::join!(slot.connection.idle_for(linger), calls);
         assert_eq!(start.elapsed(), Duration::from_millis(2900));
     }
 }

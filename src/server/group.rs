@@ -1,47 +1,47 @@
-//! The group of the socket, by name or number.
+//! The group of a socket, by name or number.
 
 use std::{fs, io, str::FromStr};
 
-/// The group that `--socket-group` names.
+/// A group, as `--socket-group` names it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Group(u32);
 
 impl Group {
-    /// A group by number.
+    /// Creates a group from its number.
     #[must_use]
     pub const fn from_gid(gid: u32) -> Self {
         Self(gid)
     }
 
-    /// Its number.
+    /// Returns its number.
     #[must_use]
     pub const fn gid(self) -> u32 {
         self.0
     }
 }
 
-/// Why a text names no group.
+/// Why a group was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     /// `/etc/group` cannot be read.
-    #[error("cannot read /etc/group to look up \"{name}\" ({source}): give the number of the group")]
+    #[error("cannot read /etc/group to look up \"{name}\" ({source}): specify the number of the group")]
     Unreadable {
         /// The group.
         name: String,
-        /// Why.
+        /// Why it cannot be read.
         source: io::Error,
     },
     /// `/etc/group` does not list it.
-    #[error("no group \"{0}\" in /etc/group: give its number if it comes from elsewhere")]
+    #[error("/etc/group has no group \"{0}\": if the group is defined elsewhere, specify its number")]
     Unknown(String),
 }
 
 impl FromStr for Group {
     type Err = GroupError;
 
-    /// A number, or a name that `/etc/group` lists.
+    /// Parses a number, or looks up a name in `/etc/group`.
     fn from_str(name: &str) -> Result<Self, GroupError> {
-        // All ones is not a group: chown takes it for "leave as it is".
+        // `u32::MAX` is not a group: chown(2) takes it to mean "do not change the group".
         if let Ok(gid) = name.parse()
             && gid != u32::MAX
         {

@@ -1,7 +1,8 @@
-//! Listeners that we were started with: socket activation, as systemd has it.
+//! Takes the listeners of systemd's socket activation.
 //!
-//! The socket unit holds them, so they outlive us: what connects while nobody serves waits in their
-//! queue. They have the unit's mode and owner, and their files are not ours to remove.
+//! The socket unit holds the listeners, so they outlive this process: clients that connect while no
+//! process serves wait in their queue. Mode and owner are those of the unit, and this process must not
+//! remove the socket's files.
 //!
 //! Source: sd_listen_fds(3).
 
@@ -16,12 +17,12 @@ use rustix::net::sockopt::socket_acceptconn;
 
 use super::socket::BoundSocket;
 
-/// `FileDescriptorName=` of the listener for KMS v2; one that is alone needs no name.
+/// `FileDescriptorName=` of the listener for KMS v2. A single listener needs no name.
 const KMS: &str = "kms";
-/// That of the one for KMS v1.
+/// `FileDescriptorName=` of the listener for KMS v1.
 const KMS_V1: &str = "kms-v1";
 
-/// What was inherited, if anything.
+/// The inherited listeners.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// For KMS v2.
@@ -30,106 +31,111 @@ pub struct Inherited {
     pub kms_v1: Option<BoundSocket>,
 }
 
-/// Why an inherited descriptor is of no use; the message says what to do.
+/// Why an inherited descriptor cannot be used. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
-    /// Not one that listens on a unix socket.
+    /// It is not a listener on a unix socket.
     #[error(
         "descriptor {name:?} of LISTEN_FDS is not a listening unix stream socket{}: the socket unit needs \
          ListenStream=/path and Accept=no",
-        because(.source.as_ref())
+        in_parentheses(.source.as_ref())
     )]
     NotAListener {
-        /// What it is called.
+        /// Its name in `LISTEN_FDNAMES`.
         name: String,
-        /// Why, if the system says.
+        /// The error of the operating system, if there is one.
         source: Option<io::Error>,
     },
-    /// Two of the same name, or one of a name that means nothing.
+    /// Two have the same name, or a name is unknown.
     #[error(
-        "descriptors of LISTEN_FDS are called {names:?}: among several, one is to be called {KMS:?} and one \
-         may be called {KMS_V1:?}, by FileDescriptorName= in socket units of their own"
+        "descriptors of LISTEN_FDS have the names {names:?}: if there are several, one must have the name \
+         {KMS:?} and one may have the name {KMS_V1:?}; set FileDescriptorName= in a socket unit for each"
     )]
     Names {
-        /// What they are called.
+        /// Their names in `LISTEN_FDNAMES`.
         names: Vec<String>,
     },
 }
 
-fn because(source: Option<&io::Error>) -> String {
+fn in_parentheses(source: Option<&io::Error>) -> String {
     source.map(|source| format!(" ({source})")).unwrap_or_default()
 }
 
 impl Inherited {
-    /// Takes what `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` name; nothing if they are not for us.
+    /// Takes the listeners that `LISTEN_FDS`, `LISTEN_PID` and `LISTEN_FDNAMES` describe. Takes none if
+    /// `LISTEN_PID` is another process.
     ///
-    /// To be called once, before there are threads: the variables are removed.
+    /// Call it once, before the process starts threads: it removes the variables.
     ///
     /// # Errors
     /// See [`InheritError`].
     pub fn take() -> Result<Self, InheritError> {
-        // The crate knows nothing of names.
+        // `listenfd` does not read the names.
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut descriptors = ListenFd::from_env();
         let names: Vec<_> = (0..descriptors.len()).map(|at| name(&names, at)).collect();
-        let places = places(&names)?;
+        let roles = roles(&names)?;
         let mut inherited = Self::default();
-        for (at, (name, place)) in names.into_iter().zip(places).enumerate() {
+        for (at, (name, role)) in names.into_iter().zip(roles).enumerate() {
             let socket = match descriptors.take_unix_listener(at) {
                 Ok(Some(listener)) => listening(listener),
                 Ok(None) => Err(None),
                 Err(error) => Err(Some(error)),
             };
             let socket = socket.map_err(|source| InheritError::NotAListener { name, source })?;
-            match place {
-                Place::Kms => inherited.kms = Some(socket),
-                Place::KmsV1 => inherited.kms_v1 = Some(socket),
+            match role {
+                Role::Kms => inherited.kms = Some(socket),
+                Role::KmsV1 => inherited.kms_v1 = Some(socket),
             }
         }
         Ok(inherited)
     }
 
-    /// Whether there is any.
+    /// Returns true if there is any.
     #[must_use]
     pub fn any(&self) -> bool {
         self.kms.is_some() || self.kms_v1.is_some()
     }
 }
 
+/// What a listener serves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Place {
+enum Role {
     Kms,
     KmsV1,
 }
 
-/// The name at this position of `LISTEN_FDNAMES`; empty if there is none.
+/// Returns the name at this position of `LISTEN_FDNAMES`, or an empty one.
 fn name(names: &str, at: usize) -> String {
     names.split(':').nth(at).unwrap_or_default().to_owned()
 }
 
-/// What each is for.
-fn places(names: &[String]) -> Result<Vec<Place>, InheritError> {
-    // Unless told otherwise, systemd calls it as its unit is called.
+/// Returns the role of each descriptor.
+fn roles(names: &[String]) -> Result<Vec<Role>, InheritError> {
+    // Without `FileDescriptorName=`, systemd uses the name of the unit.
     if let [alone] = names {
-        return Ok(vec![if alone == KMS_V1 { Place::KmsV1 } else { Place::Kms }]);
+        return Ok(vec![if alone == KMS_V1 { Role::KmsV1 } else { Role::Kms }]);
     }
-    let place = |name: &String| match name.as_str() {
-        KMS => Some(Place::Kms),
-        KMS_V1 => Some(Place::KmsV1),
+    let role = |name: &String| match name.as_str() {
+        KMS => Some(Role::Kms),
+        KMS_V1 => Some(Role::KmsV1),
         _ => None,
     };
-    match names.iter().map(place).collect::<Option<Vec<_>>>() {
-        Some(places) if [Place::Kms, Place::KmsV1].iter().all(|one| count(&places, *one) <= 1) => Ok(places),
+    match names.iter().map(role).collect::<Option<Vec<_>>>() {
+        Some(roles) if [Role::Kms, Role::KmsV1].iter().all(|role| count(&roles, *role) <= 1) => Ok(roles),
         _ => Err(InheritError::Names { names: names.to_vec() }),
     }
 }
 
-fn count(places: &[Place], one: Place) -> usize {
-    places.iter().filter(|place| **place == one).count()
+fn count(roles: &[Role], role: Role) -> usize {
+    roles.iter().filter(|other| **other == role).count()
 }
 
+/// Makes a socket of an inherited listener.
+///
 /// # Errors
-/// None, or the system's, if it does not listen where a client could find it.
+/// Fails if it does not listen, or has no address that a client can connect to; with the error of the
+/// operating system, if there is one.
 fn listening(listener: UnixListener) -> Result<BoundSocket, Option<io::Error>> {
     if !socket_acceptconn(&listener).map_err(|error| Some(error.into()))? {
         return Err(None);
@@ -154,37 +160,37 @@ mod tests {
 
     use super::*;
 
-    fn told(names: &[&str]) -> Result<Vec<Place>, String> {
+    fn roles_of(names: &[&str]) -> Result<Vec<Role>, String> {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        places(&names).map_err(|error| error.to_string())
+        roles(&names).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn one_needs_no_name_and_two_do() {
-        use Place::{Kms, KmsV1};
-        assert_eq!(told(&[]), Ok(vec![]));
-        assert_eq!(told(&["transit-kms.socket"]), Ok(vec![Kms]));
-        assert_eq!(told(&[""]), Ok(vec![Kms]));
-        assert_eq!(told(&["kms-v1"]), Ok(vec![KmsV1]));
-        assert_eq!(told(&["kms-v1", "kms"]), Ok(vec![KmsV1, Kms]));
+    fn one_listener_needs_no_name_and_two_do() {
+        use Role::{Kms, KmsV1};
+        assert_eq!(roles_of(&[]), Ok(vec![]));
+        assert_eq!(roles_of(&["transit-kms.socket"]), Ok(vec![Kms]));
+        assert_eq!(roles_of(&[""]), Ok(vec![Kms]));
+        assert_eq!(roles_of(&["kms-v1"]), Ok(vec![KmsV1]));
+        assert_eq!(roles_of(&["kms-v1", "kms"]), Ok(vec![KmsV1, Kms]));
         for bad in [&["kms", "kms"][..], &["kms", "transit-kms.socket"], &["", ""], &["kms", "kms-v1", "kms"]]
         {
-            assert!(told(bad).unwrap_err().contains("FileDescriptorName="), "{bad:?}");
+            assert!(roles_of(bad).unwrap_err().contains("FileDescriptorName="), "{bad:?}");
         }
         assert_eq!([0, 1, 2, 3].map(|at| name("a::b", at)), ["a", "", "b", ""]);
     }
 
     #[test]
-    fn only_what_listens_somewhere_is_taken() {
+    fn only_listeners_are_taken() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kms.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        // With Accept=yes it is a connection that is passed, and its address is the socket's.
+        // With Accept=yes, systemd passes a connection; its address is that of the socket.
         let _client = UnixStream::connect(&path).unwrap();
         let connection = UnixListener::from(OwnedFd::from(listener.accept().unwrap().0));
         let socket = listening(listener).unwrap();
         assert_eq!(socket.address(), &UnixAddress::Path(path.clone()));
-        assert!(!socket.file.remove_at_once().unwrap());
+        assert!(!socket.file.try_remove().unwrap());
         assert!(path.exists());
 
         let source = listening(connection).unwrap_err();

@@ -1,4 +1,4 @@
-//! Who is at the other end, and whether it may be.
+//! The credentials of a client, and the check whether it may connect.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -10,17 +10,17 @@ use std::{
 use tokio::net::UnixStream;
 use tracing::{debug, warn};
 
-/// After this many a further one is refused without a warning of its own.
-const REMEMBERED: usize = 64;
+/// Bounds the memory of [`FirstOccurrences`]. Further values get no warning of their own.
+const MAX_REMEMBERED: usize = 64;
 
-/// The process that made a connection, as the kernel tells it.
+/// The process at the other end of a connection, as the kernel reports it.
 ///
-/// Every request on the connection carries it in its extensions.
+/// Every request on the connection has it in its extensions.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct Peer {
     /// Its effective gid when it connected.
     pub gid: u32,
-    /// Its pid, unless it lives in a pid namespace that we cannot see into.
+    /// Its pid. `None` if it is in a pid namespace that this process cannot see into.
     pub pid: Option<i32>,
     /// Its effective uid when it connected.
     pub uid: u32,
@@ -30,31 +30,42 @@ impl Peer {
     /// Asks the kernel.
     ///
     /// # Errors
-    /// Those of `getsockopt(SO_PEERCRED)`.
+    /// Returns the error of `getsockopt(SO_PEERCRED)`.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
         Ok(Self {
             gid: credentials.gid(),
-            // The kernel writes 0 for a process of a foreign pid namespace.
+            // The kernel reports 0 for a process in a foreign pid namespace.
             pid: credentials.pid().filter(|&pid| pid != 0),
             uid: credentials.uid(),
         })
     }
 }
 
-/// The uids that are served.
+/// Describes the process that listens on a socket, for messages.
+pub(super) fn describe_owner(owner: Option<&Peer>) -> String {
+    match owner {
+        Some(Peer { uid, pid: Some(pid), .. }) => format!("the process with pid {pid} and uid {uid}"),
+        Some(Peer { uid, pid: None, .. }) => {
+            format!("a process with uid {uid} in another pid namespace")
+        }
+        None => "another process".into(),
+    }
+}
+
+/// The uids that may connect.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AllowedPeers(BTreeSet<u32>);
 
 impl AllowedPeers {
-    /// Those uids; none at all means the default.
+    /// Allows these uids. An empty list means the default.
     #[must_use]
     pub fn new(uids: impl IntoIterator<Item = u32>) -> Self {
         let uids: BTreeSet<u32> = uids.into_iter().collect();
         if uids.is_empty() { Self::default() } else { Self(uids) }
     }
 
-    /// Whether this uid is served.
+    /// Returns true if this uid may connect.
     #[must_use]
     pub fn allows(&self, uid: u32) -> bool {
         self.0.contains(&uid)
@@ -62,44 +73,45 @@ impl AllowedPeers {
 }
 
 impl Default for AllowedPeers {
-    /// Root, as which kube-apiserver usually runs, and our own uid.
+    /// Root, which kube-apiserver usually runs as, and the uid of this process.
     fn default() -> Self {
         Self(BTreeSet::from([0, rustix::process::geteuid().as_raw()]))
     }
 }
 
-/// Logs refusals: a warning for the first of a uid, debug for the others.
+/// Logs rejected connections: a warning for the first of a uid, debug lines for the others.
 #[derive(Debug, Default)]
-pub(super) struct RefusalLog(FirstTimes<u32>);
+pub(super) struct RejectionLog(FirstOccurrences<u32>);
 
-/// What has been warned of; a bounded number of things.
+impl RejectionLog {
+    pub(super) fn log(&self, peer: &Peer) {
+        let (uid, pid) = (peer.uid, peer.pid);
+        if self.0.is_first(uid) {
+            warn!(
+                uid,
+                pid, "rejected a connection: uid {uid} is not allowed; --allow-uid {uid} would allow it"
+            );
+        } else {
+            debug!(uid, pid, "rejected another connection of uid {uid}");
+        }
+    }
+}
+
+/// Remembers which values have occurred, so that a warning is logged once for each.
 #[derive(Debug)]
-pub(super) struct FirstTimes<T>(Mutex<HashSet<T>>);
+pub(super) struct FirstOccurrences<T>(Mutex<HashSet<T>>);
 
-impl<T> Default for FirstTimes<T> {
+impl<T> Default for FirstOccurrences<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T: Eq + Hash> FirstTimes<T> {
-    pub(super) fn is_first(&self, one: T) -> bool {
-        let Ok(mut warned) = self.0.lock() else { return false };
-        warned.len() < REMEMBERED && warned.insert(one)
-    }
-}
-
-impl RefusalLog {
-    pub(super) fn refused(&self, peer: &Peer) {
-        let (uid, pid) = (peer.uid, peer.pid);
-        if self.0.is_first(uid) {
-            warn!(
-                uid,
-                pid, "refused a connection: its uid may not connect; --allow-uid {uid} would allow it"
-            );
-        } else {
-            debug!(uid, pid, "refused a connection again; --allow-uid {uid} would allow it");
-        }
+impl<T: Eq + Hash> FirstOccurrences<T> {
+    /// Returns true the first time that it gets this value, for up to [`MAX_REMEMBERED`] values.
+    pub(super) fn is_first(&self, value: T) -> bool {
+        let Ok(mut seen) = self.0.lock() else { return false };
+        seen.len() < MAX_REMEMBERED && seen.insert(value)
     }
 }
 
@@ -108,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_root_and_ourselves() {
+    fn the_default_is_root_and_the_own_uid() {
         let own = rustix::process::geteuid().as_raw();
         let peers = AllowedPeers::new([]);
         assert!(peers.allows(0) && peers.allows(own));
@@ -123,21 +135,21 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_is_warned_of_once_and_memory_is_bounded() {
-        let log = FirstTimes::default();
+    fn each_uid_gets_one_warning_and_memory_is_bounded() {
+        let log = FirstOccurrences::default();
         assert!(log.is_first(7));
         assert!(!log.is_first(7));
         for uid in 100..1000 {
             log.is_first(uid);
         }
         assert!(!log.is_first(5000));
-        assert_eq!(log.0.lock().unwrap().len(), REMEMBERED);
+        assert_eq!(log.0.lock().unwrap().len(), MAX_REMEMBERED);
     }
 
     #[tokio::test]
-    async fn the_kernel_names_us() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = Peer::of(&ours).unwrap();
+    async fn the_kernel_reports_the_credentials() {
+        let (stream, _other_end) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&stream).unwrap();
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
     }

@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 use transit_kms::{
     observe::metrics::Metrics,
     server::{
-        accept::{self, GrpcService, Limits, Settings},
+        accept::{self, GrpcService, ServeOptions},
+        limits::Limits,
         peer::AllowedPeers,
     },
 };
@@ -50,14 +51,14 @@ impl StandIn {
         };
         listener.set_nonblocking(true).unwrap();
         let listener = UnixListener::from_std(listener).unwrap();
-        let settings = Settings {
+        let options = ServeOptions {
             grace: std::time::Duration::ZERO,
             limits: Limits::default(),
             metrics: Arc::new(Metrics::new().unwrap()),
             peers: AllowedPeers::new([]),
         };
         let serving = async move {
-            accept::serve(listener, service, settings, CancellationToken::new()).await;
+            accept::serve(listener, service, options, CancellationToken::new()).await;
         };
         Self { serving: tokio::spawn(serving) }
     }

@@ -110,7 +110,7 @@ async fn open_connections_do_not_delay_the_shutdown() {
     idle.status(StatusRequest {}).await.unwrap_err();
     daemon.signal(Signal::TERM);
     assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
-    assert!(daemon.log().contains("calls=0 connections=0"), "{}", daemon.log());
+    assert!(daemon.log().contains("0 calls and 0 connections were cut off"), "{}", daemon.log());
     unit.assert_untouched();
     // The listener belongs to the unit, so clients can still connect.
     connect(&unit.socket).await.unwrap();

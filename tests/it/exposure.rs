@@ -67,7 +67,7 @@ async fn a_config_or_directory_open_to_others_is_warned_about_until_its_mode_is_
     wait_warnings(&daemon, &[replaceable]).await;
     daemon.wait_printed(replaceable).await;
     set_mode(&sockets, 0o1777);
-    wait_warnings(&daemon, &["put another socket there while transit-kms is not running"]).await;
+    wait_warnings(&daemon, &["create another socket there while transit-kms is not running"]).await;
     fs::set_permissions(&sockets, before).unwrap();
     wait_warnings(&daemon, &[]).await;
     round_trip(&daemon.kms().await, "cured").await;

@@ -97,7 +97,7 @@ async fn status_stays_ok_for_the_grace_while_vault_is_sealed_and_recovers() {
 
     eventually("the grace shows", LONG_GRACE, async || {
         let (_, words) = daemon.admin("/readyz").await;
-        if words.contains("within the outage grace") { Ok(()) } else { Err(words) }
+        if words.contains("during the outage grace") { Ok(()) } else { Err(words) }
     })
     .await;
     assert_eq!(caller.health().await, "ok");

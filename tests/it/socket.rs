@@ -136,7 +136,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
     assert!(ran.stderr.contains(&format!("does it allow uid {ours} (--allow-uid)?")), "{ran:?}");
     let log = daemon.log();
     let warning =
-        log.lines().find(|line| line.contains("WARN") && line.contains("refused")).expect("a warning");
+        log.lines().find(|line| line.contains("WARN") && line.contains("rejected")).expect("a warning");
     assert!(warning.contains(&format!("uid={ours} ")), "{warning}");
     assert!(warning.contains(&format!("--allow-uid {ours} ")), "{warning}");
     assert!(daemon.metric("transit_kms_connections_rejected_total", &[]).await >= 2.0);

@@ -7,6 +7,8 @@ use kms_plugin::address::{ListenAddress, UnixAddress};
 use secrecy::SecretString;
 use url::Url;
 
+use crate::cli::exit::{Exit, after_help};
+
 /// As kube-apiserver waits for a KMS plugin by default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The metrics of several API servers can be large.
@@ -17,17 +19,13 @@ const DEFAULT_TIMEOUT_UNUSED: Duration = Duration::from_secs(30);
 /// `status`, `encrypt`, `decrypt` and `roundtrip` send KMS v2 calls to --socket. `live` and `ready` send requests to
 /// --admin. `unused` sends requests to --socket and to the API servers.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "\
-Exit codes:
-  0   the check passed
-  1   the check failed; standard error has the reason
-  2   there was no answer
-  64  an argument or the input is invalid
-
-Examples:
-  transit-kms probe roundtrip
-  transit-kms probe status --socket unix:///run/transit-kms/kms.sock
-  transit-kms probe ready --admin unix:///run/transit-kms/admin.sock -o json")]
+#[command(after_help = after_help(
+    &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage],
+    "Examples:\n\
+     \x20 transit-kms probe roundtrip\n\
+     \x20 transit-kms probe status --socket unix:///run/transit-kms/kms.sock\n\
+     \x20 transit-kms probe ready --admin unix:///run/transit-kms/admin.sock -o json",
+))]
 pub struct ProbeArgs {
     #[command(subcommand)]
     pub(super) command: ProbeCommand,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use super::args::OutputFormat;
-use crate::cli::EXIT_USAGE;
+use crate::cli::Exit;
 
 /// Why a check did not pass.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -23,11 +23,12 @@ pub(super) enum ProbeError {
 
 impl ProbeError {
     pub(super) const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Failed(_) => 1,
-            Self::NoAnswer(_) => 2,
-            Self::InvalidInput(_) => EXIT_USAGE,
-        }
+        let exit = match self {
+            Self::Failed(_) => Exit::CheckFailed,
+            Self::InvalidInput(_) => Exit::Usage,
+            Self::NoAnswer(_) => Exit::NoAnswer,
+        };
+        exit.code()
     }
 }
 

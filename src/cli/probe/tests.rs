@@ -26,10 +26,11 @@ use kms_plugin::v2::{
 
 use super::{args::*, input::*, report::*, *};
 use crate::{
-    cli::EXIT_USAGE,
+    cli::Exit,
     observe::metrics::Metrics,
     server::{
-        accept::{self, Limits, Settings},
+        accept::{self, ServeOptions},
+        limits::Limits,
         peer::AllowedPeers,
     },
 };
@@ -124,7 +125,7 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("kms.sock")).unwrap();
         let kms = Kms { fault, timeouts: Arc::default() };
-        let settings = Settings {
+        let settings = ServeOptions {
             grace: Duration::ZERO,
             limits: Limits::default(),
             metrics: Arc::new(Metrics::new().unwrap()),
@@ -290,11 +291,11 @@ async fn invalid_input_exits_with_64_without_a_request() {
         ),
     ] {
         let (report, result) = run_probe(&format!("{line} --socket unix:///nowhere/kms.sock"), input).await;
-        assert_eq!(result.unwrap_err().exit_code(), EXIT_USAGE, "{line}");
+        assert_eq!(result.unwrap_err().exit_code(), Exit::Usage.code(), "{line}");
         assert!(report["reason"].as_str().unwrap().contains("not base64"), "{report:?}");
     }
     let (_, result) = run_probe("encrypt --plaintext -", &"A".repeat(1024 * 1024 + 1)).await;
-    assert_eq!(result.unwrap_err().exit_code(), EXIT_USAGE);
+    assert_eq!(result.unwrap_err().exit_code(), Exit::Usage.code());
 }
 
 #[tokio::test]
@@ -316,7 +317,7 @@ async fn decrypt_accepts_single_values_or_the_output_of_encrypt() {
         ("decrypt --encrypted /nowhere/answer.json", "", "/nowhere/answer.json cannot be read"),
     ] {
         let (report, result) = run_probe(&format!("{line} --socket unix:///nowhere/kms.sock"), input).await;
-        assert_eq!(result.unwrap_err().exit_code(), EXIT_USAGE, "{line}");
+        assert_eq!(result.unwrap_err().exit_code(), Exit::Usage.code(), "{line}");
         let reason = report["reason"].as_str().unwrap();
         assert!(reason.contains(says) && !reason.contains("sentinel"), "{reason}");
     }
