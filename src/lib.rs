@@ -1,7 +1,6 @@
-//! transit-kms: a Kubernetes KMS v2 provider for the Transit engine of
-//! HashiCorp Vault and OpenBao.
+//! transit-kms: a Kubernetes KMS v2 plugin for the Transit engine of HashiCorp Vault and OpenBao.
 //!
-//! The way of a request, top to bottom; it turns back nowhere:
+//! A request passes these modules, from top to bottom:
 //!
 //! ```text
 //! server          socket -> accept loop -> peer check
@@ -10,9 +9,9 @@
 //! transit_client  session -> pool -> one HTTP request
 //! ```
 //!
-//! [`app`] composes the parts and is the only module that knows all of them;
-//! [`config`] and [`observe`] lie below everything, and below them what modes of files give away. `ARCHITECTURE.md` has the
-//! picture, the invariants and the test that guards each of them.
+//! [`app`] composes the parts and is the only module that knows all of them. [`config`], [`observe`] and the checks of
+//! file modes are below all others. `ARCHITECTURE.md` describes the layers, the invariants and the tests of each
+//! invariant.
 
 pub mod app;
 pub mod cli;

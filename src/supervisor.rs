@@ -1,4 +1,4 @@
-//! What systemd is told, if it asked to be: `NOTIFY_SOCKET`, `WATCHDOG_USEC`.
+//! Notifies systemd, if the unit has `Type=notify` (`NOTIFY_SOCKET`) or `WatchdogSec=` (`WATCHDOG_USEC`).
 //!
 //! Source: sd_notify(3), sd_watchdog_enabled(3).
 
@@ -8,49 +8,55 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
-/// The sockets are served. That Vault is there is not said by it: whoever is ordered after us needs a
-/// listener, and gets a reason from it at worst; waiting for Vault could be waiting for them.
+/// Notifies systemd that the sockets are served.
+///
+/// It does not wait for Vault. A unit that is ordered after this one needs a listener, and Vault may
+/// depend on such a unit: waiting could be a deadlock.
 pub(crate) async fn ready() {
-    tell(NotifyState::Ready).await;
+    notify(NotifyState::Ready).await;
 }
 
-/// We are on our way out.
+/// Notifies systemd that the process is stopping.
 pub(crate) async fn stopping() {
-    tell(NotifyState::Stopping).await;
+    notify(NotifyState::Stopping).await;
 }
 
-/// Shows that we live, twice in the time after which systemd restarts us, as long as `live` says so.
-/// Never returns. Must run where a runtime that is stuck would keep it from turning.
+/// Notifies the watchdog of systemd while `live` returns true: twice within the time after which systemd
+/// restarts the process. Never returns.
+///
+/// Must run on the runtime that serves calls, so that a stuck runtime stops the notifications.
 pub(crate) async fn watchdog(live: impl Fn() -> bool) -> Infallible {
     match sd_notify::watchdog_enabled() {
-        Some(patience) => feed(patience, live, async || tell(NotifyState::Watchdog).await).await,
+        Some(timeout) => notify_while_live(timeout, live, async || notify(NotifyState::Watchdog).await).await,
         None => std::future::pending().await,
     }
 }
 
-async fn feed(patience: Duration, live: impl Fn() -> bool, tell: impl AsyncFn()) -> Infallible {
-    let mut beats = interval((patience / 2).max(Duration::from_millis(1)));
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = false;
+async fn notify_while_live(timeout: Duration, live: impl Fn() -> bool, notify: impl AsyncFn()) -> Infallible {
+    let mut ticks = interval((timeout / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut has_warned = false;
     loop {
-        beats.tick().await;
+        ticks.tick().await;
         if live() {
-            tell().await;
-        } else if !told {
-            told = true;
-            warn!("/livez fails: the watchdog is not told that all is well, and will have us restarted");
+            notify().await;
+        } else if !has_warned {
+            has_warned = true;
+            warn!(
+                "/livez fails: the watchdog gets no notification any more, and systemd will restart transit-kms"
+            );
         }
     }
 }
 
-/// On another thread: the write waits for as long as systemd does not read.
-async fn tell(state: NotifyState<'static>) {
-    let told = tokio::task::spawn_blocking(move || {
+/// Sends a notification on another thread: the write blocks while systemd does not read.
+async fn notify(state: NotifyState<'static>) {
+    let sent = tokio::task::spawn_blocking(move || {
         if let Err(error) = sd_notify::notify(std::slice::from_ref(&state)) {
-            debug!(%error, %state, "systemd could not be told");
+            debug!(%error, %state, "cannot notify systemd");
         }
     });
-    drop(told.await);
+    drop(sent.await);
 }
 
 #[cfg(test)]
@@ -62,15 +68,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_watchdog_hears_of_us_twice_in_its_time_and_only_while_we_live() {
-        let (alive, heard) = (Cell::new(true), Cell::new(0));
-        let feeding = feed(Duration::from_secs(10), || alive.get(), async || heard.set(heard.get() + 1));
-        let mut feeding = std::pin::pin!(feeding);
-        // At once, and every five seconds.
-        assert!(timeout(Duration::from_secs(21), feeding.as_mut()).await.is_err());
-        assert_eq!(heard.get(), 5);
+    async fn the_watchdog_is_notified_twice_per_timeout_and_only_while_livez_succeeds() {
+        let (alive, notified) = (Cell::new(true), Cell::new(0));
+        let notifying = notify_while_live(
+            Duration::from_secs(10),
+            || alive.get(),
+            async || notified.set(notified.get() + 1),
+        );
+        let mut notifying = std::pin::pin!(notifying);
+        // At the start, and every five seconds.
+        assert!(timeout(Duration::from_secs(21), notifying.as_mut()).await.is_err());
+        assert_eq!(notified.get(), 5);
         alive.set(false);
-        assert!(timeout(Duration::from_secs(60), feeding.as_mut()).await.is_err());
-        assert_eq!(heard.get(), 5);
+        assert!(timeout(Duration::from_secs(60), notifying.as_mut()).await.is_err());
+        assert_eq!(notified.get(), 5);
     }
 }

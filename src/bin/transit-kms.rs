@@ -1,4 +1,4 @@
-//! The daemon that stands between kube-apiserver and a Transit key.
+//! The program `transit-kms`; see [`transit_kms::cli`].
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Proof of life for loops that must keep turning.
+//! Detects loops that are stuck.
 
 use std::{
     sync::{
@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A loop beats; somebody on another thread asks how long ago that was.
+/// A loop calls [`Heartbeat::beat`]; another thread reads how long ago the last call was.
 ///
-/// Measured with the operating system's monotonic clock, not tokio's: the
-/// reader must notice a runtime that no longer turns.
+/// The time is that of the operating system's monotonic clock, not of tokio's clock: the reader must
+/// notice a stuck runtime.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     started: Instant,
@@ -19,25 +19,25 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// A heart that has just beaten.
+    /// Creates a heartbeat whose age is zero.
     #[must_use]
     pub fn new() -> Self {
         Self { started: Instant::now(), last_millis: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// A heart that beat last so long ago.
+    /// Creates a heartbeat with this age.
     #[cfg(test)]
     pub(crate) fn aged(age: Duration) -> Self {
         Self { started: Instant::now().checked_sub(age).unwrap(), ..Self::new() }
     }
 
-    /// Called by the loop that is to be seen alive.
+    /// Records that the loop is not stuck.
     pub fn beat(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_millis.store(millis, Ordering::Relaxed);
     }
 
-    /// Time since the last beat.
+    /// Returns the time since the last beat.
     #[must_use]
     pub fn age(&self) -> Duration {
         let last = Duration::from_millis(self.last_millis.load(Ordering::Relaxed));

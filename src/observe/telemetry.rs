@@ -1,4 +1,4 @@
-//! Logs: `tracing`, as text for people or JSON for machines, on standard error.
+//! Logs to standard error: text for people or JSON for machines.
 
 use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
@@ -6,27 +6,27 @@ use tracing_subscriber::{
     Layer, Registry, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
-/// How a line of the log looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line, for machines.
     Json,
-    /// For eyes.
+    /// Text, for people.
     Text,
 }
 
-/// How much is logged.
+/// The lowest level that is logged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum LogLevel {
-    /// One line a call.
+    /// `info`, and a line for each call.
     Debug,
-    /// What stops us.
+    /// Only errors that need an operator.
     Error,
-    /// Changes of state.
+    /// `warn`, and changes of state.
     Info,
-    /// Everything that we say.
+    /// Everything.
     Trace,
-    /// What needs a look.
+    /// `error`, and problems that an operator should look at.
     Warn,
 }
 
@@ -42,16 +42,16 @@ impl From<LogLevel> for LevelFilter {
     }
 }
 
-/// Starts logging for the rest of the process; a second start is ignored.
+/// Starts logging until the process exits. A second start is ignored.
 ///
-/// Whatever the level, libraries speak only from `warn` up: what they print
-/// below that is theirs to choose, and this program holds secrets.
+/// Libraries log from `warn` up only, at each level: what they log below is not under the control of this
+/// program, which holds secrets.
 pub fn start(format: LogFormat, level: LogLevel) {
-    let ours = LevelFilter::from(level);
+    let level = LevelFilter::from(level);
     let filter = Targets::new()
-        .with_default(ours.min(LevelFilter::WARN))
-        .with_target("transit_kms", ours)
-        // They log each failed request as an error, without a word of what it was; we say it.
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("transit_kms", level)
+        // They log each failed request as an error without its cause; transit-kms logs the cause.
         .with_target("rustify", LevelFilter::OFF)
         .with_target("vaultrs", LevelFilter::OFF);
     let lines = fmt::layer().with_writer(std::io::stderr);
@@ -59,6 +59,6 @@ pub fn start(format: LogFormat, level: LogLevel) {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text => lines.with_ansi(false).boxed(),
     };
-    // Fails only when a subscriber is already in place, as in tests.
+    // Fails only if a subscriber is already installed, as in tests.
     drop(Registry::default().with(lines.with_filter(filter)).try_init());
 }
