@@ -200,3 +200,6 @@ async fn outcome_of<T, E: From<TransitError>>(request: JoinHandle<Result<T, E>>)
 fn rounded_seconds(duration: Duration) -> u64 {
     (duration + Duration::from_millis(500)).as_secs()
 }
+
+#[cfg(test)]
+mod tests;

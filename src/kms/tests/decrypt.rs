@@ -12,11 +12,11 @@ async fn a_ciphertext_of_another_provider_is_decrypted_with_any_of_the_keys() {
     for key_id in ["1", "1719830400", "kleidi-kms-plugin_1_1719830400"] {
         assert_eq!(bench.decrypt(&theirs, key_id).await.unwrap(), &b"seed"[..]);
     }
-    let nobodys = b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA";
-    let error = bench.decrypt(nobodys, "1").await.unwrap_err();
+    let foreign = b"vault:v1:AAAAAAAAAAAAAAAAAAAAAAAA";
+    let error = bench.decrypt(foreign, "1").await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(error.message().contains("none of the keys"), "{error}");
-    assert_eq!(bench.healthz().await, "ok", "one bad ciphertext is nobody else's business");
+    assert_eq!(bench.healthz().await, "ok", "one bad ciphertext does not change health");
 }
 
 /// A model with the key `old`, and a value that it has wrapped.
@@ -46,7 +46,7 @@ async fn a_key_that_cannot_be_used_does_not_hide_the_keys_behind_it() {
     for (name, key) in middle {
         let ends_all = matches!(name, "silent" | "limited");
         model.change(|state| state.keys.insert(name.into(), key));
-        // Neither at the start nor later does it stop a session.
+        // It fails neither the first session nor a later one.
         let mut bench = Bench::ready(model.clone(), &["kms", name, "old"]).await;
         bench.publish(&["kms", name, "old"]).await.unwrap();
         assert_eq!(bench.decrypt(&theirs.ciphertext, "1").await.is_ok(), !ends_all, "{name}");
@@ -99,7 +99,7 @@ async fn foreign_and_malformed_ciphertexts_are_refused_without_vault() {
         (&sealed.ciphertext[..], foreign.as_str(), Code::FailedPrecondition),
         (&sealed.ciphertext, &reborn, Code::InvalidArgument),
         (&v2, &sealed.key_id, Code::InvalidArgument),
-        (b"somebody else's", "1", Code::InvalidArgument),
+        (b"another provider's", "1", Code::InvalidArgument),
         (b"", &sealed.key_id, Code::InvalidArgument),
         (&[b'A'; 1025], "1", Code::InvalidArgument),
         (&sealed.ciphertext, &"k".repeat(1025), Code::InvalidArgument),

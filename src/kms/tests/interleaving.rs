@@ -11,7 +11,7 @@ enum Step {
     Encrypt,
     Lag(u32),
     MinEncryption,
-    Probe,
+    HealthCheck,
     Rotate,
     Session,
     Turn,
@@ -22,7 +22,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Encrypt),
         1 => (0..3_u32).prop_map(Step::Lag),
         1 => Just(Step::MinEncryption),
-        4 => Just(Step::Probe),
+        4 => Just(Step::HealthCheck),
         2 => Just(Step::Rotate),
         2 => Just(Step::Session),
         8 => Just(Step::Turn),
@@ -33,9 +33,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// On every interleaving of rotations, probes, new sessions, lagging nodes and calls:
-    /// no Encrypt leaves whose ciphertext and key_id disagree or whose key_id was not
-    /// published while it ran, and the published version never goes back.
+    /// On every interleaving of rotations, health checks, new sessions, lagging nodes and calls, the ciphertext of each
+    /// Encrypt belongs to its key_id, that key_id was published while the call ran, and the published version never
+    /// moves back.
     #[test]
     fn no_interleaving_separates_ciphertext_and_key_id(
         steps in steps(),
@@ -70,7 +70,7 @@ async fn interleave(steps: Vec<Step>, delays: Vec<u8>, with_local_kek: bool) -> 
                 let key = state.keys.get_mut("kms").unwrap();
                 key.min_encryption = u32::try_from(key.versions.len()).unwrap();
             }),
-            Step::Probe => {
+            Step::HealthCheck => {
                 let store = Arc::clone(&bench.store);
                 others.push(tokio::spawn(async move {
                     let snapshot = store.snapshot().unwrap();

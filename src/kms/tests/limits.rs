@@ -22,7 +22,7 @@ async fn too_many_calls_are_refused_at_once_and_status_is_answered_all_the_same(
     assert_eq!(refused, Instant::now(), "at once");
     assert_eq!(bench.healthz().await, "ok");
 
-    // Who leaves makes room; who waits gets its turn, or hears in time that it did not.
+    // Calls that are cancelled make room for others.
     calls.abort_all();
     while calls.join_next().await.is_some() {}
     bench.model.change(|state| state.silent = false);
@@ -51,7 +51,7 @@ async fn a_call_that_is_queued_ends_with_its_deadline() {
     assert_eq!(waited, 200 - 128, "they say what they waited for");
     assert_eq!(began.elapsed(), Duration::from_millis(2900));
 
-    // So does one whose turn came too late to be of use.
+    // So does a call that leaves the queue too late.
     let hasty: Vec<_> = (0..128).map(|_| bench.begin_encrypt()).collect();
     settle().await;
     advance(Duration::from_secs(1)).await;
@@ -82,7 +82,7 @@ async fn calls_that_need_no_vault_do_not_wait_for_calls_that_do() {
         let sealed = bench.encrypt(b"seed").await.unwrap();
         assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
         assert_eq!(bench.open(&own).await.unwrap(), b"own"[..]);
-        // Refusals, too.
+        // Refusals do not wait either.
         let damaged = EncryptResponse { ciphertext: own.ciphertext.slice(..30), ..own.clone() };
         assert_eq!(bench.open(&damaged).await.unwrap_err().code(), Code::InvalidArgument);
         let foreign = format!("tk1.{}.1.{}", "0".repeat(32), "0".repeat(16));

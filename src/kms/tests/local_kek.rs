@@ -27,7 +27,7 @@ async fn a_local_kek_costs_one_request_when_it_is_new_and_then_none() {
         assert_eq!(bench.open(sealed).await.unwrap(), [number; 32][..]);
     }
     assert_eq!(bench.model.calls(), before);
-    // Another node, or this one started again.
+    // Another node, or this one after a restart.
     let other = Bench::ready(bench.model.clone(), &["kms"]).await;
     let before = bench.model.calls();
     for sealed in &sealed {
@@ -70,7 +70,7 @@ async fn a_stripped_swapped_or_foreign_annotation_is_refused() {
         let error = bench.open(&request).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{what}: {error}");
     }
-    // Nor does a KEK leave as if it were a seed.
+    // A KEK is not returned as a seed either.
     for key_id in [&sealed.key_id, "1"] {
         let error = bench.decrypt(&sealed.annotations[ANNOTATION], key_id).await.unwrap_err();
         assert!(error.message().contains("not a seed"), "{error}");
@@ -107,7 +107,7 @@ async fn local_keks_bridge_an_outage_up_to_the_limit() {
     let sealed = bench.encrypt(b"seed").await.unwrap();
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     bench.open(&theirs).await.unwrap();
-    // Longer than any is used without being unwrapped anew, whether asked for or not.
+    // Longer than a KEK may be used without a refresh. All are refreshed, whether calls use them or not.
     pass(300).await;
     let calls = bench.model.calls();
     assert_eq!(bench.open(&theirs).await.unwrap(), b"theirs"[..]);
@@ -181,7 +181,7 @@ async fn a_refusal_ends_all_local_keks_at_once_and_a_new_session_restores_them()
         ] {
             assert_eq!(error.code(), code, "{error}");
         }
-        // Silence afterwards gives nothing back.
+        // An outage after the refusal makes no KEK usable.
         bench.model.change(|state| {
             for what in ["decrypt", "decrypt_batch", "read_key"] {
                 state.fails.insert(what, ErrorKind::Unreachable);
@@ -239,7 +239,7 @@ async fn with_a_healthy_vault_an_encrypt_waits_for_a_kek() {
     assert_ne!(wrapped_kek(&sealed), before);
     assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
 
-    // With nobody to bring one it ends in time, and says what it waited for.
+    // Without a health checker no KEK comes. The call ends in time, and its error says what it waited for.
     let bench = Bench::ready(Model::new().with_local_keks(), &["kms"]).await;
     bench.store.keks.refused(1, None);
     let began = Instant::now();
@@ -254,7 +254,7 @@ async fn unanswered_requests_of_a_replaced_session_do_not_delay_the_keks_of_the_
     let mut bench = local_bench(Model::new()).await;
     let theirs = Bench::ready(bench.model.clone(), &["kms"]).await.encrypt(b"theirs").await.unwrap();
     bench.open(&theirs).await.unwrap();
-    // Looks come ten seconds after a refusal. They and a probe are on their way, and will not be answered.
+    // Refreshes come ten seconds after a refusal. They and a health check are sent, and get no answer.
     bench.store.keks.refused(1, None);
     pass(9).await;
     bench.model.change(|state| state.silent = true);

@@ -27,7 +27,7 @@ async fn the_first_refused_call_changes_status() {
         assert_eq!(error.code(), Code::PermissionDenied);
         assert!(bench.healthz().await.contains("denied"));
 
-        // Probes repeat every 1 to 5 s until all is well.
+        // Health checks repeat every 1 to 5 s until the session is healthy.
         bench.model.change(|state| state.fails.clear());
         pass(6).await;
         assert_eq!(bench.healthz().await, "ok");
@@ -41,7 +41,7 @@ async fn a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
         ("does not exist", None),
         ("soft-deleted", Some(FakeKey { soft_deleted: true, ..restored.clone() })),
         ("recreated", Some(FakeKey::new(2, &[999]))),
-        // Within the second in which it was made.
+        // Recreated within the second of its creation.
         ("recreated", Some(FakeKey::new(2, &[100]))),
     ] {
         let bench = Bench::with_health_checker(Model::new()).await;
@@ -66,11 +66,11 @@ async fn a_lost_key_is_a_grpc_error_and_nothing_is_encrypted() {
 async fn a_refusal_does_not_replace_a_lost_key() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.writers.health.check_failed(1, &TransitError::new(ErrorKind::KeyNotFound, "the key is gone"));
-    // As Vault answers an Encrypt with a key that is not there.
+    // Vault answers an Encrypt with a missing key like this.
     bench.writers.calls.call_failed(1, &TransitError::new(ErrorKind::Denied, "permission denied"));
     let error = bench.status().await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
-    // Nor at the word of a probe: what refuses us says nothing about the key being there again.
+    // Nor does a failed health check: a refusal does not show that the key is back.
     for kind in [ErrorKind::Denied, ErrorKind::TokenInvalid, ErrorKind::Unreachable] {
         bench.writers.health.check_failed(1, &TransitError::new(kind, "no"));
         assert_eq!(bench.status().await.unwrap_err().message(), "the key is gone");

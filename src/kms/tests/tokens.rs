@@ -35,9 +35,9 @@ async fn calls_do_not_use_a_token_that_stays_invalid() {
     for _ in 0..100 {
         let began = Instant::now();
         assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::PermissionDenied);
-        assert_eq!(began.elapsed(), Duration::ZERO, "by now nobody waits any more");
+        assert_eq!(began.elapsed(), Duration::ZERO, "calls do not wait any more");
     }
-    assert_eq!(bench.model.calls(), calls, "nothing loops on 403");
+    assert_eq!(bench.model.calls(), calls, "no call was sent to Vault");
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ async fn a_call_that_a_replaced_session_refused_is_repeated_on_the_one_in_use() 
         assert_eq!(decrypt.await.unwrap().unwrap(), b"seed"[..]);
         assert_eq!(bench.healthz().await, "ok");
     }
-    // Of the session in use, a refusal is an answer.
+    // A refusal of the session in use is returned to the caller.
     let bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.session.refuse(ErrorKind::Denied);
     assert_eq!(bench.encrypt(b"seed").await.unwrap_err().code(), Code::PermissionDenied);

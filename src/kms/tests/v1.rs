@@ -4,7 +4,7 @@ use kms_plugin::v1beta1::{self, key_management_service_server::KeyManagementServ
 
 use super::*;
 
-/// The KMS v1 face of `bench`.
+/// The KMS v1 service of `bench`.
 fn v1(bench: &Bench) -> KmsV1 {
     KmsV1::new(bench.writers.calls.clone(), Arc::new(Metrics::new().unwrap()))
 }

@@ -233,7 +233,7 @@ fn observed(observation: &Observation) -> Event<Sessions> {
     }
 }
 
-/// Waits until `when`; for ever if there is no such time.
+/// Waits until `when`; without end if there is no such time.
 async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
@@ -241,7 +241,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// Waits for the end of a task, for ever if there is none. Cancel safe.
+/// Waits for the end of a task; without end if there is none. Cancel safe.
 async fn ended<F: Future + Unpin>(task: &mut Option<F>) -> F::Output {
     match task {
         Some(task) => task.await,

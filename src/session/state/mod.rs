@@ -262,7 +262,7 @@ impl StateStore {
     }
 }
 
-/// Waits for the next change; for ever if there can be none, so that no caller loops without a pause.
+/// Waits for the next change; without end if there can be none, so that no caller loops without a pause.
 async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
         std::future::pending::<()>().await;
