@@ -76,7 +76,7 @@ async fn restarts_under_load_fail_no_call() {
     let load = Load::start_on(&unit.socket, 4, Duration::from_millis(5)).await;
     for _ in 0..RESTARTS {
         let calls = load.calls();
-        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
+        eventually("further calls", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
         assert!(daemon.terminate().await.success());
         unit.assert_untouched();
         daemon = unit.daemon(&env.config, []).await;
@@ -226,7 +226,7 @@ impl NotifySocket {
     async fn next(&self) -> String {
         let mut message = [0; 256];
         let read = tokio::time::timeout(WAIT_TIMEOUT, self.socket.recv(&mut message)).await;
-        let length = read.expect("nothing more is told").unwrap();
+        let length = read.expect("no further notification").unwrap();
         String::from_utf8(message[..length].into()).unwrap()
     }
 
@@ -234,11 +234,11 @@ impl NotifySocket {
     async fn until(&self, wanted: &str) -> Vec<String> {
         let mut before = Vec::new();
         loop {
-            let told = self.next().await;
-            if told.trim_end() == wanted {
+            let notification = self.next().await;
+            if notification.trim_end() == wanted {
                 return before;
             }
-            before.push(told);
+            before.push(notification);
         }
     }
 }
@@ -257,7 +257,7 @@ async fn systemd_is_notified_of_readiness_watchdog_and_shutdown() {
     }
     daemon.signal(Signal::TERM);
     let before = notified.until("STOPPING=1").await;
-    assert!(!before.iter().any(|told| told.contains("READY")), "{before:?}");
+    assert!(!before.iter().any(|notification| notification.contains("READY")), "{before:?}");
     assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
 

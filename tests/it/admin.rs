@@ -48,7 +48,7 @@ async fn the_key_id_hash_is_the_same_as_in_kube_apiserver() {
             .filter(|line| line.starts_with("transit_kms_key_id_hash_info{"))
             .map(str::to_owned)
             .collect();
-        assert_eq!(lines.len(), 1, "the hash of a key_id that is gone must go: {lines:?}");
+        assert_eq!(lines.len(), 1, "only the hash of the current key_id may remain: {lines:?}");
         lines[0].clone()
     };
     let key_id = caller.key_id().await;
@@ -110,7 +110,7 @@ async fn metrics_show_the_last_unwrap_and_the_expiry_of_a_local_kek() {
     .await;
     let (later, end) = life().await;
     assert!((later - unwrapped).abs() < 0.1 && (end - until).abs() < 0.1, "{later} {end}");
-    eventually("the nodes are known to be away", RELOAD_TIMEOUT, async || {
+    eventually("the nodes are unreachable", RELOAD_TIMEOUT, async || {
         daemon.metric("transit_kms_vault_node_up", &[]).await == 0.0
     })
     .await;
@@ -205,10 +205,14 @@ fn documented_metrics() -> BTreeMap<String, BTreeSet<String>> {
         let labels: BTreeSet<String> = quoted(cells[2]).into_iter().collect();
         for name in quoted(cells[1]) {
             if name != "process_*" {
-                assert_eq!(documented.insert(name.clone(), labels.clone()), None, "{name} is there twice");
+                assert_eq!(
+                    documented.insert(name.clone(), labels.clone()),
+                    None,
+                    "{name} is documented twice"
+                );
             }
         }
     }
-    assert!(documented.len() > 10, "the table is not where this test looks: {documented:?}");
+    assert!(documented.len() > 10, "the table of metrics was not found: {documented:?}");
     documented
 }

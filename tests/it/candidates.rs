@@ -249,7 +249,7 @@ async fn a_bad_config_does_not_replace_a_working_one_and_the_next_good_one_is_us
         assert_eq!(daemon.reloads(bad.result).await, before + 1, "{}", bad.name);
         assert_eq!(daemon.generation().await, 1, "{}", bad.name);
         let calls = load.calls();
-        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 8).await;
+        eventually("further calls", WAIT_TIMEOUT, async || load.calls() > calls + 8).await;
     }
     fs::remove_file(&config).unwrap();
     wait_reason(&daemon, 200, &bad("no file", "invalid", [config.to_str().unwrap()], String::new())).await;
@@ -257,13 +257,13 @@ async fn a_bad_config_does_not_replace_a_working_one_and_the_next_good_one_is_us
     let last = ConfigFile::with_new_token(bao).await;
     config_file::by_rename(&config, &last.yaml());
     // At once, not at the next try of the pending candidate.
-    eventually("the good one is in use", Duration::from_secs(3), async || daemon.generation().await == 2)
+    eventually("the good config is in use", Duration::from_secs(3), async || daemon.generation().await == 2)
         .await;
     let (ready, text) = daemon.admin("/readyz").await;
     assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");
     bao.revoke(&first.token).await;
     let calls = load.calls();
-    eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
+    eventually("further calls", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(daemon.reloads("success").await, 2);
     assert_eq!((daemon.exited(), daemon.pid()), (None, pid));
@@ -291,7 +291,7 @@ async fn at_start_status_gives_the_reason_and_the_first_good_config_is_used() {
         let good = ConfigFile::with_new_token(&setup.bao).await;
         config_file::by_rename(&config, &good.yaml());
         daemon.wait_generation(1).await;
-        round_trip(&kms, "healed").await;
+        round_trip(&kms, "recovered").await;
     }
     assert!(said.len() >= 10, "{said:?}");
 }
@@ -348,11 +348,11 @@ async fn a_pending_candidate_is_dropped_when_the_old_file_is_restored() {
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
     let away = closed_address();
-    let nobody = ConfigFile { addresses: vec![away.clone()], ..good.clone() };
-    config_file::by_rename(&config, &nobody.yaml());
+    let unreachable = ConfigFile { addresses: vec![away.clone()], ..good.clone() };
+    config_file::by_rename(&config, &unreachable.yaml());
     wait_reason(&daemon, 200, &bad("away", "pending", [&away], String::new())).await;
     config_file::by_rename(&config, &good.yaml());
-    eventually("no trouble any more", WAIT_TIMEOUT, async || {
+    eventually("readyz reports no candidate", WAIT_TIMEOUT, async || {
         let (ready, text) = daemon.admin("/readyz").await;
         if ready == 200 && !text.contains("not in use") { Ok(()) } else { Err(text) }
     })
@@ -406,7 +406,7 @@ async fn assert_move_needs_the_old_key(old: &ConfigFile, new: &ConfigFile, old_e
     }
     // The load also calls Status and expects `ok`.
     let calls = load.calls();
-    eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
+    eventually("further calls", WAIT_TIMEOUT, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
     let (ready, text) = daemon.admin("/readyz").await;
     assert!(ready == 200 && !text.contains("not in use"), "{ready} {text}");

@@ -92,7 +92,7 @@ impl ClusterWithDaemon {
 
 async fn more_calls(load: &Load, count: u64) {
     let before = load.calls();
-    eventually("calls go on", Duration::from_secs(60), async || load.calls() >= before + count).await;
+    eventually("further calls", Duration::from_secs(60), async || load.calls() >= before + count).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -138,8 +138,8 @@ async fn calls_are_answered_while_two_nodes_of_three_are_down() {
         let survivor = if the_leader_survives { leader } else { (leader + 1) % 3 };
         let load = Load::at_rate(&cluster.daemon, RATE);
         more_calls(&load, u64::from(RATE) / 2).await;
-        let dead = [(survivor + 1) % 3, (survivor + 2) % 3];
-        for node in dead {
+        let stopped = [(survivor + 1) % 3, (survivor + 2) % 3];
+        for node in stopped {
             cluster.vault.members[node].stop();
         }
         let seconds = if full() { 60 } else { 4 };
@@ -149,10 +149,10 @@ async fn calls_are_answered_while_two_nodes_of_three_are_down() {
         let whom = if the_leader_survives { "the leader" } else { "a standby" };
         let text = format!("two of three down, {whom} remains: {}", summary(&report));
         record_measurement("chaos", &text);
-        for node in dead {
+        for node in stopped {
             cluster.vault.members[node].start_again_sealed().await;
         }
-        for node in dead {
+        for node in stopped {
             cluster.vault.members[node].unseal_member().await;
         }
     }

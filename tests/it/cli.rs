@@ -1,4 +1,4 @@
-//! The command line of the real program: flags, variables, help, `probe`, and what it logs.
+//! The command line of the real program: flags, variables, help, `probe` and logs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,8 +26,7 @@ const USAGE: Option<i32> = Some(64);
 /// `EX_CANTCREAT`.
 const CANNOT_CREATE: Option<i32> = Some(73);
 
-/// Every flag of `serve`, with a value that it cannot have and what is said about it. A path may
-/// be anything.
+/// Every flag of `serve` with an invalid value and words of the error. Every path is valid.
 const BAD_VALUES: &[(&str, &str, &str)] = &[
     ("admin-listen", "9797", "neither an IP address with a port"),
     ("admin-listen", "unix://admin.sock", "relative path"),
@@ -97,12 +96,12 @@ fn assert_refused(ran: &Ran, flag: &str, words: &str) {
 async fn every_flag_of_serve_has_an_environment_variable() {
     let flags: BTreeSet<_> = flags_of(&run(&["serve", "--help"]).await.stdout);
     let tested: BTreeSet<_> = BAD_VALUES.iter().map(|(flag, ..)| (*flag).to_owned()).collect();
-    assert_eq!(flags, tested, "all flags are in the table, and none that is not there");
+    assert_eq!(flags, tested, "the table has exactly the flags of `serve`");
     for (flag, value, words) in BAD_VALUES {
         let ran =
             run_with(&["serve"], &[("TRANSIT_KMS_CONFIG", "/absent.yaml"), (&variable(flag), value)], "")
                 .await;
-        // An empty path is not a value that is wrong, but one that is missing.
+        // An empty path counts as missing, not as invalid.
         let words = if *flag == "config" { "--config" } else { words };
         assert_refused(&ran, &format!("--{flag}"), words);
     }
@@ -123,7 +122,7 @@ async fn flags_override_variables() {
     ];
     let ran = run_with(&["serve"], &variables, "").await;
     assert_eq!(ran.code, CANNOT_CREATE, "{ran:?}");
-    // One line, JSON, about that file: nothing below `error`.
+    // One JSON line about that file, because lines below `error` are not logged.
     let said: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
     assert!(said["error"].as_str().unwrap().contains(file.to_str().unwrap()), "{said}");
     let ran = run_with(&["serve", "--log-format=text"], &variables, "").await;
@@ -153,13 +152,13 @@ async fn flags_override_variables() {
     assert_eq!(made.mode() & 0o7777, 0o640);
     let ran = probe(&daemon, &["status"]).await;
     assert!(ran.stderr.contains(&format!("uid {ours}")), "{ran:?}");
-    // `http://` is taken, so it is Vault that is amiss.
+    // `http://` is allowed, so the reason is that Vault is unreachable.
     eventually("the address is tried", WAIT_TIMEOUT, async || {
         let (_, why) = daemon.admin("/readyz").await;
         if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
     })
     .await;
-    // The flag says trace.
+    // The flag sets the level to trace.
     assert!(daemon.log().contains(" INFO "), "{}", daemon.log());
 
     let admin = unix_url(&daemon.admin_socket()).into_string().unwrap();
@@ -226,7 +225,7 @@ async fn vault_variables_are_ignored_with_a_warning() {
         ("VAULT_TOKEN", "vault-token-value"),
     ];
     let environment = theirs.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter();
-    // Nor is a proxy, to which the token would go in clear.
+    // Proxy variables are ignored, too: the token would go to the proxy in clear.
     let proxies = ["ALL_PROXY", "HTTPS_PROXY", "https_proxy"].map(|name| (name.to_owned(), wrong.clone()));
     let environment = environment.chain(proxies).collect();
     let daemon =
@@ -263,18 +262,18 @@ async fn probe_succeeds_with_a_healthy_daemon() {
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
         let json = ran.json();
         assert_eq!((&json["ok"], &json["probe"]), (&true.into(), &name.into()), "{json}");
-        let told: BTreeSet<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(told, fields.iter().copied().chain(["ok", "probe"]).collect(), "{json}");
+        let value: BTreeSet<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(value, fields.iter().copied().chain(["ok", "probe"]).collect(), "{json}");
         for field in fields {
             let label = format!("{}: ", field.trim_end_matches("_ms"));
             assert!(text.stdout.lines().any(|line| line.starts_with(&label)), "{label}{text:?}");
         }
-        if let Some(told) = json.get("key_id") {
-            assert_eq!(told, &key_id, "{json}");
+        if let Some(value) = json.get("key_id") {
+            assert_eq!(value, &key_id, "{json}");
         }
     }
 
-    // What it has encrypted it decrypts, however it is handed over.
+    // It decrypts its own output, whichever way it gets it.
     let seed: [u8; 32] = rand::random();
     let given = BASE64.encode(seed);
     let (socket, _) = urls(&daemon);
@@ -296,7 +295,7 @@ async fn probe_succeeds_with_a_healthy_daemon() {
         let ran = run_with(&[&decrypt[..], &["--show-plaintext", "-o", "json"]].concat(), &[], input).await;
         assert_eq!(ran.json()["plaintext"], given, "{ran:?}");
     }
-    // A ciphertext that is not the key's.
+    // A ciphertext of another key.
     let arguments = ["decrypt", "--key-id", &key_id, "--ciphertext", "vault:v1:AAAA", "-o", "json"];
     let ran = probe(&daemon, &arguments).await;
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -307,7 +306,7 @@ async fn probe_succeeds_with_a_healthy_daemon() {
 async fn probe_fails_with_an_unhealthy_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(&dir.path().join("absent.yaml")).await;
-    eventually("it has looked", WAIT_TIMEOUT, async || {
+    eventually("readyz names the missing file", WAIT_TIMEOUT, async || {
         daemon.admin("/readyz").await.1.contains("absent.yaml")
     })
     .await;
@@ -324,10 +323,10 @@ async fn probe_fails_with_an_unhealthy_daemon() {
         assert_eq!(json["ok"], false, "{json}");
         assert!(json["reason"].as_str().unwrap().contains("absent.yaml"), "{json}");
     }
-    // The process itself is well.
+    // The process itself is alive.
     assert_eq!(probe(&daemon, &["live"]).await.code, Some(0));
 
-    // Answered, and not `ok`: the reason is what Status says.
+    // Status is answered with a reason instead of `ok`.
     let env = Setup::start().await;
     let daemon = Daemon::start(&env.config).await;
     daemon.wait_ready().await;
@@ -359,7 +358,7 @@ async fn probe_fails_without_a_daemon() {
         assert_eq!(ran.code, Some(2), "{ran:?}");
         assert_eq!(ran.json()["ok"], false, "{ran:?}");
     }
-    // Somebody who takes the connection and says nothing.
+    // A listener that accepts the connection and never answers.
     let silent = std::os::unix::net::UnixListener::bind(dir.path().join("kms.sock")).unwrap();
     let ran = run(&["probe", "status", "--socket", &socket, "--timeout", "300ms"]).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -371,7 +370,7 @@ async fn probe_fails_without_a_daemon() {
 async fn logs_are_text_or_json_lines() {
     let env = Setup::start().await;
     for format in ["json", "text"] {
-        // A terminal's wish for colours is not one of a log.
+        // Logs have no colours, also with the variables that force colours in terminals.
         let options = DaemonOptions {
             environment: [("CLICOLOR_FORCE".to_owned(), "1".to_owned())].into(),
             ..DaemonOptions::arguments(["--log-format", format, "--log-level=debug"])
@@ -382,7 +381,7 @@ async fn logs_are_text_or_json_lines() {
         let before = daemon.log().lines().count();
         let sealed = calls(&daemon).await;
         config_file::by_rename(&env.config, "token: \"\u{e9}\n\n\"{");
-        eventually("a bad config is told of", WAIT_TIMEOUT, async || {
+        eventually("a bad config is reported", WAIT_TIMEOUT, async || {
             daemon.log().contains("config cannot be loaded")
         })
         .await;
@@ -409,11 +408,11 @@ async fn logs_are_text_or_json_lines() {
     }
 }
 
-/// One call of each method, and one of each that fails.
+/// One successful and one failing call of each method.
 async fn calls(daemon: &Daemon) -> EncryptResponse {
     let mut kms = daemon.kms().await;
     kms.status(StatusRequest {}).await.unwrap();
-    // A uid must not be able to write lines of its own, or to colour them.
+    // A uid must not be able to add lines or colours to the log.
     let uid = |name: &str| format!("uid-of-{name}\n\u{1b}[31m2026-01-01T00:00:00Z ERROR forged");
     let request = EncryptRequest { plaintext: vec![1; 32].into(), uid: uid("encrypt") };
     let sealed = kms.encrypt(request).await.unwrap().into_inner();
@@ -442,10 +441,10 @@ fn assert_one_line_per_call(bao: &Bao, lines: &[&str], sealed: &EncryptResponse)
         (of_calls[1], "uid-of-encrypt", "transit/encrypt/kms"),
         (of_calls[2], "uid-of-decrypt", "transit/decrypt/kms"),
     ] {
-        let told = line["uid"].as_str().unwrap();
-        assert!(told.starts_with(uid) && !told.contains(char::is_control), "{line}");
+        let value = line["uid"].as_str().unwrap();
+        assert!(value.starts_with(uid) && !value.contains(char::is_control), "{line}");
         assert_eq!(line["key_id_hash"], format!("sha256:{hash}"), "{line}");
-        // By this the call is found in Vault's audit log.
+        // This id links the line to Vault's audit log.
         let entry = audited.iter().find(|entry| entry["request"]["id"] == line["vault_request_id"]);
         assert_eq!(entry.expect("the call in the audit log")["request"]["path"], path);
     }
@@ -475,13 +474,13 @@ impl Setup {
     }
 }
 
-/// What `--socket` and `--admin` have to be.
+/// The values of `--socket` and `--admin`.
 fn urls(daemon: &Daemon) -> (String, String) {
     let url = |path: &Path| unix_url(path).into_string().unwrap();
     (url(daemon.socket()), url(&daemon.admin_socket()))
 }
 
-/// What `probe encrypt` prints is what `probe decrypt` takes, in both modes and both formats.
+/// `probe decrypt` reads the output of `probe encrypt`, in both modes and both formats.
 #[tokio::test]
 async fn probe_decrypt_reads_the_output_of_probe_encrypt() {
     for local_kek in [false, true] {
@@ -497,7 +496,7 @@ async fn probe_decrypt_reads_the_output_of_probe_encrypt() {
             ran.json()["plaintext"] == seed.as_str()
         };
 
-        // The line is pasted into a shell.
+        // The printed command works in a shell.
         let text = probe(&daemon, &encrypt).await.stdout;
         assert_eq!(text.contains("--annotation="), local_kek, "{text}");
         let line = text.lines().find_map(|line| line.strip_prefix("decrypt it: transit-kms ")).unwrap();
@@ -514,7 +513,7 @@ async fn probe_decrypt_reads_the_output_of_probe_encrypt() {
         let from = ["decrypt", "--encrypted", path.to_str().unwrap(), "--show-plaintext", "-o", "json"];
         assert!(opened(&probe(&daemon, &from).await));
 
-        // Without its annotations a value of mode local-kek cannot be opened.
+        // Without its annotations a value of mode local-kek cannot be decrypted.
         let said: Value = serde_json::from_str(&json).unwrap();
         let [key_id, ciphertext] = ["key_id", "ciphertext"].map(|name| said[name].as_str().unwrap());
         let bare = ["decrypt", "--key-id", key_id, "--ciphertext", ciphertext];
@@ -531,7 +530,7 @@ fn variable(flag: &str) -> String {
     format!("TRANSIT_KMS_{}", flag.replace('-', "_").to_uppercase())
 }
 
-/// The long flags that a help text lists, but for `--help`.
+/// The long flags in a help text, except `--help`.
 fn flags_of(help: &str) -> BTreeSet<String> {
     let options = help.split_once("Options:").unwrap().1;
     let flag = |line: &str| {

@@ -54,7 +54,7 @@ impl Setup {
 
 async fn more_calls(load: &Load, count: u64) {
     let before = load.calls();
-    eventually("calls go on", Duration::from_secs(60), async || load.calls() >= before + count).await;
+    eventually("further calls", Duration::from_secs(60), async || load.calls() >= before + count).await;
 }
 
 /// The good node is sealed for a moment. Afterwards all calls succeed, whatever the other node answers.
@@ -88,7 +88,7 @@ async fn a_node_with_wrong_answers_never_replaces_a_working_one() {
             async move { drop(encrypt(&kms, b"seed", &format!("sealed-{number}")).await) }
         });
         futures_util::future::join_all(calls).await;
-        assert!(wrong.calls() > seen, "{name}: it was asked");
+        assert!(wrong.calls() > seen, "{name}: the other node got no call");
         setup.bao.unseal().await;
         eventually(name, WAIT_TIMEOUT, async || {
             encrypt(&kms, b"seed", "again").await.map(drop).map_err(|error| error.to_string())
@@ -148,7 +148,7 @@ async fn no_call_fails_while_one_node_of_three_answers_wrongly() {
         &format!("one node of three answers wrongly: {} calls, none failed", report.calls),
     );
     let retries = daemon.metric("transit_kms_retries_total", &[]).await;
-    assert!(retries >= 7.0, "the faults were felt: {retries}");
+    assert!(retries >= 7.0, "only {retries} retries");
     assert_eq!(daemon.metric("transit_kms_retry_budget_exhausted_total", &[]).await, 0.0);
 }
 
@@ -217,7 +217,7 @@ async fn a_rate_limit_is_returned_to_the_caller_without_a_retry() {
     }))
     .await;
     let limited: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-    assert!(limited.len() > calls / 2, "the quota was felt by {} calls only", limited.len());
+    assert!(limited.len() > calls / 2, "only {} calls were above the quota", limited.len());
     for error in &limited {
         assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
         assert!(error.message().contains("429") && error.message().contains("quota"), "{error}");

@@ -1,8 +1,7 @@
-//! No secret leaves but by the way that it is meant to.
+//! Secrets do not appear in any output.
 //!
-//! A daemon, and everything that asks it, is led through success and failure with secrets that we
-//! know; then all that was ever printed or answered is searched for any piece of any of them, in
-//! every encoding that a careless line could have used.
+//! A daemon and its clients run through successes and failures with known secrets. Then all output and all responses are
+//! searched for parts of these secrets in every likely encoding.
 
 use std::{
     collections::HashMap,
@@ -34,7 +33,7 @@ use tonic::{Request, Status};
 use transit_kms::session::local_kek::ANNOTATION;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// A leak is at least so long a piece of a secret, or of an encoding of it.
+/// The length of a part of a secret, or of an encoding of it, that counts as a leak.
 const MIN_LEAK_LENGTH: usize = 16;
 
 #[tokio::test]
@@ -47,7 +46,7 @@ async fn json_output_contains_no_secret() {
     nothing_leaks("json").await;
 }
 
-/// Success, and each kind of failure, of one daemon.
+/// Runs one daemon through successes and every kind of failure.
 async fn nothing_leaks(format: &str) {
     let options = BaoOptions { require_client_certificate: true, ..BaoOptions::default() };
     let mut bao = Bao::start_with(options).await;
@@ -73,7 +72,7 @@ async fn nothing_leaks(format: &str) {
     daemon.wait_ready().await;
     let mut kms = daemon.kms().await;
 
-    // Success: seeds of all kinds go round.
+    // Successes: seeds of all kinds are encrypted and decrypted.
     let readable = format!("{:0<32}", sentinel());
     let random: [u8; 32] = rand::random();
     secrets.add("a readable seed", &readable);
@@ -90,8 +89,8 @@ async fn nothing_leaks(format: &str) {
     query_everything(&daemon, &mut said, &random).await;
     assert_no_secret_of_process(&daemon, &secrets);
 
-    // Secrets where they do not belong: as a ciphertext, a key_id, metadata, a method, an
-    // authority, a path of the admin socket, and as noise before and after a preface.
+    // Secrets in wrong places: as a ciphertext, a key_id, metadata, a method, an authority, a path of the admin socket,
+    // and as invalid bytes before and after a preface.
     for misplaced in [
         EncryptResponse { ciphertext: readable.clone().into_bytes().into(), ..sealed.clone() },
         EncryptResponse {
@@ -132,7 +131,7 @@ async fn nothing_leaks(format: &str) {
     assert_eq!(status, 404);
     said.add("the admin socket", body);
 
-    // Reloads that fail: in the parser, in TLS, at Vault.
+    // Failing reloads: in the parser, in TLS, at Vault.
     let second = bao.token().await;
     secrets.add("the second token", &second);
     bao.policy("blind", &policy(MOUNT, KEY).replace("/decrypt/", "/never/")).await;
@@ -149,38 +148,39 @@ async fn nothing_leaks(format: &str) {
         good.with_token(&second).yaml().replace("  token: '", "  token: '\n broken: \""),
         good.with_token(&blind).yaml(),
         good.with_token(&forged).yaml(),
-        // The key for a certificate, a certificate for the key, another's key, a key to trust.
+        // A key as a certificate, a certificate as a key, the key of another certificate, a key as CA.
         with_certificate(&key, &key).yaml(),
         with_certificate(&other_chain, &other_chain).yaml(),
         with_certificate(&other_chain, &key).yaml(),
         ConfigFile { ca_file: key.clone(), ..good.with_token(&second) }.yaml(),
         ConfigFile { addresses: vec![closed_address()], ..good.with_token(&second) }.yaml(),
     ] {
-        let told = |daemon: &Daemon| {
+        let errors = |daemon: &Daemon| {
             let log = daemon.log();
             let count = |words| log.matches(words).count();
             count("config cannot be loaded") + count("the new config is not in use yet")
         };
-        let before = told(&daemon);
+        let before = errors(&daemon);
         config_file::by_rename(&config, &broken);
         daemon.signal(Signal::HUP);
-        eventually("it says what is wrong", WAIT_TIMEOUT, async || told(&daemon) > before).await;
+        eventually("the error is logged", WAIT_TIMEOUT, async || errors(&daemon) > before).await;
         said.add("/readyz", daemon.admin("/readyz").await.1);
     }
     query_everything(&daemon, &mut said, &random).await;
     encrypt(&mut kms, &random).await.expect("the last good one stays");
 
-    // The token dies, and calls hear of it; another heals it.
+    // The token becomes invalid while calls arrive, and is replaced.
     bao.revoke(&token).await;
-    let dead = eventually("a call is refused", WAIT_TIMEOUT, async || encrypt(&mut kms, &random).await.err());
-    said.add_error("an Encrypt", &dead.await);
+    let refused =
+        eventually("a call is refused", WAIT_TIMEOUT, async || encrypt(&mut kms, &random).await.err());
+    said.add_error("an Encrypt", &refused.await);
     said.add_error("a Decrypt", &decrypt(&mut kms, &sealed).await.unwrap_err());
     query_everything(&daemon, &mut said, &random).await;
     config_file::by_rename(&config, &good.with_token(&second).yaml());
     daemon.wait_ready_within(WAIT_TIMEOUT).await;
     assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), random);
 
-    // The policy changes its mind, and Vault goes away.
+    // The policy refuses, then Vault is unreachable.
     bao.policy("transit-kms", &policy(MOUNT, KEY).replace("/encrypt/", "/never/")).await;
     let denied =
         eventually("a call is denied", WAIT_TIMEOUT, async || encrypt(&mut kms, &random).await.err());
@@ -199,7 +199,7 @@ async fn nothing_leaks(format: &str) {
     secrets.assert_none_in(&said);
 }
 
-/// A local KEK is as secret as the seeds that it wraps; what it is, only Transit tells.
+/// A local KEK is as secret as the seeds that it encrypts. The test gets it from Transit.
 #[tokio::test]
 async fn local_keks_do_not_leak() {
     let mut bao = Bao::start().await;
@@ -215,13 +215,13 @@ async fn local_keks_do_not_leak() {
     let sealed = encrypt(&mut kms, &seed).await.unwrap();
     assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed);
     let wrapped = std::str::from_utf8(&sealed.annotations[ANNOTATION]).unwrap();
-    // A mark of 16 bytes, and the key.
+    // The plaintext is a marker of 16 bytes, and the key.
     let payload = bao.decrypt(KEY, wrapped).await;
     let (mut secrets, mut said) = (Secrets::default(), Output::default());
     secrets.add("a seed", seed);
     secrets.add("the local KEK", &payload[16..]);
 
-    // Stripped, swapped, and passed off as a seed.
+    // Damaged values: without annotations, swapped, and the KEK as a seed.
     let other = bao.encrypt(KEY, &payload).await;
     for misplaced in [
         EncryptResponse { annotations: [].into(), ..sealed.clone() },
@@ -238,7 +238,7 @@ async fn local_keks_do_not_leak() {
         said.add_error("a Decrypt", &decrypt(&mut kms, &misplaced).await.unwrap_err());
     }
     bao.stop();
-    assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed, "Vault is away");
+    assert_eq!(decrypt(&mut kms, &sealed).await.unwrap(), seed, "the local KEK works without Vault");
     query_everything(&daemon, &mut said, &seed).await;
     assert_no_secret_of_process(&daemon, &secrets);
     assert!(daemon.terminate().await.success());
@@ -246,8 +246,7 @@ async fn local_keks_do_not_leak() {
     secrets.assert_none_in(&said);
 }
 
-/// A config with a secret in every place that a config has, and in many that it has not. Each is
-/// what a new daemon finds.
+/// Configs with a secret in every valid place and in many invalid ones. A new daemon starts with each.
 #[tokio::test]
 async fn errors_about_a_bad_config_contain_none_of_its_values() {
     let dir = tempfile::tempdir().unwrap();
@@ -258,35 +257,35 @@ async fn errors_about_a_bad_config_contain_none_of_its_values() {
 }
 
 async fn start_with_each(configs: Vec<Vec<u8>>, secrets: Arc<Secrets>, dir: &TempDir) {
-    let mut told = JoinSet::new();
+    let mut running = JoinSet::new();
     for (number, text) in configs.into_iter().enumerate() {
         let path = dir.path().join(format!("{number}.yaml"));
         fs::write(&path, &text).unwrap();
         let secrets = Arc::clone(&secrets);
-        told.spawn_local(async move {
+        running.spawn_local(async move {
             let said = said_about(&path, ["json", "text"][number % 2]).await;
             if let Some(found) = secrets.found_in(&said) {
                 panic!("config {number}: {found}\n{}", String::from_utf8_lossy(&text));
             }
         });
-        // A few at a time: most of the time they wait.
-        if told.len() >= 4 {
-            told.join_next().await.unwrap().unwrap();
+        // Several at a time, because they mostly wait.
+        if running.len() >= 4 {
+            running.join_next().await.unwrap().unwrap();
         }
     }
-    while let Some(one) = told.join_next().await {
+    while let Some(one) = running.join_next().await {
         one.unwrap();
     }
 }
 
-/// All that a daemon says that is started with this config.
+/// All output of a daemon that starts with this config.
 async fn said_about(config: &Path, format: &str) -> Output {
     let mut daemon = Daemon::start_with(config, DaemonOptions::arguments(["--log-format", format])).await;
     let mut said = Output::default();
     let mut kms = daemon.kms().await;
     let status = eventually("a reason", WAIT_TIMEOUT, async || {
         let status = kms.status(StatusRequest {}).await.unwrap_err();
-        // What it says before it has looked.
+        // The answer before the config is read.
         (!status.message().contains("starting")).then_some(status)
     })
     .await;
@@ -303,7 +302,7 @@ async fn said_about(config: &Path, format: &str) -> Output {
 #[tokio::test]
 async fn memory_stays_in_memory() {
     let dir = tempfile::tempdir().unwrap();
-    // As a user of its own if that can be: root's processes belong to root either way.
+    // As another user if possible, because the files of a root process always belong to root.
     let nobody = rustix::process::geteuid().is_root().then_some(65_534);
     let options = DaemonOptions { uid: nobody, ..DaemonOptions::default() };
     let daemon = Daemon::start_with(&dir.path().join("absent.yaml"), options).await;
@@ -311,8 +310,7 @@ async fn memory_stays_in_memory() {
     let limits = fs::read_to_string(proc_file("limits")).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
-    // The kernel gives the files of a process that must not be dumped to root, so that the
-    // process's own user can neither dump nor trace it.
+    // In /proc, the files of a process without core dumps belong to root, so that its user can neither dump nor trace it.
     assert_eq!(fs::metadata(proc_file("environ")).unwrap().uid(), 0);
 
     let daemon = Daemon::start(&dir.path().join("absent.yaml")).await;
@@ -322,7 +320,7 @@ async fn memory_stays_in_memory() {
     assert!(locked > 0 || daemon.log().contains("memory is not locked"), "{status}");
 }
 
-/// The test of the tests.
+/// Checks the search itself.
 #[test]
 fn the_search_finds_every_encoding_of_a_secret() {
     let secret: [u8; 32] = rand::random();
@@ -355,7 +353,7 @@ fn the_search_finds_every_encoding_of_a_secret() {
     assert!(!found("[12, 34, 56, 78, 90, 12, 34] 0123456789abcdef".to_owned()));
 }
 
-/// All that anybody can ask a daemon without being told a secret.
+/// All requests to a daemon that must not reveal a secret.
 async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     for path in ["/", "/livez", "/metrics", "/readyz"] {
         said.add(path, daemon.admin(path).await.1);
@@ -363,7 +361,7 @@ async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     let socket = unix_url(daemon.socket()).into_string().unwrap();
     let admin = unix_url(&daemon.admin_socket()).into_string().unwrap();
     let probe = async |arguments: &[&str], input: &str| -> Ran {
-        // In trouble, calls wait as long as they may.
+        // While Vault fails, calls wait until their deadline.
         let fixed = ["--socket", &socket, "--admin", &admin, "--timeout", "1s"];
         cli::run_with(&[&["probe"], arguments, &fixed].concat(), &[], input).await
     };
@@ -377,7 +375,7 @@ async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     said.add_run("probe encrypt", &sealed);
     said.add_run("probe roundtrip", &probe(&["roundtrip"], "").await);
     said.add_run("probe status", &probe(&["status", "-o", "json"], "").await);
-    // It is refused for its form, and must not be quoted for it.
+    // The refusal of an invalid key_id must not quote it.
     let text = String::from_utf8_lossy(seed).into_owned() + "!";
     said.add_run("probe encrypt", &probe(&["encrypt", "--plaintext", "-"], &text).await);
 }
@@ -386,10 +384,10 @@ fn assert_no_secret_of_process(daemon: &Daemon, secrets: &Secrets) {
     let mut said = Output::default();
     for name in ["cmdline", "environ", "comm", "status"] {
         let path = PathBuf::from(format!("/proc/{}/{name}", daemon.pid()));
-        // Only root may read the environment of what must not be dumped.
+        // Only root may read the environment of a process without core dumps.
         let content = fs::read(&path).unwrap_or_default();
         let content = String::from_utf8_lossy(&content).into_owned();
-        // This one the test has put there.
+        // The test itself has set this variable.
         let own = |variable: &&str| !variable.starts_with("VAULT_TOKEN=");
         said.add(name, content.split('\0').filter(own).collect::<Vec<_>>().join("\n"));
     }
@@ -411,14 +409,14 @@ async fn decrypt(kms: &mut Kms, sealed: &EncryptResponse) -> Result<Vec<u8>, Sta
     Ok(kms.decrypt(request).await?.into_inner().plaintext.to_vec())
 }
 
-/// What nobody says by accident.
+/// A random text that cannot occur by chance.
 fn sentinel() -> String {
     const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyzACDEFGHJKLMNPQRTUVWXY34679";
     let mut rng = rand::rng();
     (0..28).map(|_| char::from(LETTERS[rng.random_range(..LETTERS.len())])).collect()
 }
 
-/// Everything that was printed or answered, and by whom.
+/// All output and responses, with their sources.
 #[derive(Default)]
 struct Output(Vec<(String, String)>);
 
@@ -436,14 +434,14 @@ impl Output {
     }
 }
 
-/// The pieces of all encodings of all secrets, with the names of those.
+/// The parts of all encodings of all secrets, with the names of the secrets.
 #[derive(Default)]
 struct Secrets(HashMap<Vec<u8>, &'static str>);
 
 impl Secrets {
     fn add(&mut self, name: &'static str, secret: impl AsRef<[u8]>) {
         let secret = secret.as_ref();
-        assert!(secret.len() > MIN_LEAK_LENGTH, "{name} is too short to be told from chance");
+        assert!(secret.len() > MIN_LEAK_LENGTH, "{name} is too short, so it could occur by chance");
         for encoding in encodings(secret) {
             for piece in encoding.windows(MIN_LEAK_LENGTH) {
                 self.0.insert(piece.to_vec(), name);
@@ -451,8 +449,8 @@ impl Secrets {
         }
     }
 
-    /// The body of a key, and what it encodes. What all keys of its kind begin with is no secret,
-    /// but does not appear by accident either.
+    /// Adds the body of a PEM key and its decoded bytes. The common prefix of all keys of a kind is no secret, but does not
+    /// occur by chance either.
     fn add_pem(&mut self, name: &'static str, pem: &str) {
         let lines: Vec<_> = pem.lines().filter(|line| !line.starts_with("-----")).collect();
         for line in &lines {
@@ -481,7 +479,7 @@ impl Secrets {
     }
 }
 
-/// How a secret could be written.
+/// The encodings in which a secret could be printed.
 fn encodings(secret: &[u8]) -> Vec<Vec<u8>> {
     let mut all = vec![
         secret.to_vec(),
@@ -491,8 +489,8 @@ fn encodings(secret: &[u8]) -> Vec<Vec<u8>> {
         format!("{:?}", bytes::Bytes::copy_from_slice(secret)).into_bytes(),
         secret.escape_ascii().to_string().into_bytes(),
     ];
-    // Where base64 begins decides what it looks like: all three ways, less the letters at the
-    // ends that depend on the neighbours.
+    // Base64 depends on the offset modulo 3. All three variants are searched, without the letters at the ends, which
+    // depend on the neighbouring bytes.
     for (before, own) in [(0, 0), (1, 2), (2, 3)] {
         let bytes = [&vec![0; before][..], secret].concat();
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
@@ -515,12 +513,12 @@ fn encodings(secret: &[u8]) -> Vec<Vec<u8>> {
     all
 }
 
-/// Each with secrets of its own.
+/// Bad configs, each with its own secrets.
 fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
     let mut secret = || {
         let secret = sentinel();
         secrets.add("a value of the config", &secret);
-        // Keys are compared, and might be shown, in lower case.
+        // Keys are compared in lower case, so they could be printed in lower case.
         secrets.add("a value of the config", secret.to_lowercase());
         secret
     };
@@ -528,7 +526,7 @@ fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
     let rest = "  address: https://127.0.0.1:1\n  keynames: [kms]\n";
     let mut all: Vec<String> = Vec::new();
 
-    // Not YAML at all, or barely.
+    // Invalid YAML, or YAML with the wrong structure.
     for broken in [
         "  token: \"%\n",
         "  token: '%\n",
@@ -562,7 +560,7 @@ fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
         ["%\n", "- %\n", "{%: %}\n", "%YAML %\n---\n%\n", "vault: %\n", "vault: [%]\n"].map(str::to_owned),
     );
 
-    // Keys that are none, none here, or twice; values that break a rule.
+    // Unknown, misplaced and duplicate keys, and values that break a rule.
     for settings in [
         "  %: %\n",
         "  token: %\n  %: x\n",
@@ -598,7 +596,7 @@ fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
         "  auth: {method: [%]}\n",
         "  auth: {method: approle, role_id: {%: %}}\n",
         "  auth: {%: %}\n",
-        // Recognised, and not served yet.
+        // Known keys that are not supported yet.
         "  auth: {method: approle, role_id: %, secret_id: %}\n",
         "  auth: {method: approle, %: %}\n",
         "  roleid: %\n  secretid: %\n",
@@ -648,7 +646,7 @@ fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
         })
         .collect();
 
-    // What needs more than a template.
+    // Configs that need the paths of files.
     let token = secret();
     all.push(around(&format!("{rest}  token: {}\n", token.repeat(200))).into_bytes());
     all.push(around(&format!("{rest}  token: {token}\n#{}\n", token.repeat(4000))).into_bytes());
@@ -660,7 +658,7 @@ fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
     all.push(around(&format!("{rest}  token: {digits}.5\n")).into_bytes());
     all.push(around(&format!("{rest}  {digits}: x\n")).into_bytes());
 
-    // The key itself where its path belongs, and a file with something else in it.
+    // A key instead of its path, and a file with other content.
     let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
     secrets.add_pem("a key", &pem);
     let block = pem.replace('\n', "\n      ");

@@ -1,12 +1,12 @@
-//! What Status says while Vault is away or says no: the rows of the table, on a real server.
+//! Status while Vault is unreachable or refuses: each row of this table with a real server.
 //!
 //! | situation | test |
 //! | --- | --- |
-//! | last probe good and fresh | all; and `a_daemon_that_was_suspended_does_not_report_a_stale_ok` |
-//! | Vault merely unreachable | `a_sealed_vault_...`, `a_killed_vault_...`, `a_frozen_vault_...` |
-//! | token dead, policy refuses | `a_policy_that_refuses_...`; the token's death in `token.rs` |
-//! | key missing, soft-deleted, made anew | `a_deleted_key_...`, `a_soft_deleted_key_...`, `a_key_made_anew_...` |
-//! | nothing known yet | `a_vault_that_is_down_at_the_start_...`, `a_file_that_does_not_exist_yet_...`, `who_calls_...`, `a_vault_that_is_silent_...` |
+//! | last health check good and fresh | all, and `a_daemon_that_was_suspended_does_not_report_a_stale_ok` |
+//! | Vault unreachable | `status_stays_ok_for_the_grace_...`, `calls_succeed_again_...`, `calls_end_at_their_deadline_while_...` |
+//! | token invalid, policy refuses | `a_policy_refusal_...`; invalid tokens in `token.rs` |
+//! | key missing, soft-deleted, recreated | `a_deleted_key_...`, `a_soft_deleted_key_...`, `a_recreated_key_...` |
+//! | nothing known yet | `it_waits_for_...`, `the_first_calls_...`, `calls_end_at_their_deadline_when_...` |
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,11 @@ use testkit::{
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-/// Of [`TestEnv::daemon`].
+/// The outage grace of [`TestEnv::daemon`].
 const GRACE: Duration = Duration::from_secs(3);
-/// For tests in which calls wait meanwhile.
+/// The outage grace of tests in which calls wait.
 const LONG_GRACE: Duration = Duration::from_secs(8);
-/// What a recovery may take: the pause between two tries, and some slack for a busy machine.
+/// The longest time of a recovery: the pause between two tries, and some slack for a busy machine.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn the_first_calls_wait_for_the_first_session() {
     let env = TestEnv::start().await;
     for _ in 0..3 {
         let daemon = env.daemon([]).await;
-        // Nothing is tried twice here: had it been told that nothing is known, this would be it.
+        // The client does not retry, so an `Unavailable` because nothing is known yet would fail the test.
         Caller::of(&daemon).await.round_trip().await;
     }
 }
@@ -95,7 +95,7 @@ async fn status_stays_ok_for_the_grace_while_vault_is_sealed_and_recovers() {
     let sealing = Instant::now();
     env.bao.seal().await;
 
-    eventually("the grace shows", LONG_GRACE, async || {
+    eventually("readyz shows the grace", LONG_GRACE, async || {
         let (_, words) = daemon.admin("/readyz").await;
         if words.contains("during the outage grace") { Ok(()) } else { Err(words) }
     })
@@ -108,7 +108,7 @@ async fn status_stays_ok_for_the_grace_while_vault_is_sealed_and_recovers() {
 
     caller.wait_health("Vault is sealed", LONG_GRACE * 3).await;
     assert!(sealing.elapsed() >= LONG_GRACE, "a reason after {:?} already", sealing.elapsed());
-    // A reason, and the same key_id: kube-apiserver may go on with the seed that it has.
+    // With the same key_id in the answer, kube-apiserver keeps using its DEK seed.
     assert_eq!(caller.key_id().await, key_id);
     assert_health(&daemon, "unreachable").await;
     assert_ready(&daemon, 503, "Vault is sealed").await;
@@ -127,7 +127,7 @@ async fn calls_succeed_again_once_a_killed_vault_is_back() {
     let (mut daemon, caller) = env.ready(["--outage-grace", "8s"]).await;
     let sealed = caller.round_trip().await;
     env.bao.stop();
-    // They wait for it to come back, as long as their deadline allows.
+    // Calls wait for the server until their deadline.
     let (encrypted, decrypted) = tokio::join!(caller.encrypt(b"seed"), caller.decrypt(&sealed));
     for error in [encrypted.unwrap_err(), decrypted.unwrap_err()] {
         assert_eq!(error.code(), Code::Unavailable, "{error}");
@@ -149,7 +149,7 @@ async fn calls_end_at_their_deadline_while_vault_is_frozen() {
     let (daemon, caller) = env.ready([]).await;
     let sealed = caller.round_trip().await;
     env.bao.freeze().await;
-    // More at once than there are connections: some wait for an answer, some for a handshake.
+    // More calls than connections: some wait for a response, some for a handshake.
     let mut calls = JoinSet::new();
     for number in 0..8 {
         let (caller, sealed) = (caller.clone(), sealed.clone());
@@ -163,14 +163,14 @@ async fn calls_end_at_their_deadline_while_vault_is_frozen() {
             (began.elapsed(), error)
         });
     }
-    // Meanwhile Status answers from memory.
+    // Status is answered from memory meanwhile.
     let began = Instant::now();
     assert_eq!(caller.health().await, "ok");
     assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
     for (took, error) in calls.join_all().await {
         assert!(took < TIMEOUT, "{took:?}: {error}");
         assert!(matches!(error.code(), Code::DeadlineExceeded | Code::Unavailable), "{error}");
-        // tonic's own words for its own timer would be "Timeout expired": the daemon was first.
+        // The client's own timer would fail with "Timeout expired", so the daemon has ended the call.
         assert!(error.message().contains("Vault"), "{error}");
     }
     caller.wait_health("Vault", GRACE * 3).await;
@@ -183,7 +183,7 @@ async fn calls_end_at_their_deadline_while_vault_is_frozen() {
     caller.decrypt(&sealed).await.unwrap();
 }
 
-/// On one connection, as kube-apiserver has it.
+/// On one connection, as kube-apiserver uses it.
 #[tokio::test]
 async fn a_flood_of_calls_on_a_frozen_vault_is_rejected_and_status_is_answered() {
     let mut env = TestEnv::start().await;
@@ -195,7 +195,7 @@ async fn a_flood_of_calls_on_a_frozen_vault_is_rejected_and_status_is_answered()
         calls.spawn(async move { caller.encrypt(b"seed").await.unwrap_err().code() });
     }
     let shed = [("method", "encrypt"), ("code", "ResourceExhausted")];
-    eventually("the rest is shed", TIMEOUT, async || {
+    eventually("the other calls are rejected", TIMEOUT, async || {
         daemon.metric("transit_kms_requests_total", &shed).await >= 132.0
     })
     .await;
@@ -207,7 +207,7 @@ async fn a_flood_of_calls_on_a_frozen_vault_is_rejected_and_status_is_answered()
     caller.round_trip().await;
 }
 
-/// 140 calls are more than may ask Vault at once.
+/// 140 calls are more than the limit of concurrent calls of Vault.
 #[tokio::test]
 async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_calls_are_counted() {
     let mut env = TestEnv::start().await;
@@ -226,11 +226,11 @@ async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_call
         let kms = daemon.kms().await;
         waiting.spawn(async move { calls::decrypt(&kms, ciphertext, "1", "waits").await.unwrap_err() });
     }
-    eventually("as many as may ask Vault", TIMEOUT, async || {
+    eventually("the limit of calls of Vault is reached", TIMEOUT, async || {
         daemon.metric("transit_kms_decrypt_batch_size_sum", &[]).await >= 128.0
     })
     .await;
-    // In turns, so that all of these have had an answer before any of those.
+    // All of these calls must be answered before any of the waiting ones.
     for _ in 0..5 {
         let sealed = caller.encrypt(b"seed").await.unwrap();
         assert_eq!(caller.decrypt(&sealed).await.unwrap(), b"seed");
@@ -238,21 +238,22 @@ async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_call
     }
     assert!(waiting.try_join_next().is_none(), "a call that needs Vault has ended before those that do not");
     let errors = waiting.join_all().await;
-    let away = [Code::DeadlineExceeded, Code::Unavailable];
-    assert!(errors.iter().all(|error| away.contains(&error.code())), "{errors:?}");
+    let unreachable = [Code::DeadlineExceeded, Code::Unavailable];
+    assert!(errors.iter().all(|error| unreachable.contains(&error.code())), "{errors:?}");
     let of_turn = errors.iter().filter(|error| error.message().contains("for its turn")).count();
-    assert!(of_turn >= 12, "{of_turn} say what they waited for");
+    assert!(of_turn >= 12, "{of_turn} errors name the wait for a turn");
 
     let asked = daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await;
     let kms = daemon.kms().await;
-    let leaver = tokio::spawn(async move { calls::decrypt(&kms, "vault:v1:QUJD", "1", "leaver").await });
-    eventually("it is there", TIMEOUT, async || {
+    let cancelled =
+        tokio::spawn(async move { calls::decrypt(&kms, "vault:v1:QUJD", "1", "cancelled").await });
+    eventually("the call has arrived", TIMEOUT, async || {
         daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await > asked
     })
     .await;
-    leaver.abort();
+    cancelled.abort();
     let left = [("method", "decrypt"), ("code", "Canceled")];
-    eventually("it is counted", TIMEOUT, async || {
+    eventually("the cancelled call is counted", TIMEOUT, async || {
         daemon.metric("transit_kms_requests_total", &left).await == 1.0
     })
     .await;
@@ -265,11 +266,14 @@ async fn a_daemon_that_was_suspended_does_not_report_a_stale_ok() {
     let mut env = TestEnv::start().await;
     let (mut daemon, caller) = env.ready([]).await;
     assert_eq!(caller.health().await, "ok");
-    // Both sleep for longer than three intervals; the daemon wakes and cannot ask yet.
+    // Both are stopped for more than three intervals. Then the daemon continues, while Vault is still stopped.
     daemon.signal(Signal::STOP);
     env.bao.freeze().await;
-    let asleep = Instant::now();
-    eventually("a long sleep", GRACE * 3, async || asleep.elapsed() > GRACE + Duration::from_secs(1)).await;
+    let suspended = Instant::now();
+    eventually("more than three intervals", GRACE * 3, async || {
+        suspended.elapsed() > GRACE + Duration::from_secs(1)
+    })
+    .await;
     daemon.signal(Signal::CONT);
     let status = caller.status().await.unwrap();
     assert!(status.healthz.contains("more than three intervals"), "{}", status.healthz);
@@ -288,8 +292,8 @@ async fn a_deleted_key_stays_an_error_whatever_calls_arrive() {
     assert_health(&daemon, "lost").await;
     assert_ready(&daemon, 503, "not found").await;
 
-    // Vault answers Encrypt as if the policy refused it. If Status took that for a reason,
-    // kube-apiserver would go on writing.
+    // Vault answers Encrypt like a refusal by policy. If Status gave that as a reason instead of an error, kube-apiserver
+    // would continue to write.
     let load = Load::start(&daemon, 4, Duration::from_millis(5)).await;
     let began = Instant::now();
     let mut asked = 0;
@@ -335,7 +339,7 @@ async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
         return;
     }
     assert!((200..300).contains(&status), "{status} {answer}");
-    // The first call shows it, or a probe.
+    // A call or a health check notices it.
     let error = caller.decrypt(&sealed).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
     let error = wait_for_key_error(&caller, "soft-deleted: restore it").await;
@@ -348,14 +352,14 @@ async fn a_soft_deleted_key_is_an_error_until_it_is_restored() {
     assert_eq!(caller.key_id().await, sealed.key_id);
 }
 
-/// Vault tells only the second in which a key was made. Here the old and the new one may well be
-/// of the same second, as when a script makes the key anew.
+/// Vault reports the creation time of a key in seconds. Here the old and the new key can have the same one, as when a
+/// script recreates the key.
 #[tokio::test]
 async fn a_key_recreated_within_the_same_second_is_another_key() {
     let env = TestEnv::start().await;
-    // So that it is made in the second in which it is made anew.
+    // The key is created here, so that it can be recreated within the same second.
     delete_key(&env.bao).await;
-    eventually("the beginning of a second", Duration::from_secs(2), async || {
+    eventually("the start of a second", Duration::from_secs(2), async || {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_millis() < 50
     })
     .await;
@@ -365,7 +369,7 @@ async fn a_key_recreated_within_the_same_second_is_another_key() {
     let sealed = caller.round_trip().await;
     delete_key(&env.bao).await;
     create_key(&env.bao).await;
-    println!("made anew within the same second: {}", creation_time(&env.bao).await == born);
+    println!("recreated within the same second: {}", creation_time(&env.bao).await == born);
     another_key_is_refused(&daemon, &caller, &sealed).await;
 }
 
@@ -376,7 +380,7 @@ async fn a_recreated_key_is_another_key_and_is_not_used_to_encrypt() {
     let sealed = caller.round_trip().await;
     let born = creation_time(&env.bao).await;
     delete_key(&env.bao).await;
-    eventually("another second", Duration::from_secs(3), async || {
+    eventually("a key with another creation time", Duration::from_secs(3), async || {
         create_key(&env.bao).await;
         let another = creation_time(&env.bao).await != born;
         if !another {
@@ -391,13 +395,13 @@ async fn a_recreated_key_is_another_key_and_is_not_used_to_encrypt() {
 #[tokio::test]
 async fn a_policy_refusal_is_reported_at_the_first_call_until_the_policy_is_fixed() {
     let env = TestEnv::start().await;
-    // The first call shows it.
+    // The first call notices it.
     let (daemon, caller) = env.ready_without_health_checks().await;
     let sealed = caller.round_trip().await;
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("/encrypt/")).collect();
     env.bao.policy(POLICY, &rules.join("\n")).await;
-    assert_eq!(caller.health().await, "ok", "nobody has asked Vault since");
+    assert_eq!(caller.health().await, "ok", "Vault has not been called since");
 
     let error = caller.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied, "{error}");
@@ -425,7 +429,7 @@ async fn an_unreachable_first_address_is_skipped() {
     let retries = async || daemon.metric("transit_kms_retries_total", &[("reason", "connect")]).await;
     let first = retries().await;
     assert!(first >= 1.0);
-    // The one that answers is asked first from then on.
+    // The address that answers is used first from then on.
     for _ in 0..20 {
         caller.round_trip().await;
     }
@@ -447,7 +451,7 @@ async fn create_key(bao: &Bao) {
     bao.api("POST", &format!("{MOUNT}/keys/{KEY}"), json!({})).await;
 }
 
-/// The Unix time of version 1.
+/// The creation time of version 1, in Unix seconds.
 async fn creation_time(bao: &Bao) -> i64 {
     let answer = bao.api("GET", &format!("{MOUNT}/keys/{KEY}"), serde_json::Value::Null).await;
     answer["data"]["keys"]["1"].as_i64().unwrap()
@@ -466,7 +470,7 @@ async fn another_key_is_refused(daemon: &Daemon, caller: &Caller, sealed: &kms_p
     assert_eq!(daemon.admin("/livez").await.0, 200);
 }
 
-/// Waits until Status is an error that holds `part`.
+/// Waits until Status is a gRPC error that contains `part`.
 async fn wait_for_key_error(caller: &Caller, part: &str) -> Status {
     eventually(&format!("Status fails with {part:?}"), Duration::from_secs(8), async || {
         match caller.status().await {
@@ -488,8 +492,7 @@ async fn assert_ready(daemon: &Daemon, status: u16, words: &str) {
     assert!(found == status && said.contains(words), "{found} {said}");
 }
 
-/// Whoever reads the log at night finds each change once, with its reason, and no noise of ours or
-/// of a library.
+/// The log has each change once, with its reason, and no other warnings of the daemon or of a library.
 #[tokio::test]
 async fn an_outage_and_its_end_are_logged_once() {
     let mut env = TestEnv::without_file().await;
@@ -498,7 +501,7 @@ async fn an_outage_and_its_end_are_logged_once() {
     let (daemon, caller) = env.ready([]).await;
     env.bao.stop();
     caller.wait_health("has not been usable", Duration::from_secs(20)).await;
-    eventually("renewals fail again and again", Duration::from_secs(40), async || {
+    eventually("several failed renewals", Duration::from_secs(40), async || {
         daemon.metric("transit_kms_token_renewals_total", &[("result", "failed")]).await >= 2.0
     })
     .await;
@@ -516,7 +519,7 @@ async fn an_outage_and_its_end_are_logged_once() {
     let token = env.bao.token().await;
     env.render(&token);
     caller.wait_ok(Duration::from_secs(20)).await;
-    eventually("its end is told", Duration::from_secs(20), async || {
+    eventually("the end of the outage is logged", Duration::from_secs(20), async || {
         daemon.log().matches(" healthy before=").count() == 2
     })
     .await;

@@ -1,4 +1,4 @@
-//! The whole path: real server, real agent, real daemon, real calls.
+//! The whole path of a request: real server, real agent, real daemon, real calls.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use http::{StatusCode, header};
@@ -15,7 +15,7 @@ use tonic::Code;
 const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 const WAIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A daemon on a rendered file of its own.
+/// A daemon with its own config.
 struct Setup {
     daemon: Daemon,
     dir: tempfile::TempDir,
@@ -42,9 +42,9 @@ impl Setup {
         setup
     }
 
-    /// Waits until Status is an error with all of these words.
+    /// Waits until Status is `Unavailable` with all of these words.
     async fn wait_unavailable(&self, words: &[&str]) {
-        eventually("Status says why not", WAIT_TIMEOUT, async || match status(&self.kms).await {
+        eventually("Status names the cause", WAIT_TIMEOUT, async || match status(&self.kms).await {
             Ok(known) => Err(format!("{known:?}")),
             Err(e) if e.code() != Code::Unavailable => Err(e.to_string()),
             Err(e) if words.iter().all(|word| e.message().contains(word)) => Ok(()),
@@ -76,7 +76,7 @@ async fn a_seed_is_encrypted_and_decrypted_with_tokens_from_an_agent() {
     assert_eq!(sealed.key_id, known.key_id);
     assert!(sealed.annotations.is_empty());
     assert!(sealed.ciphertext.len() <= 1024);
-    // Leaving is as easy as coming: what we wrap, Vault alone unwraps.
+    // A migration away stays easy: Vault can decrypt the ciphertext without transit-kms.
     let text = String::from_utf8(sealed.ciphertext.to_vec()).unwrap();
     assert!(text.starts_with("vault:v1:"), "{text}");
     assert_eq!(bao.decrypt(KEY, &text).await, SEED);
@@ -101,7 +101,7 @@ async fn ciphertexts_of_other_providers_are_decrypted_and_foreign_key_ids_are_re
     let setup = Setup::ready(&ConfigFile::with_new_token(&bao).await, DaemonOptions::default()).await;
     let kms = &setup.kms;
 
-    // Made around us, as by Trousseau and others that leave it bare.
+    // Encrypted without transit-kms, as by Trousseau and other providers with plain Vault ciphertexts.
     let theirs = bao.encrypt(KEY, SEED).await;
     assert_eq!(decrypt(kms, theirs.clone(), "1", "migration").await.unwrap(), SEED);
     assert!(!bao.audited("migration").is_empty());
@@ -123,7 +123,7 @@ async fn ciphertexts_of_other_providers_are_decrypted_and_foreign_key_ids_are_re
     let refused = decrypt(kms, damaged, &ours.key_id, "damaged").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
 
-    // The last one did reach Vault, so the audit log is up to date: the refused ones did not.
+    // The last call has reached Vault, so the audit log is complete: the refused calls were not sent.
     assert!(!bao.audited("damaged").is_empty());
     for uid in ["foreign", "mismatch"] {
         assert!(bao.audited(uid).is_empty(), "{uid} was sent to Vault");
@@ -141,7 +141,7 @@ async fn concurrent_clients_get_their_own_answers() {
             for call in 0..10 {
                 round_trip(&kms, &format!("client-{client}-{call}")).await;
             }
-            // Its connection stays until all are done.
+            // Keeps its connection until all clients are done.
             kms
         });
     }
@@ -163,7 +163,7 @@ async fn the_audit_log_names_the_api_request() {
     decrypt(&setup.kms, sealed.ciphertext, &sealed.key_id, "uid-of-decrypt").await.unwrap();
 
     for (uid, method) in [("uid-of-encrypt", "encrypt"), ("uid-of-decrypt", "decrypt")] {
-        let line = eventually("a line of the call", WAIT_TIMEOUT, async || {
+        let line = eventually("a log line of the call", WAIT_TIMEOUT, async || {
             let log = setup.daemon.log();
             let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             lines.into_iter().find(|line| line["uid"] == json!(uid))
@@ -246,7 +246,7 @@ async fn the_configured_server_name_is_checked_instead_of_the_address() {
     setup.daemon.wait_ready().await;
     round_trip(&setup.kms, "named").await;
 
-    // Names are still checked.
+    // The configured name is checked.
     let content = ConfigFile { server_name: Some("elsewhere.test".into()), ..content };
     let wrong = Setup::start(&content).await;
     wrong.wait_unavailable(&["certificate", "elsewhere.test", "vault.tls.server_name"]).await;
@@ -278,7 +278,7 @@ async fn a_wrong_ca_file_is_named_and_can_be_replaced() {
     let setup = Setup::start(&content).await;
     setup.wait_unavailable(&[&bao.address(), "UnknownIssuer", "vault.tls.ca_file"]).await;
 
-    // The file that the config names is a part of it.
+    // A change of the CA file alone also reloads the config.
     config_file::by_rename(&ca_file, &std::fs::read_to_string(bao.ca_file()).unwrap());
     setup.daemon.wait_ready().await;
     round_trip(&setup.kms, "trusted").await;
@@ -289,7 +289,7 @@ async fn a_redirect_is_not_followed_with_the_token() {
     let bao = Bao::start().await;
     let other = HttpServer::start(async |_| answer(StatusCode::OK, "{}")).await;
     let to = other.address();
-    // A standby that cannot forward answers so; no single real server can be made to.
+    // A standby that cannot forward responds like this. A single real server cannot be made to.
     let redirecting = HttpServer::start(move |request| {
         let location = format!("{to}{}", request.uri().path());
         async move {
@@ -304,12 +304,12 @@ async fn a_redirect_is_not_followed_with_the_token() {
         Setup::start_with(&ConfigFile { addresses: vec![redirecting.address()], ..content }, allow_http())
             .await;
     setup.wait_unavailable(&["redirect", "307"]).await;
-    let seen = eventually("it is asked again", WAIT_TIMEOUT, async || {
+    let seen = eventually("a second request", WAIT_TIMEOUT, async || {
         let seen = redirecting.seen();
         (seen.len() >= 2).then_some(seen)
     })
     .await;
-    // It had a token to lose.
+    // The requests carried the token, which a followed redirect would have leaked.
     assert!(seen.iter().all(|seen| seen.headers.contains_key("x-vault-token")), "{seen:?}");
     assert!(other.seen().is_empty(), "{:?}", other.seen());
 }

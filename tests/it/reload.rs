@@ -1,4 +1,4 @@
-//! Every way in which the rendered file changes, with real tokens.
+//! Reloads after every way in which the rendered file can change, with real tokens.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +26,7 @@ use tonic::Code;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server, and a daemon that works with it.
+/// A server, and a daemon that uses it.
 struct Setup {
     bao: Bao,
     daemon: Daemon,
@@ -38,7 +38,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// A daemon whose file is where `make` puts it, below the folder that it is given.
+    /// Starts a daemon. `make` writes its config below the given folder, and returns the path.
     async fn start(make: impl FnOnce(&Path, &str) -> PathBuf) -> Self {
         Self::start_with(DaemonOptions::default(), make).await
     }
@@ -57,7 +57,7 @@ impl Setup {
         setup
     }
 
-    /// Changes the file in this way, with a new token; that token, and no other, is then in use.
+    /// Changes the file in this way, and checks that its new token is used and no other one.
     async fn change_and_wait(&mut self, change: impl FnOnce(&str)) {
         let content = ConfigFile::with_new_token(&self.bao).await;
         change(&content.yaml());
@@ -73,22 +73,26 @@ impl Setup {
         }
         round_trip(&self.kms, &format!("session-{}", self.generation)).await;
         assert_eq!(self.daemon.reloads("success").await, self.generation);
-        // The calls above did not need a second try: the token that is revoked was no longer used.
+        // No call was retried, so the revoked token was no longer used.
         assert_eq!(self.daemon.metric("transit_kms_retries_total", &[]).await, 0.0);
         assert_eq!((self.daemon.exited(), self.daemon.pid()), (None, self.pid));
     }
 
-    /// Waits until the newest config is not in use for a reason with these words.
+    /// Waits until the newest config is not in use, with these words in the reason.
     async fn wait_config_error(&self, words: &str) {
-        eventually("the reason", WAIT_TIMEOUT, async || match self.daemon.admin("/readyz").await {
-            (200, text) if text.contains("the newest config is not in use") && text.contains(words) => Ok(()),
-            (status, text) => Err(format!("{status} {text}")),
+        eventually("readyz names the reason", WAIT_TIMEOUT, async || {
+            match self.daemon.admin("/readyz").await {
+                (200, text) if text.contains("the newest config is not in use") && text.contains(words) => {
+                    Ok(())
+                }
+                (status, text) => Err(format!("{status} {text}")),
+            }
         })
         .await;
     }
 
     /// # Panics
-    /// If anything that was found was not taken.
+    /// If a config was found but not used.
     async fn assert_every_reload_succeeded(&self) {
         for result in ["pending", "refused", "invalid"] {
             assert_eq!(self.daemon.reloads(result).await, 0, "{result}");
@@ -96,7 +100,7 @@ impl Setup {
     }
 }
 
-/// `config.yaml` itself.
+/// Writes `config.yaml` as a regular file.
 fn plain(dir: &Path, text: &str) -> PathBuf {
     let config = dir.join("config.yaml");
     config_file::by_rename(&config, text);
@@ -134,7 +138,7 @@ async fn a_file_that_is_truncated_and_written_is_reloaded() {
     let config = setup.dir.path().join("config.yaml");
     setup.change_and_wait(|text| config_file::in_place(&config, text)).await;
 
-    // Half written, and read in that state; but not for long.
+    // The file is read while it is half-written, but completed soon after.
     for turn in 1.. {
         assert!(turn < 10, "this machine is too slow to write a file");
         let before = setup.daemon.reloads("invalid").await;
@@ -142,12 +146,12 @@ async fn a_file_that_is_truncated_and_written_is_reloaded() {
         let begun = Instant::now();
         let half = config_file::in_place_first_half(&config, &content.yaml());
         setup.daemon.signal(Signal::HUP);
-        let looked = || setup.daemon.log().matches("reading it a second time").count() == turn;
-        eventually("it has read that", WAIT_TIMEOUT, async || looked()).await;
+        let has_read = || setup.daemon.log().matches("reading it a second time").count() == turn;
+        eventually("the half-written file is read", WAIT_TIMEOUT, async || has_read()).await;
         half.finish();
         let took = begun.elapsed();
         setup.assert_in_use(content.token).await;
-        // Below the time after which a file is called bad.
+        // Less than the time after which an invalid file is reported.
         if took < Duration::from_millis(200) {
             assert_eq!(setup.daemon.reloads("invalid").await, before);
             break;
@@ -175,10 +179,10 @@ async fn a_half_written_file_is_reported_and_replaces_nothing() {
 
 #[tokio::test]
 async fn a_file_and_directory_created_later_are_noticed() {
-    // Neither does its directory.
+    // Its directory does not exist either.
     let mut setup = Setup::start(|dir, _| dir.join("absent/config.yaml")).await;
     let config = setup.dir.path().join("absent/config.yaml");
-    let refused = eventually("it has looked", WAIT_TIMEOUT, async || {
+    let refused = eventually("Status names the missing file", WAIT_TIMEOUT, async || {
         let refused = status(&setup.kms).await.unwrap_err();
         refused.message().contains(config.to_str().unwrap()).then_some(refused)
     })
@@ -205,21 +209,21 @@ async fn a_deleted_and_recreated_directory_is_watched_again() {
     };
     let mut setup = Setup::start(below).await;
     let dir = setup.dir.path().to_owned();
-    // At once.
+    // Recreated at once.
     setup
         .change_and_wait(|text| {
             fs::remove_dir_all(dir.join("below")).unwrap();
             below(&dir, text);
         })
         .await;
-    // And after it was missed.
+    // Recreated after its absence was reported.
     let seen = setup.daemon.reloads("invalid").await;
     fs::remove_dir_all(dir.join("below")).unwrap();
     setup.wait_config_error("below/config.yaml").await;
     assert_eq!(setup.daemon.reloads("invalid").await, seen + 1);
     round_trip(&setup.kms, "without a file").await;
     setup.change_and_wait(|text| drop(below(&dir, text))).await;
-    // The new directory is watched as the old one was.
+    // The new directory is watched like the old one.
     setup.change_and_wait(|text| config_file::by_rename(&dir.join("below/config.yaml"), text)).await;
 }
 
@@ -237,7 +241,7 @@ async fn a_change_behind_a_symlink_into_another_directory_is_noticed() {
     let dir = setup.dir.path().to_owned();
     setup.change_and_wait(|text| config_file::by_rename(&dir.join("there/config.yaml"), text)).await;
     setup.change_and_wait(|text| config_file::in_place(&dir.join("there/config.yaml"), text)).await;
-    // Now it leads elsewhere, and what happens there counts.
+    // The link now leads to another directory, whose changes count.
     setup
         .change_and_wait(|text| {
             plain(&dir.join("elsewhere"), text);
@@ -272,12 +276,12 @@ async fn a_touched_file_with_the_same_content_is_not_reloaded() {
     };
     touch();
     config_file::by_rename(&config, &text);
-    // This read is after both, and of the same content.
+    // This reload is after both touches, with the same content.
     setup.daemon.signal(Signal::HUP);
-    eventually("it reads", WAIT_TIMEOUT, async || setup.daemon.log().contains("SIGHUP")).await;
+    eventually("SIGHUP is handled", WAIT_TIMEOUT, async || setup.daemon.log().contains("SIGHUP")).await;
     config_file::in_place(&config, &text);
     touch();
-    // By exactly one.
+    // Increased by exactly one.
     setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
     touch();
     setup.change_and_wait(|text| config_file::by_rename(&config, text)).await;
@@ -297,12 +301,12 @@ async fn connections_to_vault_are_kept_when_the_token_changes() {
     }
     let after = connections(port);
     assert!(before.is_subset(&after), "{before:?} {after:?}");
-    // A probe and a call at one time need two, and the pool now and then makes a spare one; but a
-    // swap as such needs none.
+    // A health check and a concurrent call need two connections, and the pool sometimes opens a spare one. A change of the
+    // token opens none.
     assert!(after.len() < before.len() + SWAPS, "{before:?} {after:?}");
 }
 
-/// The local ports of the connections to this port that are not of this process.
+/// The local ports of connections to this port by other processes.
 fn connections(to: u16) -> BTreeSet<u16> {
     let test = Process::myself().unwrap();
     let own: BTreeSet<_> = test
@@ -325,7 +329,7 @@ async fn a_call_in_flight_finishes_on_the_session_it_started_with() {
     let proxy = Proxy::start(&bao, "").await;
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.yaml");
-    // The audit log tells the sessions apart by what their tokens carry.
+    // The metadata of the tokens distinguish the sessions in the audit log.
     let content = async |session: &str| {
         let token = bao.create_token(json!({"meta": {"session": session}, "ttl": "1h"})).await;
         ConfigFile::of(&bao, &token)
@@ -348,7 +352,7 @@ async fn a_call_in_flight_finishes_on_the_session_it_started_with() {
     let of_slow = |seen: &Seen| seen.headers.get("x-kms-uid").is_some_and(|uid| uid == "slow");
     eventually("the call is on its way", WAIT_TIMEOUT, async || proxy.seen().iter().any(of_slow)).await;
 
-    // Once over the same connections, and once over others.
+    // First on the same connections, then on others.
     config_file::by_rename(&config, &through_the_proxy(content("two").await).yaml());
     daemon.wait_generation(2).await;
     config_file::by_rename(&config, &content("three").await.yaml());

@@ -1,7 +1,7 @@
-//! What an operator reads when Vault cannot be used: a table of a situation and the words that name its
-//! cause and the next step. Each situation is made with the real server, and read from the real daemon.
+//! Messages for operators when Vault cannot be used: a table of situations and the words that name the cause and the
+//! remedy. Each situation is produced with a real server, and its message read from a real daemon.
 //!
-//! The tables of `crates/transit-client/src/vault/tls.rs` and `errors.rs` beside it have the words.
+//! The tables in `crates/transit-client/src/vault/tls.rs` and `errors.rs` beside it contain these messages.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use testkit::{
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A situation, and what must be read in it.
+/// A situation, and the expected words of the message.
 struct Row {
     case: &'static str,
     content: ConfigFile,
@@ -31,7 +31,7 @@ fn row<const N: usize>(case: &'static str, content: ConfigFile, words: [&str; N]
     Row { case, content, words: words.map(str::to_owned).into() }
 }
 
-/// Each row by a daemon of its own, all at the same time.
+/// Checks each row with its own daemon, all at the same time.
 async fn check_all(rows: Vec<Row>) {
     join_all(rows.into_iter().map(read)).await;
 }
@@ -50,19 +50,19 @@ async fn read(Row { case, content, words }: Row) {
     daemon.assert_never_printed(&[&content.token]);
 }
 
-/// The authority of a site, and what goes wrong with certificates.
+/// A certificate authority, and certificates with defects.
 struct Certificates {
     authority: Authority,
     dir: PathBuf,
 }
 
 impl Certificates {
-    /// What a listener of the server has for this certificate.
+    /// The listener of the server's config for this certificate.
     fn listener(files: &(PathBuf, PathBuf)) -> Value {
         json!({ "tls_cert_file": files.0, "tls_key_file": files.1 })
     }
 
-    /// A certificate of the authority for the loopback, changed.
+    /// A server certificate for the loopback, with a change.
     fn server(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -70,7 +70,7 @@ impl Certificates {
         self.authority.issue(name, params)
     }
 
-    /// A client's certificate of the authority, changed.
+    /// A client certificate, with a change.
     fn client(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -78,7 +78,7 @@ impl Certificates {
         self.authority.issue(name, params)
     }
 
-    /// As `openssl req -x509` makes it: signed by itself, and an authority.
+    /// A self-signed certificate that is also an authority, as of `openssl req -x509`.
     fn self_signed_authority(&self) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -183,7 +183,7 @@ async fn connection_errors_name_the_cause_and_the_remedy() {
     let damaged = "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIU\n-----END CERTIFICATE-----\n";
     let not_base64 = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    // Accepts connections, by the kernel, and never says a word.
+    // The kernel accepts connections, and no program answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent_address = format!("https://{}", silent.local_addr().unwrap());
 
@@ -304,7 +304,7 @@ async fn connection_errors_name_the_cause_and_the_remedy() {
             ["vault.tls.ca_file holds no certificate", "it holds a private key"],
         ),
         row(
-            "nobody listens",
+            "no listener",
             ConfigFile { addresses: vec![closed_address()], ..trusting.clone() },
             ["refused", "does Vault run there, and is the port right?"],
         ),
@@ -322,7 +322,7 @@ async fn connection_errors_name_the_cause_and_the_remedy() {
     .await;
 }
 
-/// A token that an AppRole login has brought, and the entity that it belongs to.
+/// The token of an AppRole login, and its entity.
 async fn logged_in(bao: &Bao, dir: &Path) -> (String, String) {
     login::approle(bao, dir, &json!({})).await;
     let file = |name: &str| text(&dir.join(name)).trim().to_owned();
@@ -332,8 +332,8 @@ async fn logged_in(bao: &Bao, dir: &Path) -> (String, String) {
     (field("client_token"), field("entity_id"))
 }
 
-/// The rows of the refusals that only a proxy, another edition or another cluster gives are made by a
-/// proxy in front of the server; all others are the server's own.
+/// A proxy in front of the server produces the refusals of proxies, other editions and other clusters. All other
+/// refusals come from the server itself.
 #[tokio::test]
 async fn refusals_by_vault_are_quoted_with_the_cause_and_the_remedy() {
     let bao = Bao::start().await;
@@ -409,7 +409,7 @@ async fn refusals_by_vault_are_quoted_with_the_cause_and_the_remedy() {
             ["not found:", "in namespace `team-x`", "correct vault.namespace"],
         ));
     }
-    // Vault Community Edition is not here to be asked.
+    // Vault Community Edition may not be available here.
     let mut proxies = Vec::new();
     let community = FaultProxy::in_front_of(&bao).await;
     community.inject("", Fault::policy_refused());

@@ -1,4 +1,4 @@
-//! Keeping a token alive against all that refuses, delays or misreports it.
+//! Token renewal when Vault refuses, delays or misreports it.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use testkit::{
     port, temp_dir,
 };
 
-/// How long a token of these tests lives, with time for a busy machine.
+/// The TTL of tokens in these tests, long enough for a busy machine.
 const TTL: Duration = Duration::from_secs(8);
 const PERIOD: &str = "8s";
 
@@ -53,13 +53,13 @@ async fn a_token_with_identity_policies_only_is_renewed() {
     let token = log_in(bao, "approle/login", json!({"role_id": id})).await;
     let (_, answer) = bao.api_as(&token, "POST", "auth/token/renew-self", json!({})).await;
     let policies = &answer["auth"]["token_policies"];
-    assert!(policies.is_null() || *policies == json!([]), "that is what this is about: {answer}");
+    assert!(policies.is_null() || *policies == json!([]), "the token itself must have no policies: {answer}");
 
     env.render(&token);
     let (daemon, caller) = env.ready([]).await;
     let end = expiry(&daemon).await;
     wait_for_renewals(&daemon, "renewed", 1).await;
-    assert!(expiry(&daemon).await > end, "its end has moved");
+    assert!(expiry(&daemon).await > end, "the expiry has changed");
     assert_eq!(renewals(&daemon, "failed").await, 0.0, "{}", daemon.log());
     caller.round_trip().await;
 }
@@ -80,15 +80,15 @@ async fn a_refused_renewal_is_retried_before_the_token_expires() {
     wait_past_first_ttl(created).await;
     caller.round_trip().await;
     let log = daemon.log();
-    let told = log.lines().find(|line| line.contains("the token could not be renewed; trying again"));
-    let told = told.unwrap_or_else(|| panic!("{log}"));
+    let line = log.lines().find(|line| line.contains("the token could not be renewed; trying again"));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
     for part in ["WARN", "renew_self", "next_try_seconds=", "token_ends_in_seconds="] {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(line.contains(part), "{part}: {line}");
     }
     assert!(!log.contains("Status is not ok"), "the session was well all the time: {log}");
 }
 
-/// The words are Vault's own, so that a new version with others is found out here.
+/// The error texts come from a real server, so that a new version with other texts fails here.
 #[tokio::test]
 async fn a_final_refusal_of_a_renewal_asks_for_a_new_login_and_the_session_is_used_to_its_end() {
     let bao = Bao::start().await;
@@ -140,14 +140,14 @@ async fn a_final_refusal_of_a_renewal_asks_for_a_new_login_and_the_session_is_us
         let daemon = &subject.daemon;
         daemon.wait_printed("the agent must log in again and render a new one").await;
         let log = daemon.log();
-        let told = log.lines().find(|line| line.contains("cannot be renewed any more")).unwrap();
+        let line = log.lines().find(|line| line.contains("cannot be renewed any more")).unwrap();
         for part in ["WARN", words, "token_ends_in_seconds="] {
-            assert!(told.contains(part), "{part}: {told}");
+            assert!(line.contains(part), "{part}: {line}");
         }
         Caller::of(daemon).await.round_trip().await;
         assert_eq!(daemon.metric("transit_kms_health", &[("state", "ok")]).await, 1.0, "{words}");
     }
-    // It is not tried again while there is nothing to win, and the next token heals it.
+    // The renewal is not retried, and the next token ends the warning.
     for (subject, words) in &cases {
         assert_eq!(renewals(&subject.daemon, "failed").await, 1.0, "{words}");
         subject.render(&bao, &bao.token().await);
@@ -166,16 +166,16 @@ async fn a_node_that_fails_only_renewals_is_not_ejected() {
     env.rendered.addresses = vec![proxy.address()];
     env.render(&token);
     let (daemon, caller) = env.ready(["--allow-http", "--health-check-interval", "10m"]).await;
-    eventually("the first probe", RELOAD_TIMEOUT, async || health_checks(&daemon).await >= 1.0).await;
-    let probed = health_checks(&daemon).await;
+    eventually("the first health check", RELOAD_TIMEOUT, async || health_checks(&daemon).await >= 1.0).await;
+    let checked = health_checks(&daemon).await;
     wait_for_renewals(&daemon, "failed", 2).await;
-    let mended = Instant::now();
+    let recovered = Instant::now();
     proxy.clear();
-    assert!(created.elapsed() < TTL, "this machine is too slow for this test: {:?}", mended - created);
+    assert!(created.elapsed() < TTL, "this machine is too slow for this test: {:?}", recovered - created);
     wait_for_renewals(&daemon, "renewed", 1).await;
     wait_past_first_ttl(created).await;
     caller.round_trip().await;
-    assert_eq!(health_checks(&daemon).await, probed, "{}", daemon.log());
+    assert_eq!(health_checks(&daemon).await, checked, "{}", daemon.log());
     assert!(!daemon.log().contains("Status is not ok"), "{}", daemon.log());
 }
 
@@ -198,7 +198,7 @@ async fn a_token_without_lookup_permission_is_renewed() {
     caller.round_trip().await;
 }
 
-/// A lookup is of use and not needed: Encrypt and Decrypt work.
+/// A lookup is optional: Encrypt and Decrypt work without it.
 #[tokio::test]
 async fn a_failed_lookup_does_not_block_a_config() {
     let mut env = TestEnv::without_file().await;
@@ -246,7 +246,7 @@ async fn an_unanswered_candidate_does_not_delay_renewals() {
     caller.round_trip().await;
     assert_eq!(daemon.generation().await, 1);
 
-    // And it is superseded at once, in the middle of a try.
+    // A new config replaces the candidate at once, in the middle of a try.
     env.rendered.addresses = good;
     env.render_and_wait(&daemon, &next).await;
     assert_eq!(caller.health().await, "ok");
@@ -257,7 +257,7 @@ async fn an_unanswered_renewal_does_not_delay_a_config() {
     let mut env = TestEnv::without_file().await;
     let proxy = FaultProxy::in_front_of(&env.bao).await;
     proxy.inject("renew-self", Fault::NoAnswer);
-    // Nothing is known of its end, so its renewal begins at once and may take long.
+    // The expiry of the token is unknown, so its renewal starts at once and may take long.
     let rules = policy(MOUNT, KEY);
     let rules: Vec<_> = rules.lines().filter(|line| !line.contains("lookup-self")).collect();
     env.bao.policy("blind", &rules.join("\n")).await;
@@ -271,7 +271,7 @@ async fn an_unanswered_renewal_does_not_delay_a_config() {
     assert_eq!(renewals(&daemon, "failed").await, 0.0, "the renewal had not ended by then");
 }
 
-/// A daemon with a file of its own.
+/// A daemon with its own config.
 struct DaemonWithFile {
     daemon: Daemon,
     dir: TempDir,
@@ -297,7 +297,7 @@ async fn log_in(bao: &Bao, path: &str, request: Value) -> String {
     answer["auth"]["client_token"].as_str().unwrap().to_owned()
 }
 
-/// Waits until a token of [`TTL`] would have ended if it had not been renewed.
+/// Waits until a token of [`TTL`] would have expired without a renewal.
 async fn wait_past_first_ttl(created: Instant) {
     let over = TTL + Duration::from_secs(2);
     eventually("the first TTL is over", over * 2, async || created.elapsed() > over).await;

@@ -1,4 +1,4 @@
-//! Tokens and keys that change while calls run, with nobody noticing.
+//! Changes of tokens and rotations of keys under load, without a failed call.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,14 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 const LOADS: usize = 4;
-/// Between the rounds of one load; calls are constant, and other tests get their share.
+/// The pause between two rounds of a load task, which leaves processor time for other tests.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[tokio::test]
 async fn no_call_fails_during_many_token_changes_under_load() {
     let rounds = if full() { 1000 } else { 200 };
     let mut env = TestEnv::start().await;
-    // At level trace the harness would keep hundreds of megabytes of lines.
+    // At level trace the test would keep hundreds of megabytes of output.
     let (mut daemon, _) = env.ready(["--log-level", "info"]).await;
     let started = daemon.metric("process_start_time_seconds", &[]).await;
     let load = Load::start(&daemon, LOADS, PAUSE).await;
@@ -44,13 +44,13 @@ async fn no_call_fails_during_many_token_changes_under_load() {
         let before = daemon.generation().await;
         env.render(&new);
         if round % 4 != 0 {
-            // As fast as they are taken: most do not wait for the watcher to find the file quiet.
+            // SIGHUP reloads at once, without the debounce of the watcher.
             daemon.signal(Signal::HUP);
         }
         wait_for_session_after(&daemon, before).await;
-        // Calls may be on their way with the old token at this very moment.
+        // Calls with the old token can still be in flight.
         env.bao.revoke(&old).await;
-        eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls).await;
+        eventually("further calls", RELOAD_TIMEOUT, async || load.calls() > calls).await;
         connections.extend(connections_to(&daemon, &env.bao));
         if round == rounds / 4 {
             memory = daemon.metric("process_resident_memory_bytes", &[]).await;
@@ -76,8 +76,8 @@ async fn no_call_fails_during_many_token_changes_under_load() {
             "{result}"
         );
     }
-    // One a load, one for the prober, one for the keeper; a call that finds them all busy for a
-    // moment may add one. Without the pool's life beyond the session there would be hundreds.
+    // One connection for each load task, one for the health checker and one for the session manager. A call that finds
+    // all of them busy may add one. If the pool ended with its session, there would be hundreds.
     assert!(connections.len() <= 2 * (LOADS + 2), "{connections:?}");
     assert!(grown < 4.0 * 1024.0 * 1024.0, "{grown} bytes more in the last three quarters");
     assert_eq!(daemon.exited(), None);
@@ -89,29 +89,30 @@ async fn calls_wait_for_the_next_token_when_theirs_is_revoked() {
     const ROUNDS: u32 = 20;
     let mut env = TestEnv::start().await;
     let (daemon, _) = env.ready(["--log-level", "info"]).await;
-    // Status tells that a token is dead, as it must; what has to succeed is the rest.
+    // Status must report an invalid token; the other calls must succeed.
     let wrapping = EncryptLoad::start(&daemon, LOADS).await;
     for _ in 0..ROUNDS {
-        let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
+        let refused =
+            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
         let (before, old) = (daemon.generation().await, env.token().to_owned());
         let new = env.bao.token().await;
         env.bao.revoke(&old).await;
-        eventually("somebody meets the dead token", RELOAD_TIMEOUT, async || {
-            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await > dead
+        eventually("a call is refused with the revoked token", RELOAD_TIMEOUT, async || {
+            daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await > refused
         })
         .await;
         env.render(&new);
         wait_for_session_after(&daemon, before).await;
         let calls = wrapping.calls();
-        eventually("calls go on", RELOAD_TIMEOUT, async || wrapping.calls() > calls).await;
+        eventually("further calls", RELOAD_TIMEOUT, async || wrapping.calls() > calls).await;
     }
     let (calls, failures) = wrapping.stop().await;
     assert!(failures.is_empty(), "of {calls} calls these failed: {failures:#?}");
     assert!(daemon.metric("transit_kms_retries_total", &[("reason", "token_invalid")]).await >= 1.0);
-    // Each task once, each probe in the meantime, and nothing else: no call asks twice.
-    let dead = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
+    // One refusal for each task and each health check: no call is sent twice.
+    let refused = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
     let most = f64::from(ROUNDS) * 10.0;
-    assert!(dead <= most, "{dead} refusals, more than {most}");
+    assert!(refused <= most, "{refused} refusals, more than {most}");
 }
 
 #[tokio::test]
@@ -129,7 +130,7 @@ async fn no_call_fails_while_an_agent_logs_in_repeatedly_under_load() {
         wait_for_session_after(&daemon, before).await;
         bao.revoke(&old).await;
         let calls = load.calls();
-        eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls + 20).await;
+        eventually("further calls", RELOAD_TIMEOUT, async || load.calls() > calls + 20).await;
     }
     load.stop().await.assert_nothing_failed();
 }
@@ -138,8 +139,8 @@ async fn no_call_fails_while_an_agent_logs_in_repeatedly_under_load() {
 async fn status_encrypt_and_ciphertext_agree_while_keys_rotate_under_load() {
     let rotations = if full() { 200 } else { 30 };
     let env = TestEnv::start().await;
-    // Two daemons, as two API servers have them: one is always the first to see a new version,
-    // and the other one is then asked to decrypt what it has never heard of.
+    // Two daemons, as for two API servers: one of them sees a new version first, and the other must decrypt ciphertexts of
+    // a version that it does not know yet.
     let (one, ask_one) = env.ready(["--log-level", "info"]).await;
     let (other, ask_other) = env.ready(["--log-level", "info"]).await;
     let rotating = MultiDaemonLoad::start(&[&one, &other], 2).await;
@@ -153,14 +154,14 @@ async fn status_encrypt_and_ciphertext_agree_while_keys_rotate_under_load() {
             })
             .await;
         }
-        eventually("something is encrypted with it", RELOAD_TIMEOUT, async || rotating.has_version(version))
+        eventually("a ciphertext of the new version", RELOAD_TIMEOUT, async || rotating.has_version(version))
             .await;
     }
     let outcome = rotating.stop().await;
     assert!(outcome.failures.is_empty(), "{} rounds; {:#?}", outcome.rounds, outcome.failures);
     println!("{} rounds, {} of them astride a rotation", outcome.rounds, outcome.status_changed);
 
-    // Nothing is lost, whoever wrote it.
+    // All ciphertexts of both daemons can be decrypted.
     assert_eq!(outcome.kept.len(), rotations + 1, "something was encrypted with each version");
     for (sealed, seed) in outcome.kept.values().flatten() {
         for caller in [&ask_one, &ask_other] {
@@ -172,12 +173,12 @@ async fn status_encrypt_and_ciphertext_agree_while_keys_rotate_under_load() {
 #[tokio::test]
 async fn after_a_raised_min_encryption_version_one_call_fails_and_the_next_use_the_new_version() {
     let env = TestEnv::start().await;
-    // The call has to start the probe.
+    // The call must trigger a health check.
     let (_daemon, caller) = env.ready_without_health_checks().await;
     let old = caller.round_trip().await;
     env.bao.rotate_key(KEY).await;
     configure_key(&env.bao, json!({"min_encryption_version": 2})).await;
-    assert_eq!(version_of_key_id(&caller.key_id().await), 1, "nobody has looked yet");
+    assert_eq!(version_of_key_id(&caller.key_id().await), 1, "no health check has run yet");
 
     let error = caller.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
@@ -213,11 +214,11 @@ async fn the_error_for_a_raised_min_decryption_version_names_the_remedy() {
         assert!(error.message().contains("min_decryption_version of the key: lower it"), "{error}");
     };
     refused().await;
-    // And the same once a probe has found that Transit no longer tells when version 1 was made.
+    // The same after a health check, when Transit no longer reports the creation time of version 1.
     wait_for_health_checks(&daemon, 3.0).await;
     refused().await;
-    let told = daemon.log().matches("older versions of the key are excluded from decryption").count();
-    assert_eq!(told, 1, "once, not at every probe");
+    let warnings = daemon.log().matches("older versions of the key are excluded from decryption").count();
+    assert_eq!(warnings, 1, "once, not at every health check");
     caller.decrypt(&new).await.unwrap();
     assert_eq!(caller.health().await, "ok", "one value that is too old is no reason to stop writing");
 
@@ -235,7 +236,7 @@ async fn the_key_id_is_the_same_after_a_restart_and_on_another_node() {
     let second = caller.round_trip().await;
     assert!(daemon.terminate().await.success());
 
-    // Nothing changed: nothing changes. Something changed while nobody looked: all see the same.
+    // The key_id stays the same without a rotation, and is the same everywhere after a rotation.
     let (mut daemon, caller) = env.ready([]).await;
     assert_eq!(caller.key_id().await, second.key_id);
     caller.decrypt(&first).await.unwrap();
@@ -269,10 +270,13 @@ async fn wait_for_version(caller: &Caller, version: u64) {
     .await;
 }
 
-/// Waits for so many more probes.
+/// Waits for this number of further health checks.
 async fn wait_for_health_checks(daemon: &Daemon, more: f64) {
     let before = health_checks(daemon).await;
-    eventually("more probes", RELOAD_TIMEOUT, async || health_checks(daemon).await >= before + more).await;
+    eventually("further health checks", RELOAD_TIMEOUT, async || {
+        health_checks(daemon).await >= before + more
+    })
+    .await;
 }
 
 /// The local ports of the daemon's connections to this server.
@@ -282,7 +286,7 @@ fn connections_to(daemon: &Daemon, bao: &Bao) -> BTreeSet<u16> {
     let server: u16 = server.parse().unwrap();
     let sockets: BTreeSet<String> = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
         .unwrap()
-        // A descriptor may be closed while we look.
+        // A descriptor may be closed while this loop runs.
         .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
         .filter_map(|target| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
         .collect();
@@ -292,7 +296,7 @@ fn connections_to(daemon: &Daemon, bao: &Bao) -> BTreeSet<u16> {
     rows.filter(|row| port(row[2]) == server && sockets.contains(row[9])).map(|row| port(row[1])).collect()
 }
 
-/// Encrypts and decrypts, round and round, and never asks for Status.
+/// Load of Encrypt and Decrypt, without Status.
 struct EncryptLoad {
     calls: Arc<AtomicU64>,
     stop: CancellationToken,
@@ -331,7 +335,7 @@ impl EncryptLoad {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// How many calls there were, and those that failed, in words.
+    /// Stops, and returns the number of calls and the messages of the failures.
     async fn stop(self) -> (u64, Vec<String>) {
         self.stop.cancel();
         let failures = self.tasks.join_all().await.concat();
@@ -339,14 +343,14 @@ impl EncryptLoad {
     }
 }
 
-/// So many ciphertexts of each version are kept.
+/// The number of ciphertexts of each version that are kept.
 const KEPT_PER_VERSION: usize = 10;
 
-/// By version, what was encrypted, and with it what is expected back.
+/// Ciphertexts with their plaintexts, by version.
 type Ciphertexts = BTreeMap<u64, Vec<(EncryptResponse, [u8; 32])>>;
 
-/// Load on several daemons of one key: Status, Encrypt, Status, held against each other; and
-/// Decrypt of what any of them has encrypted.
+/// Load on several daemons with one key: compares Status, Encrypt and Status of a round, and decrypts ciphertexts of all
+/// daemons.
 struct MultiDaemonLoad {
     kept: Arc<Mutex<Ciphertexts>>,
     stop: CancellationToken,
@@ -428,7 +432,7 @@ impl Outcome {
         if version != version_of_key_id(&sealed.key_id) {
             return Err(format!("Encrypt: key_id {}, ciphertext v{version}", sealed.key_id));
         }
-        // The newest of all is what a slower daemon has not seen; an old one must work as well.
+        // The newest version may be unknown to the other daemon. Older versions must work, too.
         let (newest, any) = {
             let mut kept = kept.lock().unwrap();
             let same = kept.entry(version).or_default();

@@ -1,4 +1,4 @@
-//! Signals, and how the real process ends.
+//! Signals, and the shutdown of the real process.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use testkit::{
 use tonic::{Code, Request};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// With it, whoever waits for silent clients misses [`WAIT_TIMEOUT`].
+/// Longer than [`WAIT_TIMEOUT`], so that a shutdown that waits for silent clients fails the test.
 const LONG_GRACE: [&str; 2] = ["--shutdown-grace", "30s"];
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn a_signal_right_after_the_start_ends_it_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::spawn(&no_config(&dir), DaemonOptions::default());
     let socket = daemon.socket().to_owned();
-    // No pause between looks: the first moment is short.
+    // Without a pause between the checks, because this moment is short.
     while !socket.exists() {
         assert!(daemon.exited().is_none(), "it ended");
         std::thread::yield_now();
@@ -61,7 +61,7 @@ async fn a_socket_of_another_process_is_not_removed() {
     assert!(daemon.terminate().await.success());
     assert!(connect(&socket).await.is_ok(), "the successor's socket is still there");
 
-    // Gone altogether is no trouble either.
+    // A missing socket is no error either.
     let mut daemon = Daemon::start(&no_config(&dir)).await;
     fs::remove_file(daemon.socket()).unwrap();
     assert!(daemon.terminate().await.success());
@@ -76,7 +76,7 @@ async fn silent_clients_do_not_delay_the_shutdown() {
     let mut half = RawClient::silent(&socket).await;
     half.send(&PREFACE[..10]).await;
     let greeted = RawClient::greeted(&socket).await;
-    // One that has got an answer, and never says a word again, not even to a ping.
+    // A client that has got a response, and then answers nothing, not even a ping.
     let mut answered = RawClient::greeted(&socket).await;
     answered.send(&raw::call_headers("Status", "localhost").bytes()).await;
     answered.send(&raw::call_message(&[]).bytes()).await;
@@ -96,7 +96,7 @@ async fn an_incomplete_request_ends_at_its_deadline() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(LONG_GRACE)).await;
     let mut half = RawClient::greeted(daemon.socket()).await;
-    // The message never comes.
+    // The message is never sent.
     half.send(&raw::call_headers("Encrypt", "localhost").bytes()).await;
     half.send(&raw::ping().bytes()).await;
     while half.frame().await.expect("an answer to the ping").kind != raw::PING {}
@@ -104,7 +104,7 @@ async fn an_incomplete_request_ends_at_its_deadline() {
     assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
 
-/// Half a request holds the drain up for as long as its caller's deadline.
+/// An incomplete request keeps the drain open until its deadline.
 #[tokio::test]
 async fn while_draining_it_is_alive_but_not_ready_and_does_not_take_the_path_again() {
     let env = testkit::TestEnv::start().await;
@@ -125,7 +125,7 @@ async fn while_draining_it_is_alive_but_not_ready_and_does_not_take_the_path_aga
         assert_eq!(daemon.admin("/livez").await.0, 200);
     };
     stopping().await;
-    // No process listens at the path any more: it notices, and does not take the path again.
+    // No process listens on the path any more. The draining one notices that, and does not take the path again.
     fs::remove_file(&socket).unwrap();
     daemon.wait_printed("this process receives no new connections: no process listens at ").await;
     stopping().await;
@@ -140,7 +140,7 @@ async fn clients_get_goaway() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(&no_config(&dir)).await;
     let mut client = RawClient::greeted(daemon.socket()).await;
-    // Greeted in return: it has this connection.
+    // The response shows that the daemon has accepted this connection.
     client.frame().await.expect("SETTINGS");
     daemon.signal(Signal::TERM);
     let goaway = loop {
@@ -149,7 +149,7 @@ async fn clients_get_goaway() {
             break frame;
         }
     };
-    // NO_ERROR.
+    // The error code is NO_ERROR.
     assert_eq!(goaway.payload[4..8], [0; 4], "{goaway:?}");
     assert!(daemon.wait_ended(WAIT_TIMEOUT).await.success());
 }
@@ -162,7 +162,7 @@ async fn a_call_in_flight_is_finished() {
     let mut kms = env.kms.clone();
     let decrypt = kms.decrypt(decrypt_of(&sealed, Duration::from_secs(9)));
     tokio::pin!(decrypt);
-    // It is written first, so when Status is answered, it is there.
+    // It is sent before the Status on the same connection, so the daemon has it when Status is answered.
     tokio::select! {
         biased;
         answer = &mut decrypt => panic!("{answer:?}"),
@@ -178,7 +178,7 @@ async fn a_call_in_flight_is_finished() {
         answer = &mut decrypt => panic!("{answer:?}"),
         () = eventually("it drains", WAIT_TIMEOUT, draining) => {}
     }
-    // Nobody new gets in, and nobody is told that there is a socket.
+    // New clients are not accepted, and the socket is removed.
     assert!(connect(env.daemon.socket()).await.is_err());
     assert!(env.daemon.exited().is_none());
     env.bao.thaw();
@@ -215,8 +215,8 @@ async fn a_call_that_does_not_end_is_cut_off_after_the_drain_grace() {
 async fn sighup_reloads_the_config() {
     let mut env = Setup::start(LONG_GRACE).await;
     let config = env.dir.path().join("config.yaml");
-    // Written under another name in another folder, it changes without an event where we look;
-    // a poll would find it in the end.
+    // The file is changed by another name in another folder, so the watched folder has no event. Only polling would find
+    // the change.
     let elsewhere = env.dir.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::hard_link(&config, elsewhere.join("config.yaml")).unwrap();
@@ -234,14 +234,14 @@ async fn sighup_reloads_the_config() {
         })
         .await;
     }
-    // A poll every five seconds could have found one or two of them in that time.
+    // Polling every five seconds could have found one or two of the changes in that time.
     assert!(begun.elapsed() < WAIT_TIMEOUT, "{:?}", begun.elapsed());
     assert!(env.daemon.exited().is_none());
 
-    // And nothing happens if nothing has changed.
+    // SIGHUP without a change does nothing.
     let before = env.daemon.metric("transit_kms_session_generation", &[]).await;
     env.daemon.signal(Signal::HUP);
-    eventually("the last one is heard", WAIT_TIMEOUT, async || {
+    eventually("the last SIGHUP is handled", WAIT_TIMEOUT, async || {
         env.daemon.log().matches("SIGHUP: reading the config").count() == 6
     })
     .await;
@@ -251,9 +251,9 @@ async fn sighup_reloads_the_config() {
 
 const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// A server, a daemon that uses it, and a client of that.
+/// A server, a daemon that uses it, and a client of the daemon.
 struct Setup {
-    // First dropped first: the daemon ends before the server does.
+    // Fields are dropped in order, so the daemon ends before the server.
     daemon: Daemon,
     kms: Kms,
     bao: Bao,

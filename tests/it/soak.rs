@@ -134,7 +134,7 @@ async fn daemon(dir: &TempDir, config: &std::path::Path) -> Daemon {
 
 async fn more_calls(load: &Load, count: u32) {
     let before = load.calls();
-    eventually("calls go on", WAIT_TIMEOUT, async || load.calls() >= before + u64::from(count)).await;
+    eventually("further calls", WAIT_TIMEOUT, async || load.calls() >= before + u64::from(count)).await;
 }
 
 /// `TRANSIT_KMS_TEST_SEED` repeats the events of an earlier run in the same order.

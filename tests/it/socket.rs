@@ -1,6 +1,6 @@
-//! The socket of the real process: whose it is, who is let in, and what clients cannot do to it.
+//! The socket of the real process: its owner and mode, its allowed clients, and what clients cannot do to it.
 //!
-//! Most of it needs no server: a daemon without a config answers every Status with why.
+//! Most tests need no server: a daemon without a config answers every Status with the reason.
 
 use std::{
     fs,
@@ -23,10 +23,10 @@ use tokio::{io::AsyncReadExt, process::Child, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-/// A user that is nobody here: neither root nor, but for bad luck, the one who runs the tests.
+/// A user that is neither root nor, usually, the one that runs the tests.
 const NOBODY: u32 = 65_534;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Open files of a daemon that is kept short, and connections that want more than that.
+/// A low limit of open files, and a number of connections above it.
 const FEW_DESCRIPTORS: u64 = 64;
 const MANY_CONNECTIONS: usize = 90;
 /// `EX_CANTCREAT`.
@@ -39,7 +39,7 @@ async fn a_socket_left_by_a_crash_is_replaced() {
     let mut first = Daemon::start_with(&no_config(&dir), at(&socket)).await;
     first.signal(Signal::KILL);
     first.wait_ended(WAIT_TIMEOUT).await;
-    let left = fs::symlink_metadata(&socket).expect("a killed process cleans nothing up");
+    let left = fs::symlink_metadata(&socket).expect("a killed process does not remove its socket");
 
     let second = Daemon::start_with(&no_config(&dir), at(&socket)).await;
     assert_served(&socket).await;
@@ -99,7 +99,7 @@ async fn a_file_that_is_not_a_socket_is_not_replaced() {
 async fn the_socket_and_its_folder_have_the_configured_mode_and_group() {
     let dir = folder();
     let root = runs_as_root();
-    // Another than root may only give a file to a group of its own.
+    // Only root may give a file to a group that it does not belong to.
     let group = if root { NOBODY } else { rustix::process::getegid().as_raw() };
     let group_argument = format!("--socket-group={group}");
     for (arguments, mode) in [
@@ -122,7 +122,7 @@ async fn the_socket_and_its_folder_have_the_configured_mode_and_group() {
     }
 }
 
-/// Needs no other user: the daemon is told to serve somebody else only.
+/// Needs no other user: the daemon is configured to serve only another one.
 #[tokio::test]
 async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
     let dir = folder();
@@ -146,7 +146,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
 #[tokio::test]
 async fn another_user_is_refused_until_a_flag_allows_it() {
     if !runs_as_root() {
-        // Only root can become another user; the test above is this one the other way round.
+        // Only root can become another user. The test above covers the opposite case.
         return;
     }
     let dir = open_folder();
@@ -173,7 +173,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     assert_served(&socket).await;
     drop(daemon);
 
-    // What the mode of the socket forbids, the kernel refuses before we hear of it.
+    // The kernel refuses what the mode of the socket forbids, before the daemon sees the connection.
     let daemon = start(&["--allow-uid", "0,65534"]).await;
     let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
@@ -184,7 +184,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
 #[tokio::test]
 async fn root_and_the_daemons_own_uid_are_served_by_default() {
     if !runs_as_root() {
-        // Then this is all that can be shown.
+        // Nothing more can be tested without root.
         let daemon = Daemon::start(&no_config(&folder())).await;
         return assert_served(daemon.socket()).await;
     }
@@ -224,7 +224,7 @@ async fn an_incomplete_preface_times_out_while_other_clients_are_served() {
     let mut whole = RawClient::greeted(daemon.socket()).await;
     let mut kms = daemon.kms().await;
     let mut served = 0;
-    eventually("all halves time out", WAIT_TIMEOUT, async || {
+    eventually("all incomplete prefaces time out", WAIT_TIMEOUT, async || {
         assert_answered(kms.status(calls::timed(StatusRequest {})).await.unwrap_err());
         served += 1;
         timed_out().await >= 4.0
@@ -235,21 +235,21 @@ async fn an_incomplete_preface_times_out_while_other_clients_are_served() {
     for half in &mut halves {
         half.closed(Duration::from_secs(1)).await;
     }
-    // Who has greeted may be silent as long as it likes.
+    // A client with a complete preface may be silent without a limit.
     whole.send(&raw::call_headers("Status", "localhost").bytes()).await;
     whole.send(&raw::call_message(&[]).bytes()).await;
     while whole.frame().await.expect("an answer").kind != HEADERS {}
     assert_eq!(timed_out().await, 4.0);
 }
 
-/// The library refuses it by a reset of the stream and tells the program nothing.
+/// The library rejects it with a reset of the stream, and does not report it to the program.
 #[tokio::test]
 async fn an_authority_that_is_a_path_is_rejected_logged_once_and_counted() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let count = async |what| daemon.metric("transit_kms_malformed_requests_total", &[("what", what)]).await;
-    // A client may have its answer before it is counted.
+    // The client may get its response before the rejection is counted.
     let counted = async |wanted: (f64, f64)| {
-        eventually("all are counted", WAIT_TIMEOUT, async || {
+        eventually("all rejections are counted", WAIT_TIMEOUT, async || {
             let found = (count("authority").await, count("other").await);
             if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
         })
@@ -271,7 +271,7 @@ async fn an_authority_that_is_a_path_is_rejected_logged_once_and_counted() {
     }
     daemon.wait_printed("its HTTP/2 :authority is the path of the socket").await;
     counted((3.0, 0.0)).await;
-    // As Python's grpc has it: the name is spelled out, and the first slash is left out.
+    // As Python's grpc sends it: a literal name, and no first slash in the value.
     let mut python = raw::call_headers("Status", "localhost");
     let known = [&[0x01, 9][..], b"localhost"].concat();
     let at = python.payload.windows(known.len()).position(|bytes| *bytes == known).unwrap();
@@ -283,12 +283,12 @@ async fn an_authority_that_is_a_path_is_rejected_logged_once_and_counted() {
         daemon.log().lines().filter(|line| line.contains("WARN") && line.contains(":authority")).count();
     assert_eq!(warnings, 1, "{}", daemon.log());
 
-    // `:path` twice.
+    // A duplicate `:path`.
     let mut twice = raw::call_headers("Status", "localhost");
     twice.payload.extend([0x04, 1, b'/']);
     refused(twice).await;
     counted((4.0, 1.0)).await;
-    // And what the client does wrong harms no other call.
+    // The error does not affect other calls.
     assert_served(daemon.socket()).await;
 }
 
@@ -318,7 +318,7 @@ async fn invalid_bytes_end_only_their_own_connection() {
     ] {
         let mut client = RawClient::silent(daemon.socket()).await;
         client.send(&garbage).await;
-        // What is shorter than a preface is waited for; the test above sees to that.
+        // The daemon waits for the rest of an incomplete preface, which the test above covers.
         if garbage.len() >= PREFACE.len() {
             client.closed(WAIT_TIMEOUT).await;
         }
@@ -328,7 +328,7 @@ async fn invalid_bytes_end_only_their_own_connection() {
     assert!(!daemon.log().contains("a panic: "), "{}", daemon.log());
 }
 
-/// Connections leave descriptors for Vault, however few there are and however many want one.
+/// Connections leave descriptors for Vault, even with a low limit and many connections.
 #[tokio::test]
 async fn many_connections_leave_descriptors_for_calls() {
     let bao = Bao::start().await;
@@ -339,7 +339,7 @@ async fn many_connections_leave_descriptors_for_calls() {
     let daemon = Daemon::start_with(&config, options).await;
     daemon.wait_ready().await;
 
-    // One who works goes on working: it is never the one that has been idle longest.
+    // An active client keeps its connection, because the longest idle connection is closed first.
     let stop = CancellationToken::new();
     let working = tokio::spawn(call_until_stopped(daemon.kms().await, stop.clone()));
     let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
@@ -354,7 +354,7 @@ async fn many_connections_leave_descriptors_for_calls() {
     drop(crowd);
 }
 
-/// The limit shrinks under the running daemon, so that it cannot have seen it coming.
+/// The limit is lowered while the daemon runs, so that it cannot prepare for it.
 #[tokio::test]
 async fn running_out_of_descriptors_causes_no_busy_loop() {
     let bao = Bao::start().await;
@@ -374,15 +374,15 @@ async fn running_out_of_descriptors_causes_no_busy_loop() {
     let (begun, busy) = (Instant::now(), cpu(&daemon));
     let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
     eventually("descriptors run out", WAIT_TIMEOUT, async || daemon.log().contains("RLIMIT_NOFILE")).await;
-    // One who comes now, behind all of them, is let in.
+    // A new client after all of them is accepted.
     let mut late = daemon.kms().await;
     let answer = timeout(2 * WAIT_TIMEOUT, late.status(StatusRequest {})).await.expect("an answer");
     assert_eq!(answer.unwrap().into_inner().version, "v2");
     let (took, busy) = (begun.elapsed(), cpu(&daemon) - busy);
-    // A hot loop takes all of a core; an unoptimised build under load takes a little.
+    // A busy loop uses a whole core; an unoptimized build under load uses a little.
     assert!(took > Duration::from_secs(2), "{took:?} is too short to tell");
     assert!(busy < took.mul_f64(0.4), "{busy:?} of {took:?}");
-    // Pauses grow to a second.
+    // The pauses grow to one second.
     let failures = daemon.log().matches("accept still fails").count();
     assert!((failures as f64) < 20.0 + 3.0 * took.as_secs_f64(), "{failures} in {took:?}");
     let log = daemon.log();
@@ -390,7 +390,7 @@ async fn running_out_of_descriptors_causes_no_busy_loop() {
     assert_eq!(warned, 1, "{log}");
 
     drop(crowd);
-    eventually("room for all", WAIT_TIMEOUT, async || {
+    eventually("the idle connections are closed", WAIT_TIMEOUT, async || {
         let open = daemon.metric("transit_kms_connections_open", &[]).await;
         if open <= 1.0 { Ok(()) } else { Err(open.to_string()) }
     })
@@ -402,7 +402,10 @@ async fn running_out_of_descriptors_causes_no_busy_loop() {
     roundtrip(&mut late).await;
 }
 
-/// Calls until it is told to stop, without ever failing; how often.
+/// Calls until it is stopped, and returns the number of calls.
+///
+/// # Panics
+/// If a call fails.
 async fn call_until_stopped(mut kms: Kms, stop: CancellationToken) -> usize {
     let mut rounds = 0;
     while !stop.is_cancelled() {
@@ -418,10 +421,10 @@ async fn a_thousand_idle_connections_do_not_block_other_clients() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let mut working = daemon.kms().await;
     let crowd = IdleConnections::at(daemon.socket(), 1000).await;
-    // One who has been idle for as long as any of them, but is one of few of its process.
+    // This client is idle as long as the others, but its process has few connections.
     assert_answered(working.status(calls::timed(StatusRequest {})).await.unwrap_err());
     assert_is_answered(&probe_until_accepted(daemon.socket(), "status", 1).await);
-    eventually("most of the crowd have left", WAIT_TIMEOUT, async || {
+    eventually("most idle connections are closed", WAIT_TIMEOUT, async || {
         let open = daemon.metric("transit_kms_connections_open", &[]).await;
         if open <= 512.0 { Ok(()) } else { Err(open.to_string()) }
     })
@@ -434,7 +437,7 @@ async fn a_thousand_idle_connections_do_not_block_other_clients() {
     drop(crowd);
 }
 
-/// Connections of another process, which are greeted and then silent. They end with this value.
+/// Idle connections of another process, with a complete preface. They are closed when this value is dropped.
 struct IdleConnections(Child);
 
 impl IdleConnections {
@@ -469,14 +472,14 @@ sys.stdin.read()
 
 impl Drop for IdleConnections {
     fn drop(&mut self) {
-        // Fails only if it has ended.
+        // Fails only if it has already ended.
         drop(self.0.start_kill());
     }
 }
 
-/// Probes until it is let in: of very many, some are turned away.
+/// Probes until it is accepted: with very many connections, some are rejected.
 async fn probe_until_accepted(socket: &Path, what: &str, code: i32) -> cli::Ran {
-    let ran = eventually("one who comes now is let in", WAIT_TIMEOUT, async || {
+    let ran = eventually("a new client is accepted", WAIT_TIMEOUT, async || {
         let ran = probe(socket, what).await;
         if ran.code == Some(2) { Err(ran.stderr) } else { Ok(ran) }
     })
@@ -508,7 +511,7 @@ async fn messages_above_the_limits_are_refused_and_other_calls_succeed() {
     ] {
         let error = kms.encrypt(calls::timed(request)).await.unwrap_err();
         assert_eq!(error.code(), code, "{error:?}");
-        // On the same connection.
+        // The next call on the same connection succeeds.
         roundtrip(&mut kms).await;
     }
     let sealed = kms.encrypt(calls::timed(encrypt(700, 256))).await.unwrap().into_inner();
@@ -544,7 +547,7 @@ async fn messages_above_the_limits_are_refused_and_other_calls_succeed() {
     let opened = kms.decrypt(calls::timed(decrypt)).await.unwrap().into_inner();
     assert_eq!(opened.plaintext, vec![7; 700]);
 
-    // 32 MiB of headers, in pieces that are each allowed: the connection may go, the daemon not.
+    // 32 MiB of headers, in frames of allowed size: the connection may be closed, but the daemon keeps running.
     let mut client = RawClient::greeted(daemon.socket()).await;
     let mut headers = raw::call_headers("Status", "localhost");
     headers.flags = 0;
@@ -575,7 +578,7 @@ async fn a_call_with_the_bytes_of_kube_apiserver_is_answered() {
     loop {
         let frame = client.frame().await.expect("an answer");
         match frame.kind {
-            // `:status: 200` in the static table.
+            // The index of `:status: 200` in the static table.
             HEADERS if heads == 0 => assert_eq!(frame.payload[0], 0x88, "{frame:?}"),
             HEADERS => assert_eq!(frame.flags & END_STREAM, END_STREAM),
             DATA => data.extend(&frame.payload),
@@ -591,19 +594,19 @@ async fn a_call_with_the_bytes_of_kube_apiserver_is_answered() {
     assert!(data[15..].starts_with(b"tk1."), "{:?}", data.escape_ascii().to_string());
 }
 
-/// A folder for its owner.
+/// A folder of mode 0700.
 fn folder() -> TempDir {
     tempfile::Builder::new().prefix("socket-").tempdir().unwrap()
 }
 
-/// A folder that everybody may enter.
+/// A folder that all users may enter.
 fn open_folder() -> TempDir {
     let dir = folder();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
 }
 
-/// A config that is not there, and about which the daemon says so.
+/// The path of a config that does not exist.
 fn no_config(dir: &TempDir) -> PathBuf {
     dir.path().join("absent.yaml")
 }
@@ -616,8 +619,8 @@ fn runs_as_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A new connection to a daemon without a config is answered with why. Looked at more than
-/// once: on a busy machine the caller's three seconds may pass before anybody is scheduled.
+/// Checks that a daemon without a config answers on a new connection with the reason. Retries, because on a busy machine
+/// the deadline of three seconds may pass first.
 async fn assert_served(socket: &Path) {
     let kms = kms_client(socket).await;
     let status = eventually("a new client is answered", WAIT_TIMEOUT, async || {
@@ -632,7 +635,7 @@ fn assert_answered(status: Status) {
     assert!(is_reason(status.message()), "{status:?}");
 }
 
-/// What is said before the config was looked for, and after.
+/// The reasons before and after the first read of the config.
 fn is_reason(text: &str) -> bool {
     ["starting: ", "absent.yaml: does not exist"].iter().any(|reason| text.contains(reason))
 }
@@ -661,7 +664,7 @@ async fn roundtrip(kms: &mut Kms) {
     assert_eq!(opened.plaintext, seed[..]);
 }
 
-/// What the daemon has used of the processor.
+/// The processor time of the daemon.
 fn cpu(daemon: &Daemon) -> Duration {
     let process = procfs::process::Process::new(i32::try_from(daemon.pid()).unwrap()).unwrap();
     let stat = process.stat().unwrap();

@@ -1,11 +1,11 @@
-//! What Status says before there is a session: the real cause, from the first moment.
+//! Status before the first session names the real cause from the start.
 
 use std::time::Duration;
 use testkit::{Caller, Daemon, Fault, FaultProxy, NetworkLink, TestEnv, closed_address, eventually};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// The first thing that Status says, which a caller waits for.
+/// Starts a daemon, and returns its first Status.
 async fn first_status(env: &TestEnv) -> (Daemon, Caller, String) {
     let daemon = env.daemon(["--allow-http"]).await;
     let caller = Caller::of(&daemon).await;
@@ -34,11 +34,11 @@ async fn a_silent_address_is_named_with_the_request_that_it_does_not_answer() {
     let waiting = format!("verifying the config: waiting for {} to answer lookup_self", proxy.address());
     assert!(said.starts_with("Unavailable") && said.contains(&waiting), "{said}");
     caller.wait_health("has been silent for", WAIT_TIMEOUT).await;
-    // The next call of the same try is named, too.
+    // The next request of the same try is named, too.
     caller.wait_health("to answer read_key", WAIT_TIMEOUT).await;
     let (status, text) = daemon.admin("/readyz").await;
     assert!(status == 503 && text.contains(&proxy.address()), "{status} {text}");
-    assert_eq!(attempts_ended(&daemon).await, 0, "all that is said during the first try");
+    assert_eq!(attempts_ended(&daemon).await, 0, "the first try is still running");
 
     eventually("the try ends", WAIT_TIMEOUT * 2, async || attempts_ended(&daemon).await == 1).await;
     let said = caller.health().await;
@@ -57,12 +57,12 @@ async fn an_address_that_refuses_is_named_while_another_is_silent() {
     let (daemon, caller, said) = first_status(&env).await;
     assert!(said.contains(&format!("waiting for {closed}, {}", proxy.address())), "{said}");
     caller.wait_health(&format!("Vault at {closed} cannot be reached"), WAIT_TIMEOUT).await;
-    assert_eq!(attempts_ended(&daemon).await, 0, "all that is said during the first try");
+    assert_eq!(attempts_ended(&daemon).await, 0, "the first try is still running");
     proxy.clear();
     daemon.wait_ready_within(WAIT_TIMEOUT * 3).await;
 }
 
-/// As behind a firewall that drops, or a server that is stopped: connections are taken, and that is all.
+/// As with a firewall that drops packets or a stopped server: connections are accepted, and nothing else happens.
 #[tokio::test]
 async fn an_address_that_drops_all_traffic_is_named() {
     let mut env = TestEnv::without_file().await;

@@ -1,4 +1,4 @@
-//! The harness itself, proven without the daemon.
+//! Tests of testkit itself, without the daemon.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -98,9 +98,9 @@ async fn a_server_can_require_client_certificates() {
 #[tokio::test]
 async fn a_frozen_server_does_not_answer_and_a_closed_address_refuses() {
     let mut bao = Bao::start().await;
-    let hasty =
+    let impatient =
         client().tls_danger_accept_invalid_certs(true).timeout(Duration::from_millis(200)).build().unwrap();
-    let ask = async |address: String| hasty.get(format!("{address}/v1/sys/health")).send().await;
+    let ask = async |address: String| impatient.get(format!("{address}/v1/sys/health")).send().await;
     assert!(ask(bao.address()).await.is_ok());
     bao.freeze().await;
     assert!(ask(bao.address()).await.unwrap_err().is_timeout());
@@ -166,14 +166,15 @@ async fn a_config_file_can_be_replaced_in_every_way() {
     assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "one");
     volume.swap("two");
     assert_eq!(std::fs::read_to_string(volume.path()).unwrap(), "two");
-    // The link of the file, `..data`, and one folder that it names.
+    // The link of the file, `..data`, and the folder that it links to.
     assert_eq!(std::fs::read_dir(dir.path().join("volume")).unwrap().count(), 3);
 }
 
 #[tokio::test]
-#[should_panic(expected = "not within 50ms: pigs fly (no wings)")]
+#[should_panic(expected = "not within 50ms: the condition holds (the last error)")]
 async fn eventually_panics_with_the_last_error() {
-    eventually("pigs fly", Duration::from_millis(50), async || Err::<(), _>("no wings")).await;
+    eventually("the condition holds", Duration::from_millis(50), async || Err::<(), _>("the last error"))
+        .await;
 }
 
 #[tokio::test]
@@ -184,23 +185,23 @@ async fn eventually_panics_when_the_condition_never_returns() {
 
 #[tokio::test]
 async fn load_reports_every_kind_of_failure() {
-    let report = load_on_a_provider_that_is(Fault::None).await;
+    let report = load_on_provider_with(Fault::None).await;
     report.assert_nothing_failed();
     assert!(report.longest > Duration::ZERO);
     for (fault, words) in [
-        (Fault::Error, "Encrypt: Unavailable: it was told to fail"),
+        (Fault::Error, "Encrypt: Unavailable: an injected error"),
         (Fault::KeyId, "Encrypt: key_id two, Status one and then one"),
         (Fault::Plaintext, "Decrypt: another plaintext"),
-        (Fault::Reason, "Status: tired"),
+        (Fault::Reason, "Status: an injected reason"),
     ] {
-        let report = load_on_a_provider_that_is(fault).await;
-        // Told to once; a fault must not be lost among what went well.
+        let report = load_on_provider_with(fault).await;
+        // One fault among many successful calls must be reported.
         assert_eq!(report.failed, 1, "{fault:?}: {report:?}");
         assert!(report.failures.iter().any(|failure| failure.ends_with(words)), "{fault:?}: {report:?}");
     }
 }
 
-/// What an in-process provider does wrong, once, after some calls that it does right.
+/// A fault of the in-process provider. It occurs once, after successful calls.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
     Error,
@@ -210,7 +211,7 @@ enum Fault {
     Reason,
 }
 
-async fn load_on_a_provider_that_is(fault: Fault) -> LoadReport {
+async fn load_on_provider_with(fault: Fault) -> LoadReport {
     let dir = tempfile::tempdir().unwrap();
     let (socket, at) = (dir.path().join("kms.sock"), Arc::new(Mutex::new(Fault::None)));
     let serving = tokio::spawn(serve(socket.clone(), Provider { fault: at.clone() }));
@@ -218,7 +219,8 @@ async fn load_on_a_provider_that_is(fault: Fault) -> LoadReport {
     let load = Load::start_on(&socket, 3, Duration::ZERO).await;
     eventually("load", Duration::from_secs(5), async || load.calls() > 100).await;
     *at.lock().unwrap() = fault;
-    eventually("the fault", Duration::from_secs(5), async || *at.lock().unwrap() == Fault::None).await;
+    eventually("the fault has occurred", Duration::from_secs(5), async || *at.lock().unwrap() == Fault::None)
+        .await;
     let report = load.stop().await;
     serving.abort();
     report
@@ -235,27 +237,27 @@ async fn serve(socket: PathBuf, provider: Provider) {
     }
 }
 
-/// It "encrypts" by doing nothing.
+/// A provider whose ciphertext is the plaintext.
 struct Provider {
     fault: Arc<Mutex<Fault>>,
 }
 
 impl Provider {
-    /// Whether this is the time to do this wrong.
-    fn now(&self, fault: Fault) -> bool {
+    /// Whether this fault is set; resets it.
+    fn take(&self, fault: Fault) -> bool {
         let mut set = self.fault.lock().unwrap();
-        let now = *set == fault;
-        if now {
+        let is_set = *set == fault;
+        if is_set {
             *set = Fault::None;
         }
-        now
+        is_set
     }
 }
 
 #[tonic::async_trait]
 impl KeyManagementService for Provider {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let healthz = if self.now(Fault::Reason) { "tired" } else { "ok" };
+        let healthz = if self.take(Fault::Reason) { "an injected reason" } else { "ok" };
         Ok(Response::new(StatusResponse {
             version: "v2".into(),
             healthz: healthz.into(),
@@ -264,18 +266,18 @@ impl KeyManagementService for Provider {
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        if self.now(Fault::Error) {
-            return Err(Status::unavailable("it was told to fail"));
+        if self.take(Fault::Error) {
+            return Err(Status::unavailable("an injected error"));
         }
         Ok(Response::new(EncryptResponse {
             ciphertext: request.into_inner().plaintext,
-            key_id: if self.now(Fault::KeyId) { "two".into() } else { "one".into() },
+            key_id: if self.take(Fault::KeyId) { "two".into() } else { "one".into() },
             annotations: [].into(),
         }))
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let wrong = self.now(Fault::Plaintext);
+        let wrong = self.take(Fault::Plaintext);
         let plaintext = if wrong { vec![0; 32].into() } else { request.into_inner().ciphertext };
         Ok(Response::new(DecryptResponse { plaintext }))
     }

@@ -1,4 +1,4 @@
-//! Whatever goes wrong with the file and the one who renders it: no call fails.
+//! Failures of the agent and of the rendered file. No call fails.
 
 use std::{fs, time::Duration};
 
@@ -10,13 +10,13 @@ use testkit::{
 
 const CALLERS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(20);
-/// Longer than a token lives whose agent is dead.
+/// Longer than the TTL of a token whose agent has ended.
 const RENEWED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Waits for so many calls that one of them would have met what is wrong.
+/// Waits for enough further calls to notice an error.
 async fn wait_for_more_calls(load: &Load) {
     let calls = load.calls();
-    eventually("load goes on", RELOAD_TIMEOUT, async || load.calls() >= calls + 40).await;
+    eventually("further calls", RELOAD_TIMEOUT, async || load.calls() >= calls + 40).await;
 }
 
 async fn daemon_of(agent: &Agent) -> Daemon {
@@ -36,7 +36,7 @@ async fn the_token_is_renewed_after_the_agent_dies() {
     drop(agent);
     let renewed = async || daemon.metric("transit_kms_token_renewals_total", &[("result", "renewed")]).await;
     let before = renewed().await;
-    // Without these the token would be dead by then.
+    // Without these renewals the token would have expired.
     eventually("the token outlives its agent", RENEWED_WITHIN, async || renewed().await >= before + 3.0)
         .await;
     wait_for_more_calls(&load).await;
@@ -50,7 +50,7 @@ async fn no_call_fails_while_the_config_file_is_missing() {
     let (daemon, _) = env.ready([]).await;
     let load = Load::start(&daemon, CALLERS, PAUSE).await;
     fs::remove_file(&env.config).unwrap();
-    eventually("its loss is told", RELOAD_TIMEOUT, async || {
+    eventually("readyz reports the missing file", RELOAD_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         if status == 200 && text.contains("the newest config is not in use") { Ok(()) } else { Err(text) }
     })
@@ -97,7 +97,7 @@ async fn no_call_fails_while_the_disk_of_the_agent_is_full() {
         if said.contains("no space left on device") { Ok(()) } else { Err(said) }
     })
     .await;
-    assert_eq!(agent.token(), rendered, "what was there stays");
+    assert_eq!(agent.token(), rendered, "the rendered file is unchanged");
     wait_for_more_calls(&load).await;
 
     disk.free();

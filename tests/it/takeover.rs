@@ -1,4 +1,4 @@
-//! `--takeover`: who has the socket, and when, while one daemon follows another.
+//! `--takeover`: which process owns the socket, and when, while one daemon replaces another.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ use testkit::{
 };
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// In a row, in the one test here that has load; `tests/e2e/upgrades.rs` has more.
+/// The number of takeovers in the test under load; `tests/e2e/upgrades.rs` has more.
 const UPGRADES: usize = 5;
 
-/// A folder with the socket that one hands to the next.
+/// A folder with the socket that one daemon takes over from another.
 struct SharedSocket {
     dir: TempDir,
     socket: PathBuf,
@@ -34,13 +34,13 @@ impl SharedSocket {
         Self { socket: dir.path().join("kms.sock"), dir }
     }
 
-    /// Starts a daemon that is to take this place, and does not wait for that.
+    /// Starts a daemon that takes over this socket, and does not wait for the takeover.
     async fn daemon<const N: usize>(&self, config: &Path, more: [&str; N]) -> Daemon {
         let mut arguments = vec!["--takeover", "--log-level", "debug", "--health-check-interval", "1s"];
         arguments.extend(more);
         let arguments = arguments.into_iter().map(str::to_owned).collect();
         let socket = Some(self.socket.clone());
-        // Whoever has it, the path is connected to.
+        // `start_with` connects to the path, which any of the daemons may own.
         Daemon::start_with(config, DaemonOptions { arguments, socket, ..DaemonOptions::default() }).await
     }
 
@@ -48,7 +48,7 @@ impl SharedSocket {
         fs::symlink_metadata(&self.socket).unwrap().ino()
     }
 
-    /// What is in the folder besides the socket.
+    /// The files in the folder besides the socket.
     fn others(&self) -> Vec<String> {
         let entries = fs::read_dir(self.dir.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -72,13 +72,13 @@ async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_se
     let old = kms_client(&shared.socket).await;
     calls::round_trip(&old, "old").await;
 
-    // A successor that knows nothing takes nothing.
+    // A successor without a verified session does not take over.
     let later = shared.dir.path().join("later");
     fs::create_dir(&later).unwrap();
     let before = shared.inode();
     let mut second = shared.daemon(&later.join("config.yaml"), []).await;
     second.wait_printed(&format!("the process with pid {} and uid ", first.pid())).await;
-    eventually("it knows that it knows nothing", WAIT_TIMEOUT, async || {
+    eventually("readyz names the missing config", WAIT_TIMEOUT, async || {
         let (status, why) = second.admin("/readyz").await;
         assert_eq!(status, 503, "{why}");
         if why.contains("config.yaml") { Ok(()) } else { Err(why) }
@@ -92,7 +92,7 @@ async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_se
     second.wait_ready().await;
     assert_eq!(shared.others(), ["later"]);
     second.wait_printed(&format!("took the socket over from the process with pid {} ", first.pid())).await;
-    eventually("the first knows by whom it is superseded", WAIT_TIMEOUT, async || {
+    eventually("the first process names its successor", WAIT_TIMEOUT, async || {
         let (log, by) = (first.log(), format!("with pid {} ", second.pid()));
         log.lines().any(|line| line.contains("superseded: new connections go to") && line.contains(&by))
     })
@@ -103,7 +103,7 @@ async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_se
         assert_eq!(daemon.metric("transit_kms_superseded", &[]).await, superseded);
     }
 
-    // Each serves its own.
+    // Each process serves its own connections.
     let (by_first, by_second) = (answered(&first).await, answered(&second).await);
     calls::round_trip(&old, "old again").await;
     assert_eq!(answered(&first).await, by_first + 3.0);
@@ -111,7 +111,7 @@ async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_se
     calls::round_trip(&new, "new").await;
     assert_eq!(answered(&second).await, by_second + 3.0);
 
-    // And at its end the first takes nothing with it, not even its clients' next call.
+    // The end of the first process neither removes the socket nor fails a call of its clients.
     let taken = shared.inode();
     assert!(first.terminate().await.success());
     assert!(first.log().contains("0 calls and 0 connections were cut off"), "{}", first.log());
@@ -121,7 +121,7 @@ async fn a_successor_takes_over_once_it_is_verified_and_the_predecessor_keeps_se
     assert!(!shared.socket.exists());
 }
 
-/// A rollout stops the predecessor of whoever is ready: then the path has to be its own.
+/// A rollout stops the predecessor as soon as the successor is ready, so the successor must own the path by then.
 #[tokio::test]
 async fn a_process_is_ready_only_when_it_owns_the_path() {
     let (env, shared) = (TestEnv::start().await, SharedSocket::new());
@@ -130,11 +130,11 @@ async fn a_process_is_ready_only_when_it_owns_the_path() {
     let before = shared.inode();
     let later = shared.dir.path().join("later.yaml");
     let second = shared.daemon(&later, []).await;
-    // Whoever changes something in the folder has its lock; now it is we.
+    // Processes change the folder only under its lock, which the test now holds.
     let folder = fs::File::open(shared.dir.path()).unwrap();
     flock(&folder, FlockOperation::LockExclusive).unwrap();
     fs::copy(&env.config, &later).unwrap();
-    eventually("it is well and waits", WAIT_TIMEOUT, async || {
+    eventually("the successor is verified and waits", WAIT_TIMEOUT, async || {
         let (status, why) = second.admin("/readyz").await;
         assert_eq!(status, 503, "{why}");
         if why == "waiting to take the socket over\n" { Ok(()) } else { Err(why) }
@@ -155,13 +155,13 @@ async fn no_call_fails_during_repeated_takeovers_under_load() {
     for _ in 0..UPGRADES {
         let before = shared.inode();
         let next = shared.daemon(&env.config, []).await;
-        // Ready is what a rollout waits for before it removes the predecessor.
+        // A rollout removes the predecessor once the successor is ready.
         next.wait_ready().await;
-        assert_ne!(shared.inode(), before, "it is ready only once it has the path");
+        assert_ne!(shared.inode(), before, "it is ready only when it owns the path");
         assert!(daemon.terminate().await.success());
         daemon = next;
         let calls = load.calls();
-        eventually("load goes on", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
+        eventually("further calls", WAIT_TIMEOUT, async || load.calls() > calls + 40).await;
     }
     load.stop().await.assert_nothing_failed();
     assert!(shared.others().is_empty(), "{:?}", shared.others());
@@ -177,7 +177,7 @@ async fn without_vault_the_predecessor_serves_until_it_ends() {
         bao.stop();
         let before = shared.inode();
         let second = shared.daemon(&env.config, []).await;
-        eventually("it has tried", WAIT_TIMEOUT, async || {
+        eventually("the successor has tried its config", WAIT_TIMEOUT, async || {
             let (status, why) = second.admin("/readyz").await;
             assert_eq!(status, 503, "{why}");
             if why.contains("cannot be reached") { Ok(()) } else { Err(why) }
@@ -188,7 +188,7 @@ async fn without_vault_the_predecessor_serves_until_it_ends() {
 
         first.signal(signal);
         first.wait_ended(WAIT_TIMEOUT).await;
-        let said = eventually("the second answers, with the reason", WAIT_TIMEOUT, async || {
+        let said = eventually("the second process answers with the reason", WAIT_TIMEOUT, async || {
             let mut kms = match connect(&shared.socket).await {
                 Ok(_) => kms_client(&shared.socket).await,
                 Err(error) => return Err(error.to_string()),
@@ -215,7 +215,7 @@ async fn a_waiting_process_leaves_no_file_behind_when_it_ends() {
     assert!(shared.others().is_empty());
     assert_eq!(shared.inode(), before);
 
-    // One that is killed cannot clean up; the next that waits does.
+    // A killed process cannot clean up; the next waiting one does.
     let mut third = shared.daemon(&absent, []).await;
     third.signal(Signal::KILL);
     third.wait_ended(WAIT_TIMEOUT).await;
@@ -232,7 +232,7 @@ async fn without_a_live_predecessor_it_listens_at_once() {
     let shared = SharedSocket::new();
     let absent = shared.dir.path().join("absent.yaml");
     for _ in 0..2 {
-        // The second time the socket of the first is there, stale.
+        // In the second round, the stale socket of the first is still there.
         let mut daemon = shared.daemon(&absent, []).await;
         let error = kms_client(&shared.socket).await.status(StatusRequest {}).await.unwrap_err();
         assert!(error.message().contains("absent.yaml"), "{error}");
@@ -242,7 +242,7 @@ async fn without_a_live_predecessor_it_listens_at_once() {
     }
 }
 
-/// As when a rollout is undone while both pods run: the new one goes, and the old one stays.
+/// As when a rollout is undone while both pods run: the new one ends, and the old one stays.
 #[tokio::test]
 async fn when_the_successor_ends_the_predecessor_takes_the_path_again() {
     let (env, shared) = (TestEnv::start().await, SharedSocket::new());
@@ -258,9 +258,9 @@ async fn when_the_successor_ends_the_predecessor_takes_the_path_again() {
         second.signal(signal);
         second.wait_ended(WAIT_TIMEOUT).await;
 
-        eventually("the first has the path", WAIT_TIMEOUT, async || {
+        eventually("the first process owns the path", WAIT_TIMEOUT, async || {
             let (status, text) = first.admin("/readyz").await;
-            // At no time does it name a process that has ended as the one that takes connections.
+            // Its answer never names an ended process as the one that accepts connections.
             let names_it = text.contains(&format!("pid {} ", second.pid()));
             if status == 200 && !names_it && !text.contains("superseded") { Ok(()) } else { Err(text) }
         })
@@ -273,7 +273,7 @@ async fn when_the_successor_ends_the_predecessor_takes_the_path_again() {
         assert!(shared.others().is_empty(), "{:?}", shared.others());
     }
 
-    // And it can be superseded again, by another one.
+    // Another process can take over again.
     let before = shared.inode();
     let third = shared.daemon(&env.config, []).await;
     shared.wait_replaced(before).await;
@@ -281,7 +281,7 @@ async fn when_the_successor_ends_the_predecessor_takes_the_path_again() {
 }
 
 async fn wait_superseded_by(daemon: &Daemon, pid: u32) {
-    eventually("it says by which process it is superseded", WAIT_TIMEOUT, async || {
+    eventually("readyz names the successor", WAIT_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         let named = text.contains("; superseded: ") && text.contains(&format!("with pid {pid} "));
         if status == 200 && named { Ok(()) } else { Err(text) }
@@ -289,7 +289,7 @@ async fn wait_superseded_by(daemon: &Daemon, pid: u32) {
     .await;
 }
 
-/// Two that were superseded, one after the other: one of them takes the path, and the other names it.
+/// Two processes are superseded one after the other. One takes the path again, and the other names it.
 #[tokio::test]
 async fn of_two_superseded_processes_only_one_takes_the_path_again() {
     let (env, shared) = (TestEnv::start().await, SharedSocket::new());
@@ -305,7 +305,7 @@ async fn of_two_superseded_processes_only_one_takes_the_path_again() {
     }
     last.signal(Signal::KILL);
     last.wait_ended(WAIT_TIMEOUT).await;
-    let settled = eventually("one has it and the other says so", WAIT_TIMEOUT, async || {
+    let settled = eventually("one process owns the path and the other names it", WAIT_TIMEOUT, async || {
         let texts = [daemons[0].admin("/readyz").await, daemons[1].admin("/readyz").await];
         let by = |taker: usize, other: usize| {
             let named =
@@ -322,13 +322,13 @@ async fn of_two_superseded_processes_only_one_takes_the_path_again() {
     assert_eq!(shared.inode(), settled);
 }
 
-/// `rm`, or a cleaner of temporary files.
+/// As by `rm` or a cleaner of temporary files.
 #[tokio::test]
 async fn a_removed_socket_is_bound_again() {
     let shared = SharedSocket::new();
     let mut daemon = shared.daemon(&shared.dir.path().join("absent.yaml"), []).await;
     fs::remove_file(&shared.socket).unwrap();
-    eventually("the socket is there again", WAIT_TIMEOUT, async || connect(&shared.socket).await).await;
+    eventually("the socket is bound again", WAIT_TIMEOUT, async || connect(&shared.socket).await).await;
     kms_client(&shared.socket).await.status(StatusRequest {}).await.unwrap_err();
     assert!(daemon.terminate().await.success());
     assert!(!shared.socket.exists());
@@ -351,7 +351,7 @@ async fn both_sockets_are_taken_over() {
     assert_eq!(shared.others(), ["v1@localhost"]);
 }
 
-/// A host port, which two pods of one node would otherwise not both get.
+/// As with a host port, which two pods of a node can only share with SO_REUSEPORT.
 #[tokio::test]
 async fn the_admin_port_answers_during_a_takeover() {
     let (env, shared) = (TestEnv::start().await, SharedSocket::new());
@@ -375,7 +375,7 @@ async fn the_admin_port_answers_during_a_takeover() {
     assert!(first.terminate().await.success());
     assert_eq!(live().await, 200);
 
-    // And only those that are told to share it do.
+    // Only processes with `--takeover` share the port.
     let options = DaemonOptions::arguments(["--admin-listen", &port]);
     let mut third = Daemon::spawn(&env.config, options);
     assert_eq!(third.wait_ended(WAIT_TIMEOUT).await.code(), Some(73));

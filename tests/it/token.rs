@@ -1,4 +1,4 @@
-//! The life of a token: how long it lives, what keeps it alive, what follows its death.
+//! Tokens: expiry, renewal, and what happens when a token becomes invalid.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use testkit::{Caller, Daemon, KEY, Load, MOUNT, POLICY, RELOAD_TIMEOUT, TestEnv,
 use tokio::task::JoinSet;
 use tonic::Code;
 
-/// Between the rounds of one load.
+/// The pause between two rounds of a load task.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[tokio::test]
@@ -18,7 +18,7 @@ async fn a_session_starts_with_a_lookup_of_its_token() {
     assert!((3590.0..=3600.0).contains(&ttl), "{ttl}");
     assert!((3580.0..=3601.0).contains(&left), "{left}");
 
-    // Another token has another end, and root's has none.
+    // Another token has another expiry, and a root token has none.
     let short = env.bao.create_token(json!({"ttl": "20m"})).await;
     env.render_and_wait(&daemon, &short).await;
     let (ttl, left) = life(&daemon).await;
@@ -50,7 +50,7 @@ async fn a_renewable_token_is_renewed_and_outlives_its_first_ttl() {
     eventually("the first TTL is over", TTL * 2, async || created.elapsed() > TTL + Duration::from_secs(2))
         .await;
     let calls = load.calls();
-    eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls + 5).await;
+    eventually("further calls", RELOAD_TIMEOUT, async || load.calls() > calls + 5).await;
     load.stop().await.assert_nothing_failed();
     assert!(daemon.log().contains("token renewed"));
     assert_eq!(env.token(), token);
@@ -61,7 +61,7 @@ async fn a_token_found_near_its_expiry_is_renewed() {
     let mut env = TestEnv::without_file().await;
     let token = env.bao.create_token(json!({"period": "6s"})).await;
     let created = Instant::now();
-    eventually("not much is left", Duration::from_secs(5), async || {
+    eventually("the token is near its expiry", Duration::from_secs(5), async || {
         created.elapsed() > Duration::from_secs(3)
     })
     .await;
@@ -88,7 +88,7 @@ async fn a_capped_renewal_is_reported_before_the_token_expires() {
     assert!(warning.is_some_and(|line| line.contains("WARN")), "{log}");
     assert_eq!(renewals(&daemon, "renewed").await, 0.0);
 
-    // The agent is told; once it acts, the next token is looked after like the first.
+    // The warning is for the agent. Its next token is renewed like the first.
     let next = env.bao.token().await;
     env.render_and_wait(&daemon, &next).await;
     env.bao.revoke(&token).await;
@@ -131,7 +131,7 @@ async fn a_token_with_a_limited_number_of_uses_is_refused() {
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.message().contains("num_uses=0"), "{error}");
 
-    // Nor does it displace one that works.
+    // It does not replace a working token either.
     let good = env.bao.token().await;
     env.render_and_wait(&daemon, &good).await;
     caller.round_trip().await;
@@ -139,7 +139,7 @@ async fn a_token_with_a_limited_number_of_uses_is_refused() {
     let before = refused().await;
     let counted = env.bao.create_token(json!({"ttl": "1h", "num_uses": 1000})).await;
     env.render(&counted);
-    eventually("it is refused", RELOAD_TIMEOUT, async || refused().await > before).await;
+    eventually("the token is refused", RELOAD_TIMEOUT, async || refused().await > before).await;
     let (status, words) = daemon.admin("/readyz").await;
     assert_eq!(status, 200, "{words}");
     assert!(words.contains("newest config is not in use") && words.contains("number of uses"), "{words}");
@@ -163,7 +163,7 @@ async fn a_token_without_lookup_permission_works_with_a_warning() {
         log.lines().any(|line| line.contains("WARN") && line.contains("may not look itself up")),
         "{log}"
     );
-    // Of this token nothing is known; the end of the one before it would be a false alarm.
+    // The expiry of this token is unknown. The expiry of the previous one would cause a false alarm.
     assert_eq!(daemon.metric("transit_kms_token_expiry_timestamp_seconds", &[]).await, 0.0);
     assert_eq!(daemon.metric("transit_kms_token_ttl_seconds", &[]).await, 0.0);
 }
@@ -171,11 +171,11 @@ async fn a_token_without_lookup_permission_works_with_a_warning() {
 #[tokio::test]
 async fn a_revoked_token_is_replaced_by_the_next_one_and_calls_in_flight_succeed() {
     let mut env = TestEnv::start().await;
-    // The first call shows it.
+    // The first call notices it.
     let (daemon, caller) = env.ready_without_health_checks().await;
     let sealed = caller.round_trip().await;
     env.bao.revoke(env.token()).await;
-    assert_eq!(caller.health().await, "ok", "nobody has asked Vault since");
+    assert_eq!(caller.health().await, "ok", "Vault has not been called since");
 
     let mut calls = JoinSet::new();
     for number in 0..10 {
@@ -198,7 +198,7 @@ async fn a_revoked_token_is_replaced_by_the_next_one_and_calls_in_flight_succeed
     let rendered = Instant::now();
     env.render(&token);
     caller.wait_ok(Duration::from_secs(2)).await;
-    println!("healed {:?} after the rendering", rendered.elapsed());
+    println!("recovered {:?} after the rendering", rendered.elapsed());
     for answer in calls.join_all().await {
         answer.unwrap();
     }
@@ -216,15 +216,15 @@ async fn nothing_loops_on_403() {
     env.bao.revoke(env.token()).await;
     caller.wait_health("does not accept the token any more", Duration::from_secs(3)).await;
 
-    // For ten seconds calls wait for a new token; then they fail at once, hundreds of them.
-    let patient = Duration::from_secs(9);
-    eventually("patience", patient * 2, async || revoked.elapsed() > patient).await;
+    // For ten seconds calls wait for a new token. After that, hundreds of calls fail at once.
+    let wait = Duration::from_secs(9);
+    eventually("calls no longer wait for a token", wait * 2, async || revoked.elapsed() > wait).await;
     let calls = load.calls();
     eventually("calls fail at once", Duration::from_secs(10), async || load.calls() > calls + 400).await;
     let elapsed = revoked.elapsed().as_secs_f64();
     let refused = daemon.metric("transit_kms_vault_requests_total", &[("outcome", "token_invalid")]).await;
     println!("{refused} calls to Vault were refused in {elapsed:.0} s, of {} calls", load.calls());
-    // Those in flight at the revocation, and a probe a second.
+    // Refused were only the calls in flight at the revocation and one health check per second.
     assert!(refused <= 8.0 + 4.0 + elapsed, "{refused} in {elapsed} s");
     let error = caller.encrypt(b"seed").await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied, "{error}");
@@ -239,7 +239,7 @@ async fn nothing_loops_on_403() {
     assert_eq!(caller.health().await, "ok");
 }
 
-/// The token's TTL when it was last looked at, and the time left by the metric of its end.
+/// The TTL of the token at its last lookup, and the remaining time by the metric of its expiry.
 async fn life(daemon: &Daemon) -> (f64, f64) {
     let ttl = daemon.metric("transit_kms_token_ttl_seconds", &[]).await;
     let end = daemon.metric("transit_kms_token_expiry_timestamp_seconds", &[]).await;

@@ -1,4 +1,4 @@
-//! What a real server says in each case that `vault/failover/classify.rs` tells apart by its words.
+//! The error texts of a real server in each case that `vault/failover/classify.rs` distinguishes by them.
 
 use serde_json::{Value, json};
 use testkit::{Bao, KEY, MOUNT};
