@@ -45,11 +45,11 @@ mod socket;
 #[cfg(test)]
 mod start;
 #[cfg(test)]
-mod support_selftest;
-#[cfg(test)]
 mod survive;
 #[cfg(test)]
 mod takeover;
+#[cfg(test)]
+mod testkit_selftest;
 #[cfg(test)]
 mod token;
 #[cfg(test)]
