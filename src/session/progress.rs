@@ -5,11 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use transit_client::{
-    ErrorKind, TransitError,
-    endpoint::Address,
-    vault::{self, Operation},
-};
+use transit_client::{ErrorKind, TransitError, endpoint::Address, operation::VaultOperation, vault};
 
 use super::state::SessionPublisher;
 
@@ -30,7 +26,7 @@ struct Steps {
     /// Why nodes have not answered so far, without duplicates.
     causes: Vec<String>,
     /// The request that waits for an answer. `None` while names are resolved.
-    operation: Option<Operation>,
+    operation: Option<VaultOperation>,
 }
 
 impl Progress {
@@ -77,7 +73,7 @@ impl Progress {
 }
 
 impl vault::RequestObserver for Progress {
-    fn request_started(&self, operation: Operation) {
+    fn request_started(&self, operation: VaultOperation) {
         self.step(|steps| steps.operation = Some(operation));
     }
 

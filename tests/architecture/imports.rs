@@ -50,7 +50,17 @@ const PACKAGES: [Package; 3] = [
             // The unit tests of `vault` use its test doubles.
             mutual(&["testing", "vault"]),
             layer(&["metrics", "transit"]),
-            mutual(&["ciphertext", "endpoint", "error", "key", "key_id", "rule", "text", "token"]),
+            mutual(&[
+                "ciphertext",
+                "endpoint",
+                "error",
+                "key",
+                "key_id",
+                "operation",
+                "rule",
+                "text",
+                "token",
+            ]),
         ],
     },
     Package {

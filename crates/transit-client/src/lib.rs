@@ -60,6 +60,7 @@ pub mod error;
 pub mod key;
 pub mod key_id;
 pub mod metrics;
+pub mod operation;
 pub mod rule;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -11,7 +11,7 @@ use prometheus::{
     register_int_counter_with_registry, register_int_gauge_vec_with_registry,
 };
 
-use crate::{ErrorKind, vault::Operation};
+use crate::{ErrorKind, operation::VaultOperation};
 
 /// The upper bounds of the latency buckets in seconds, from 0.1 ms to 10 s: Transit answers in less than a
 /// millisecond, and kube-apiserver waits for seconds.
@@ -222,7 +222,7 @@ impl ClientMetrics {
     /// Records a request to the node with the address `node` that has ended after `took`.
     ///
     /// Addresses other than those in use have no series of their own.
-    pub fn request(&self, node: &str, operation: Operation, outcome: RequestOutcome, took: Duration) {
+    pub fn request(&self, node: &str, operation: VaultOperation, outcome: RequestOutcome, took: Duration) {
         let labels = [operation.name(), outcome.label()];
         self.requests.with_label_values(&labels).inc();
         self.request_seconds.with_label_values(&labels).observe(took.as_secs_f64());
@@ -280,7 +280,8 @@ mod tests {
     #[test]
     fn only_nodes_of_the_endpoint_in_use_have_series() {
         let metrics = metrics();
-        let request = |node| metrics.request(node, Operation::Encrypt, RequestOutcome::Ok, Duration::ZERO);
+        let request =
+            |node| metrics.request(node, VaultOperation::Encrypt, RequestOutcome::Ok, Duration::ZERO);
         metrics.set_nodes(["https://one".to_owned()]);
         request("https://one");
         request("https://two");

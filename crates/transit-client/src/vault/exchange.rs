@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method};
 use zeroize::Zeroizing;
 
-use super::failover::{Operation, RequestPath};
-use crate::{ErrorKind, TransitError};
+use super::failover::RequestPath;
+use crate::{ErrorKind, TransitError, operation::VaultOperation};
 
 pub(super) const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// Vault Agent and Vault Proxy refuse requests without it if their listener sets `require_request_header`.
@@ -69,7 +69,7 @@ impl ExchangeError {
 
 /// The error for a successful response to `operation` that cannot be parsed. It has no source: parse errors may
 /// quote secrets from the body.
-pub(super) fn invalid_response(operation: Operation) -> TransitError {
+pub(super) fn invalid_response(operation: VaultOperation) -> TransitError {
     let message =
         format!("the answer to {} is not Vault's: is something else listening there?", operation.name());
     TransitError::new(ErrorKind::InvalidResponse, message)

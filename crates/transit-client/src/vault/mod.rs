@@ -22,7 +22,6 @@ mod session;
 mod tls;
 mod transit_api;
 
-pub use failover::Operation;
 pub use pool::Pool;
 pub use session::{Access, RequestObserver, Session};
 

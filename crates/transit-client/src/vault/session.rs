@@ -15,13 +15,14 @@ use zeroize::Zeroizing;
 
 use super::{
     exchange::{HttpRequest, HttpResponse, X_VAULT_NAMESPACE, X_VAULT_REQUEST},
-    failover::{self, Acceptance, Operation},
+    failover::{self, Acceptance},
     pool::Pool,
 };
 use crate::{
     ErrorKind, TransitError,
     key::{KeyNames, Namespace},
     metrics::ClientMetrics,
+    operation::VaultOperation,
     token::Token,
     transit::Call,
 };
@@ -49,7 +50,7 @@ pub struct Access {
 /// Observes the requests of a session, for example while the session is verified.
 pub trait RequestObserver: Send + Sync {
     /// A request for `operation` is about to be sent.
-    fn request_started(&self, operation: Operation);
+    fn request_started(&self, operation: VaultOperation);
     /// A node did not answer. Others may still do so.
     fn node_failed(&self, error: &TransitError);
 }
@@ -58,7 +59,7 @@ pub trait RequestObserver: Send + Sync {
 struct NoObserver;
 
 impl RequestObserver for NoObserver {
-    fn request_started(&self, _: Operation) {}
+    fn request_started(&self, _: VaultOperation) {}
     fn node_failed(&self, _: &TransitError) {}
 }
 
@@ -119,7 +120,7 @@ impl Session {
 
     /// Whether the outcome of a request changes the health of nodes. Calls depend on the health of a pool in
     /// use, and a candidate may be wrong in ways that say nothing about the nodes.
-    fn affects_node_health(&self, operation: Operation) -> bool {
+    fn affects_node_health(&self, operation: VaultOperation) -> bool {
         !operation.is_about_token() && (self.in_use.load(Ordering::Relaxed) || !self.pool.is_in_use())
     }
 
@@ -132,7 +133,7 @@ impl Session {
     /// As [`Self::send_in`], in the namespace of the token.
     pub(super) async fn send<T>(
         &self,
-        operation: Operation,
+        operation: VaultOperation,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
@@ -146,7 +147,7 @@ impl Session {
     pub(super) async fn send_in<T>(
         &self,
         namespace: &Namespace,
-        operation: Operation,
+        operation: VaultOperation,
         path: String,
         body: Zeroizing<Vec<u8>>,
         call: Call<'_>,
@@ -190,7 +191,7 @@ impl Session {
 
     /// See [`failover::is_active`].
     pub(super) async fn node_is_active(&self, node: usize, deadline: Instant) -> Result<bool, TransitError> {
-        let operation = Operation::Health;
+        let operation = VaultOperation::Health;
         let mut headers = self.headers.clone();
         // The request needs no token. It has no namespace either: Vault refuses it in one.
         headers.remove(X_VAULT_TOKEN);

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     exchange::{HttpResponse, invalid_response},
-    failover::{Operation, RequestPath, classify::classify_item},
+    failover::{RequestPath, classify::classify_item},
     lenient::Lenient,
     session::Session,
 };
@@ -20,6 +20,7 @@ use crate::{
     ciphertext::Ciphertext,
     key::{KeyNames, KeyRef, Namespace},
     key_id::KeyVersion,
+    operation::VaultOperation,
     transit::{Call, Decrypted, Encrypted, KeyDescription, NodeId},
 };
 
@@ -91,13 +92,13 @@ impl Transit for Session {
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
-        self.send_in(key.namespace(), Operation::Decrypt, path, body, call, |answer| {
-            let envelope: Envelope<DecryptData<'_>> =
-                serde_json::from_slice(&answer.body).map_err(|_| invalid_response(Operation::Decrypt))?;
+        self.send_in(key.namespace(), VaultOperation::Decrypt, path, body, call, |answer| {
+            let envelope: Envelope<DecryptData<'_>> = serde_json::from_slice(&answer.body)
+                .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
             let text = match envelope.data.plaintext {
                 Cow::Borrowed(text) => text,
                 // Base64 needs no escapes. For a text with escapes, serde makes a copy that is not wiped.
-                Cow::Owned(_) => return Err(invalid_response(Operation::Decrypt)),
+                Cow::Owned(_) => return Err(invalid_response(VaultOperation::Decrypt)),
             };
             Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
         })
@@ -112,21 +113,21 @@ impl Transit for Session {
     ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
         let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
-        self.send_in(key.namespace(), Operation::Decrypt, path.clone(), body, call, |answer| {
-            let envelope: Envelope<BatchData<'_>> =
-                serde_json::from_slice(&answer.body).map_err(|_| invalid_response(Operation::Decrypt))?;
+        self.send_in(key.namespace(), VaultOperation::Decrypt, path.clone(), body, call, |answer| {
+            let envelope: Envelope<BatchData<'_>> = serde_json::from_slice(&answer.body)
+                .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
             let request_id = envelope.request_id();
             let results = envelope.data.batch_results;
             if results.len() != ciphertexts.len() {
-                return Err(invalid_response(Operation::Decrypt));
+                return Err(invalid_response(VaultOperation::Decrypt));
             }
             let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
             let request_path = RequestPath { namespace, path: &path };
             let opened = |result: BatchResult<'_>| {
                 if let Some(error) = result.error.filter(|error| !error.is_empty()) {
-                    return Err(classify_item(Operation::Decrypt, request_path, error));
+                    return Err(classify_item(VaultOperation::Decrypt, request_path, error));
                 }
-                let text = result.plaintext.ok_or_else(|| invalid_response(Operation::Decrypt))?;
+                let text = result.plaintext.ok_or_else(|| invalid_response(VaultOperation::Decrypt))?;
                 Ok(Decrypted { plaintext: decoded(text)?, request_id: request_id.clone() })
             };
             Ok(results.into_iter().map(opened).collect())
@@ -142,9 +143,10 @@ impl Transit for Session {
         call: Call<'_>,
     ) -> Result<Encrypted, TransitError> {
         let path = path("encrypt", key);
-        let body = encrypt_body(plaintext, version).ok_or_else(|| invalid_response(Operation::Encrypt))?;
-        self.send_in(key.namespace(), Operation::Encrypt, path, body, call, |answer| {
-            let envelope: Envelope<EncryptData> = parse(Operation::Encrypt, answer)?;
+        let body =
+            encrypt_body(plaintext, version).ok_or_else(|| invalid_response(VaultOperation::Encrypt))?;
+        self.send_in(key.namespace(), VaultOperation::Encrypt, path, body, call, |answer| {
+            let envelope: Envelope<EncryptData> = parse(VaultOperation::Encrypt, answer)?;
             let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
                 TransitError::new(
                     ErrorKind::InvalidResponse,
@@ -172,8 +174,8 @@ impl Transit for Session {
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = path("keys", key);
         let body = Zeroizing::default();
-        let described = self.send_in(key.namespace(), Operation::ReadKey, path, body, call, |answer| {
-            let data = parse::<Envelope<KeyData>>(Operation::ReadKey, answer)?.data;
+        let described = self.send_in(key.namespace(), VaultOperation::ReadKey, path, body, call, |answer| {
+            let data = parse::<Envelope<KeyData>>(VaultOperation::ReadKey, answer)?.data;
             let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
                 // The answer is Vault's: the key is unusable, and the node is healthy.
                 return Ok(None);
@@ -219,7 +221,7 @@ fn batch_body(ciphertexts: &[&Ciphertext]) -> String {
 
 fn decoded(text: &str) -> Result<Zeroizing<Vec<u8>>, TransitError> {
     let mut plaintext = Zeroizing::new(Vec::with_capacity(base64::decoded_len_estimate(text.len())));
-    STANDARD.decode_vec(text, &mut plaintext).map_err(|_| invalid_response(Operation::Decrypt))?;
+    STANDARD.decode_vec(text, &mut plaintext).map_err(|_| invalid_response(VaultOperation::Decrypt))?;
     Ok(plaintext)
 }
 
@@ -236,7 +238,7 @@ fn encrypt_body(plaintext: &[u8], version: KeyVersion) -> Option<Zeroizing<Vec<u
     Some(body)
 }
 
-fn parse<T: DeserializeOwned>(operation: Operation, answer: &HttpResponse) -> Result<T, TransitError> {
+fn parse<T: DeserializeOwned>(operation: VaultOperation, answer: &HttpResponse) -> Result<T, TransitError> {
     serde_json::from_slice(&answer.body).map_err(|_| invalid_response(operation))
 }
 

@@ -3,13 +3,13 @@
 use tokio::time::Instant;
 
 use super::{
-    Operation,
     attempts::SILENCE_TIMEOUT,
     classify::{classify, is_ready},
 };
 use crate::{
     ErrorKind, TransitError,
     metrics::{ClientMetrics, RequestOutcome},
+    operation::VaultOperation,
     vault::{exchange::HttpRequest, pool::Pool},
 };
 
@@ -31,7 +31,7 @@ pub(crate) async fn is_active(
     prefer: bool,
     deadline: Instant,
 ) -> Result<bool, TransitError> {
-    let operation = Operation::Health;
+    let operation = VaultOperation::Health;
     let mut result = Err(TransitError::new(ErrorKind::InvalidResponse, "no address is configured"));
     let mut nodes = pool.nodes();
     // The sort is stable: the other nodes keep their order.

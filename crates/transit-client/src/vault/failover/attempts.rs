@@ -21,10 +21,11 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use self::outcome::Outcome;
-use super::{Acceptance, Operation};
+use super::Acceptance;
 use crate::{
     ErrorKind, TransitError,
     metrics::{ClientMetrics, HedgeResult, RequestOutcome, RetryReason},
+    operation::VaultOperation,
     vault::{
         exchange::{ExchangeError, HttpRequest, HttpResponse},
         node::Node,
@@ -59,7 +60,7 @@ pub(crate) struct Request<'a> {
     pub(crate) http: &'a HttpRequest,
     /// Learns why a node did not answer, while others are still asked.
     pub(crate) observer: Option<&'a dyn RequestObserver>,
-    pub(crate) operation: Operation,
+    pub(crate) operation: VaultOperation,
     /// The token was issued so recently that some nodes may not know it yet.
     pub(crate) token_is_fresh: bool,
 }

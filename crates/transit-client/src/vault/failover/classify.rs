@@ -6,11 +6,8 @@ mod table;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{
-    operation::{Operation, RequestPath},
-    quote::quote,
-};
-use crate::TransitError;
+use super::{quote::quote, request_path::RequestPath};
+use crate::{TransitError, operation::VaultOperation};
 use table::{FOREIGN_ANSWERS, OTHER_FOREIGN_ANSWER, OTHER_VAULT_ANSWER, Row, VAULT_ANSWERS, Words};
 
 /// What follows from an answer that is not a success.
@@ -46,7 +43,7 @@ impl Row {
 
 /// An answer that is not a success.
 struct Answer<'a> {
-    operation: Operation,
+    operation: VaultOperation,
     path: RequestPath<'a>,
     status: u16,
     /// Vault's errors; empty if the answer is not Vault's.
@@ -76,7 +73,12 @@ impl Answer<'_> {
 }
 
 /// The meaning of an answer that is not a success.
-pub(crate) fn classify(operation: Operation, path: RequestPath<'_>, status: u16, body: &[u8]) -> Classified {
+pub(crate) fn classify(
+    operation: VaultOperation,
+    path: RequestPath<'_>,
+    status: u16,
+    body: &[u8],
+) -> Classified {
     match vault_errors(body) {
         Some(errors) => classify_vault(operation, path, status, &errors),
         None => {
@@ -88,11 +90,16 @@ pub(crate) fn classify(operation: Operation, path: RequestPath<'_>, status: u16,
 }
 
 /// The meaning of `error`, with which one item of a batch failed.
-pub(crate) fn classify_item(operation: Operation, path: RequestPath<'_>, error: String) -> TransitError {
+pub(crate) fn classify_item(operation: VaultOperation, path: RequestPath<'_>, error: String) -> TransitError {
     classify_vault(operation, path, 400, &[error]).error
 }
 
-fn classify_vault(operation: Operation, path: RequestPath<'_>, status: u16, errors: &[String]) -> Classified {
+fn classify_vault(
+    operation: VaultOperation,
+    path: RequestPath<'_>,
+    status: u16,
+    errors: &[String],
+) -> Classified {
     let text = quote(errors);
     Answer { operation, path, status, errors, text: &text }.classify(VAULT_ANSWERS, &OTHER_VAULT_ANSWER)
 }

@@ -10,11 +10,10 @@ mod attempts;
 pub(super) mod budget;
 pub(super) mod classify;
 pub(super) mod hedge;
-mod operation;
 mod quote;
+mod request_path;
 
 pub(super) use acceptance::Acceptance;
 pub(super) use active::is_active;
 pub(super) use attempts::{Request, send};
-pub use operation::Operation;
-pub(super) use operation::RequestPath;
+pub(super) use request_path::RequestPath;

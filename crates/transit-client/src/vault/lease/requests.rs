@@ -16,9 +16,9 @@ use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfReques
 use super::{renewal::RenewalError, schedule::Expiry};
 use crate::{
     ErrorKind, TransitError,
+    operation::VaultOperation,
     transit::Call,
     vault::{
-        Operation,
         exchange::{HttpResponse, invalid_response},
         lenient::Lenient,
         session::Session,
@@ -133,7 +133,7 @@ struct LeaseData {
 /// # Errors
 /// If the policy does not allow it, the token is invalid, or Vault does not answer.
 pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, TransitError> {
-    let operation = Operation::LookupSelf;
+    let operation = VaultOperation::LookupSelf;
     let request = LookupTokenSelfRequest::builder().build().map_err(|_| invalid_response(operation))?;
     // TTLs count from here: the time that the answer took must not be added to them.
     let sent_at = Instant::now();
@@ -150,7 +150,7 @@ pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, T
 /// # Errors
 /// If the token was not renewed. [`RenewalError::failure`] says whether a later renewal can succeed.
 pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, RenewalError> {
-    let operation = Operation::RenewSelf;
+    let operation = VaultOperation::RenewSelf;
     let request = RenewTokenSelfRequest::builder().build().map_err(|_| invalid_response(operation))?;
     let sent_at = Instant::now();
     let read = move |response: &HttpResponse| {
@@ -211,7 +211,7 @@ fn seconds(count: i64) -> Duration {
 /// Sends a request of `vaultrs` over the session. `read` returns `None` for an answer that is not Vault's.
 async fn send<T: Send>(
     session: &Session,
-    operation: Operation,
+    operation: VaultOperation,
     deadline: Instant,
     request: impl Endpoint,
     read: impl Fn(&HttpResponse) -> Option<T> + Send + Sync,
@@ -225,7 +225,7 @@ async fn send<T: Send>(
 /// Carries a request of `vaultrs` over the session, as the HTTP client of rustify.
 struct Carrier<'a, T, R> {
     deadline: Instant,
-    operation: Operation,
+    operation: VaultOperation,
     outcome: Mutex<Option<Result<T, TransitError>>>,
     read: R,
     session: &'a Session,

@@ -9,10 +9,8 @@ use super::{Attempts, Ended, NextStep, Outcome, Request, SILENCE_TIMEOUT, is_no_
 use crate::{
     ErrorKind, TransitError,
     metrics::{HedgeResult, RetryReason},
-    vault::{
-        failover::{Operation, acceptance::RefusalWeight},
-        node::Node,
-    },
+    operation::VaultOperation,
+    vault::{failover::acceptance::RefusalWeight, node::Node},
 };
 
 impl<T> Attempts<'_, T> {
@@ -155,7 +153,7 @@ impl<T> Attempts<'_, T> {
             // lost stops the writes of the API server, so a second answer must confirm it.
             RefusalWeight::Counts
                 if error.kind == ErrorKind::KeyNotFound
-                    && operation == Operation::ReadKey
+                    && operation == VaultOperation::ReadKey
                     && !std::mem::replace(&mut self.key_was_missing, true) =>
             {
                 self.nodes_lag = true;

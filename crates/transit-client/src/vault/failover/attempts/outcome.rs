@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     super::{
-        Operation, RequestPath,
+        RequestPath,
         classify::{Classified, Consequence, classify, is_answer},
     },
     Parse,
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     ErrorKind, TransitError,
     metrics::{RequestOutcome, RetryReason},
+    operation::VaultOperation,
     vault::exchange::{ExchangeError, HttpResponse},
 };
 
@@ -36,7 +37,7 @@ pub(super) enum Outcome<T> {
 impl<T> Outcome<T> {
     /// The meaning of what came of an exchange for `operation` on `path`.
     pub(super) fn of(
-        operation: Operation,
+        operation: VaultOperation,
         path: RequestPath<'_>,
         exchanged: Result<HttpResponse, ExchangeError>,
         parse: Parse<'_, T>,

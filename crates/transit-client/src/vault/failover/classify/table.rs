@@ -6,13 +6,13 @@
 
 use std::ops::RangeInclusive;
 
-use super::{
-    Consequence::{self, Eject, Final, Next},
-    Operation::{self, Decrypt, Encrypt},
-};
-use crate::ErrorKind::{
-    self, BadCiphertext, BatchTooLarge, Denied, InvalidResponse, KeyNotFound, Throttled, TokenInvalid,
-    Unreachable, VersionTooOld, VersionUnavailable,
+use super::Consequence::{self, Eject, Final, Next};
+use crate::{
+    ErrorKind::{
+        self, BadCiphertext, BatchTooLarge, Denied, InvalidResponse, KeyNotFound, Throttled, TokenInvalid,
+        Unreachable, VersionTooOld, VersionUnavailable,
+    },
+    operation::VaultOperation::{self, Decrypt, Encrypt},
 };
 use Words::{Any, Contain, Equal};
 
@@ -22,7 +22,7 @@ use Words::{Any, Contain, Equal};
 /// and `{status}`. The message is `cause: remedy`, and a quote of Vault's words.
 pub(super) struct Row {
     /// Empty for all operations.
-    pub(super) operations: &'static [Operation],
+    pub(super) operations: &'static [VaultOperation],
     /// Empty for all statuses.
     pub(super) statuses: &'static [RangeInclusive<u16>],
     pub(super) words: Words,
@@ -41,7 +41,7 @@ pub(super) enum Words {
     Equal(&'static str),
 }
 
-const ALL: &[Operation] = &[];
+const ALL: &[VaultOperation] = &[];
 const ANY_STATUS: &[RangeInclusive<u16>] = &[];
 
 /// Answers with Vault's error body. Only what is [`Final`] here ends a call.

@@ -15,10 +15,10 @@ fn the_words_have_the_meaning_of_the_golden_table() {
         let fields: Vec<&str> = row.split('\t').collect();
         let [_, operation, status, words, meant] = fields[..] else { panic!("five fields: {row}") };
         let operation = match operation {
-            "decrypt" => Operation::Decrypt,
-            "encrypt" => Operation::Encrypt,
-            "read_key" => Operation::ReadKey,
-            "renew_self" => Operation::RenewSelf,
+            "decrypt" => VaultOperation::Decrypt,
+            "encrypt" => VaultOperation::Encrypt,
+            "read_key" => VaultOperation::ReadKey,
+            "renew_self" => VaultOperation::RenewSelf,
             other => panic!("{other}"),
         };
         // The refusal of a policy is a multierror of several lines.
@@ -51,7 +51,7 @@ fn an_answer_that_is_not_recognised_is_never_final() {
             if is_answer(status, body.as_bytes()) {
                 continue;
             }
-            let classified = classify(Operation::Decrypt, at("p"), status, body.as_bytes());
+            let classified = classify(VaultOperation::Decrypt, at("p"), status, body.as_bytes());
             assert_eq!(
                 classified.consequence == Consequence::Final,
                 recognised,
@@ -65,13 +65,13 @@ fn an_answer_that_is_not_recognised_is_never_final() {
 fn an_answer_that_is_not_vaults_ejects_its_node_and_says_nothing_about_token_or_key() {
     for status in [200, 400, 401, 403, 404, 407, 472, 500, 502, 503, 504] {
         for body in [&b""[..], b"<html>Bad Gateway</html>", b"404 page not found", b"{}"] {
-            let classified = classify(Operation::ReadKey, at("p"), status, body);
+            let classified = classify(VaultOperation::ReadKey, at("p"), status, body);
             assert_eq!(classified.consequence, Consequence::Eject, "{status}");
             assert_eq!(classified.error.kind, ErrorKind::InvalidResponse, "{status}");
         }
     }
     for body in [&br#"{"errors":[]}"#[..], br#"{"errors":null}"#] {
-        assert_eq!(classify(Operation::ReadKey, at("p"), 404, body).error.kind, ErrorKind::KeyNotFound);
+        assert_eq!(classify(VaultOperation::ReadKey, at("p"), 404, body).error.kind, ErrorKind::KeyNotFound);
     }
 }
 
@@ -94,7 +94,7 @@ fn quotes_stay_on_one_short_line() {
     let body =
         serde_json::json!({ "errors": [format!("a\n\tb\u{1b}[31m {}", "x".repeat(5000))] }).to_string();
     for status in [400, 403, 404, 500, 503] {
-        let message = classify(Operation::Encrypt, at("p"), status, body.as_bytes()).error.message;
+        let message = classify(VaultOperation::Encrypt, at("p"), status, body.as_bytes()).error.message;
         assert!(message.len() < 800 && !message.contains(char::is_control), "{message}");
     }
 }
@@ -107,9 +107,12 @@ fn every_message_has_a_cause_and_a_remedy_and_quotes_vault() {
     let others = ["", "<html>Bad Gateway</html>", "{}", r#"{"errors":[]}"#, r#"{"errors":null}"#];
     for body in bodies.chain(others.map(str::to_owned)) {
         for status in (100..600).filter(|status| !is_answer(*status, body.as_bytes())) {
-            for operation in
-                [Operation::Decrypt, Operation::Encrypt, Operation::ReadKey, Operation::RenewSelf]
-            {
+            for operation in [
+                VaultOperation::Decrypt,
+                VaultOperation::Encrypt,
+                VaultOperation::ReadKey,
+                VaultOperation::RenewSelf,
+            ] {
                 let message = classify(operation, at("p"), status, body.as_bytes()).error.message;
                 let (cause, remedy) = message.split_once(": ").unwrap();
                 assert!(!cause.is_empty() && remedy.len() > 8 && !message.ends_with(':'), "{message}");
@@ -125,10 +128,10 @@ fn a_message_names_the_namespace_and_what_may_be_wrong_with_it() {
     let policy = br#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#;
     let place = RequestPath { namespace: Some("team-a"), path: "transit/encrypt/kms" };
     // Vault Community Edition takes the namespace for a part of the path. No test server shows it.
-    let message = classify(Operation::Encrypt, place, 403, policy).error.message;
+    let message = classify(VaultOperation::Encrypt, place, 403, policy).error.message;
     assert!(message.contains("`update` on transit/encrypt/kms in namespace `team-a`"), "{message}");
     assert!(message.contains("Vault Community Edition has no namespaces"), "{message}");
-    let message = classify(Operation::Encrypt, at("transit/encrypt/kms"), 403, policy).error.message;
+    let message = classify(VaultOperation::Encrypt, at("transit/encrypt/kms"), 403, policy).error.message;
     assert!(message.contains("a token of a child namespace needs vault.namespace"), "{message}");
 }
 

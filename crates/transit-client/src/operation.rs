@@ -1,12 +1,10 @@
-//! What is asked of Vault, and the path that it is asked on.
-
-use std::fmt;
+//! The operations that the client asks of Vault.
 
 use http::Method;
 
 /// What is asked of Vault.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Operation {
+pub enum VaultOperation {
     /// `<mount>/decrypt/<key>`.
     Decrypt,
     /// `<mount>/encrypt/<key>`.
@@ -21,7 +19,7 @@ pub enum Operation {
     RenewSelf,
 }
 
-impl Operation {
+impl VaultOperation {
     /// The name in metrics and messages.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -54,39 +52,10 @@ impl Operation {
     }
 
     /// The capability that a policy must grant on the path.
-    pub(super) fn capability(self) -> &'static str {
+    pub(crate) fn capability(self) -> &'static str {
         match self {
             Self::Decrypt | Self::Encrypt | Self::RenewSelf => "update",
             Self::Health | Self::LookupSelf | Self::ReadKey => "read",
-        }
-    }
-}
-
-/// The path of a request, with its namespace, as messages name it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestPath<'a> {
-    /// `None` for the root namespace.
-    pub(crate) namespace: Option<&'a str>,
-    /// Without `/v1/`.
-    pub(crate) path: &'a str,
-}
-
-impl RequestPath<'_> {
-    /// What may be wrong with the namespace, as the end of a sentence.
-    pub(super) fn namespace_hint(self) -> &'static str {
-        match self.namespace {
-            Some(_) => "; Vault Community Edition has no namespaces: leave vault.namespace out there",
-            None => "; a token of a child namespace needs vault.namespace",
-        }
-    }
-}
-
-impl fmt::Display for RequestPath<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.path)?;
-        match self.namespace {
-            Some(namespace) => write!(f, " in namespace `{namespace}`"),
-            None => Ok(()),
         }
     }
 }
