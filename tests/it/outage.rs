@@ -240,8 +240,8 @@ async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_call
     let errors = waiting.join_all().await;
     let unreachable = [Code::DeadlineExceeded, Code::Unavailable];
     assert!(errors.iter().all(|error| unreachable.contains(&error.code())), "{errors:?}");
-    let of_turn = errors.iter().filter(|error| error.message().contains("for its turn")).count();
-    assert!(of_turn >= 12, "{of_turn} errors name the wait for a turn");
+    let queued = errors.iter().filter(|error| error.message().contains("the call was queued")).count();
+    assert!(queued >= 12, "{queued} errors say that the call was queued");
 
     let asked = daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await;
     let kms = daemon.kms().await;
@@ -257,7 +257,7 @@ async fn local_keks_serve_while_calls_wait_for_a_frozen_vault_and_cancelled_call
         daemon.metric("transit_kms_requests_total", &left).await == 1.0
     })
     .await;
-    daemon.wait_printed("the caller has gone away").await;
+    daemon.wait_printed("the caller cancelled the call").await;
     env.bao.thaw();
 }
 
