@@ -9,6 +9,9 @@ use url::Url;
 
 use crate::cli::exit::{Exit, after_help};
 
+/// The exit codes of all checks.
+const EXITS: &[Exit] = &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage];
+
 /// As kube-apiserver waits for a KMS plugin by default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The metrics of several API servers can be large.
@@ -20,7 +23,7 @@ const DEFAULT_TIMEOUT_UNUSED: Duration = Duration::from_secs(30);
 /// --admin. `unused` sends requests to --socket and to the API servers.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = after_help(
-    &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage],
+    EXITS,
     "Examples:\n\
      \x20 transit-kms probe roundtrip\n\
      \x20 transit-kms probe status --socket unix:///run/transit-kms/kms.sock\n\
@@ -74,10 +77,12 @@ pub(super) enum ProbeCommand {
     ///
     /// Prints the length and the SHA-256 hash of the plaintext. The text output of `probe encrypt` contains the command
     /// that decrypts its ciphertext. With `-o json`, its output can be passed to --encrypted.
-    #[command(after_help = "\
-Examples:
-  transit-kms probe encrypt -o json | transit-kms probe decrypt --encrypted -
-  transit-kms probe decrypt --key-id tk1.... --ciphertext vault:v1:...")]
+    #[command(after_help = after_help(
+        EXITS,
+        "Examples:\n\
+         \x20 transit-kms probe encrypt -o json | transit-kms probe decrypt --encrypted -\n\
+         \x20 transit-kms probe decrypt --key-id tk1.... --ciphertext vault:v1:...",
+    ))]
     Decrypt {
         /// An annotation of the ciphertext, with its value in base64. Can be given several times. Ciphertexts of the mode
         /// `local-kek` have annotations
@@ -104,10 +109,12 @@ Examples:
     /// Encrypts 32 random bytes, or the given plaintext
     ///
     /// Prints the ciphertext, the key_id, the annotations, and the command that decrypts the ciphertext.
-    #[command(after_help = "\
-Examples:
-  transit-kms probe encrypt
-  printf secret | base64 | transit-kms probe encrypt --plaintext - -o json")]
+    #[command(after_help = after_help(
+        EXITS,
+        "Examples:\n\
+         \x20 transit-kms probe encrypt\n\
+         \x20 printf secret | base64 | transit-kms probe encrypt --plaintext - -o json",
+    ))]
     Encrypt {
         /// The plaintext in base64. With -, it is read from standard input, which other processes cannot see
         #[arg(long, value_name = "BASE64", value_parser = parse_secret)]
@@ -115,15 +122,19 @@ Examples:
     },
 
     /// Checks that the process works (/livez)
+    #[command(after_help = after_help(EXITS, ""))]
     Live,
 
     /// Checks that the plugin is ready, and prints the reason if it is not (/readyz)
+    #[command(after_help = after_help(EXITS, ""))]
     Ready,
 
     /// Calls Status, encrypts 32 random bytes and decrypts them again
+    #[command(after_help = after_help(EXITS, ""))]
     Roundtrip,
 
     /// Calls Status, as kube-apiserver does every minute
+    #[command(after_help = after_help(EXITS, ""))]
     Status,
 
     /// Checks that no kube-apiserver uses this plugin any more, before you remove it
@@ -132,14 +143,16 @@ Examples:
     /// metrics with the rights of a service account: `get` on the nonResourceURL /metrics and, to find all API servers,
     /// `list` on EndpointSlices in the namespace `default`.
     ///
-    /// The check fails in every case of doubt: if the list of API servers is refused or incomplete, if an API server does
-    /// not answer, or if a provider may be this plugin. It finds neither API servers that use KMS v1 nor API servers that
-    /// are stopped: look for this plugin in their EncryptionConfiguration yourself.
-    #[command(after_help = "\
-Examples:
-  transit-kms probe unused
-  transit-kms probe unused --other-provider old-kms
-  transit-kms probe unused --no-discovery --api-server https://10.0.0.1:6443 --api-server https://10.0.0.2:6443")]
+    /// The check fails in every case of doubt: if the list of API servers is refused or incomplete, if an API server
+    /// does not answer, or if a provider may be this plugin. It finds neither API servers that use KMS v1 nor API
+    /// servers that are stopped: look for this plugin in their EncryptionConfiguration yourself.
+    #[command(after_help = after_help(
+        EXITS,
+        "Examples:\n\
+         \x20 transit-kms probe unused\n\
+         \x20 transit-kms probe unused --other-provider old-kms\n\
+         \x20 transit-kms probe unused --no-discovery --api-server https://10.0.0.1:6443",
+    ))]
     Unused(UnusedArgs),
 }
 
