@@ -70,13 +70,13 @@ async fn a_node_with_wrong_answers_never_replaces_a_working_one() {
         ("a DR secondary", FaultProxy::act_as_dr_secondary),
         ("502 with HTML", |proxy| proxy.inject("", Fault::html(502))),
     ];
-    for (name, spoil) in wrongs {
+    for (name, inject) in wrongs {
         let bao = Bao::start().await;
         let token = bao.token().await;
         let wrong = FaultProxy::in_front_of(&bao).await;
         let addresses = vec![bao.address(), wrong.address()];
         let setup = Setup::start(bao, &token, addresses).await;
-        spoil(&wrong);
+        inject(&wrong);
         let kms = setup.daemon.kms().await;
         round_trip(&kms, "before").await;
 

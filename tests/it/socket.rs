@@ -342,7 +342,7 @@ async fn many_connections_leave_descriptors_for_calls() {
     // An active client keeps its connection, because the longest idle connection is closed first.
     let stop = CancellationToken::new();
     let working = tokio::spawn(call_until_stopped(daemon.kms().await, stop.clone()));
-    let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
+    let idle = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
     for _ in 0..5 {
         probe_until_accepted(daemon.socket(), "roundtrip", 0).await;
     }
@@ -351,7 +351,7 @@ async fn many_connections_leave_descriptors_for_calls() {
     assert!(worked > 10, "{worked}");
     assert_eq!(daemon.metric("transit_kms_accept_errors_total", &[]).await, 0.0);
     assert!(!daemon.log().contains("Too many open files"), "{}", daemon.log());
-    drop(crowd);
+    drop(idle);
 }
 
 /// The limit is lowered while the daemon runs, so that it cannot prepare for it.
@@ -372,7 +372,7 @@ async fn running_out_of_descriptors_causes_no_busy_loop() {
     .unwrap();
 
     let (begun, busy) = (Instant::now(), cpu(&daemon));
-    let crowd = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
+    let idle = IdleConnections::at(daemon.socket(), MANY_CONNECTIONS).await;
     eventually("descriptors run out", WAIT_TIMEOUT, async || daemon.log().contains("RLIMIT_NOFILE")).await;
     // A new client after all of them is accepted.
     let mut late = daemon.kms().await;
@@ -389,7 +389,7 @@ async fn running_out_of_descriptors_causes_no_busy_loop() {
     let warned = log.lines().filter(|line| line.contains(" WARN ") && line.contains("::server::")).count();
     assert_eq!(warned, 1, "{log}");
 
-    drop(crowd);
+    drop(idle);
     eventually("the idle connections are closed", WAIT_TIMEOUT, async || {
         let open = daemon.metric("transit_kms_connections_open", &[]).await;
         if open <= 1.0 { Ok(()) } else { Err(open.to_string()) }
@@ -420,7 +420,7 @@ async fn call_until_stopped(mut kms: Kms, stop: CancellationToken) -> usize {
 async fn a_thousand_idle_connections_do_not_block_other_clients() {
     let daemon = Daemon::start(&no_config(&folder())).await;
     let mut working = daemon.kms().await;
-    let crowd = IdleConnections::at(daemon.socket(), 1000).await;
+    let idle = IdleConnections::at(daemon.socket(), 1000).await;
     // This client is idle as long as the others, but its process has few connections.
     assert_answered(working.status(calls::timed(StatusRequest {})).await.unwrap_err());
     assert_is_answered(&probe_until_accepted(daemon.socket(), "status", 1).await);
@@ -434,7 +434,7 @@ async fn a_thousand_idle_connections_do_not_block_other_clients() {
     let log = daemon.log();
     let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains("too many")).count();
     assert_eq!(warnings, 1, "{log}");
-    drop(crowd);
+    drop(idle);
 }
 
 /// Idle connections of another process, with a complete preface. They are closed when this value is dropped.
@@ -465,7 +465,7 @@ sys.stdin.read()
         let mut child = command.spawn().expect("python3");
         let mut said = [0; 5];
         let reading = child.stdout.as_mut().unwrap().read_exact(&mut said);
-        timeout(2 * WAIT_TIMEOUT, reading).await.expect("a crowd in time").unwrap();
+        timeout(2 * WAIT_TIMEOUT, reading).await.expect("the idle connections in time").unwrap();
         Self(child)
     }
 }

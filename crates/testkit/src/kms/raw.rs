@@ -1,4 +1,4 @@
-//! A client that writes bytes, for what no decent client would send, or leave unsent.
+//! A client that sends single HTTP/2 frames or any bytes, for requests that no real client sends.
 
 use std::{path::Path, time::Duration};
 
@@ -10,12 +10,12 @@ use tokio::{
 
 use crate::{daemon::process::connect, wait::eventually};
 
-/// What an HTTP/2 connection begins with.
+/// The client preface of HTTP/2.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// An empty SETTINGS frame, which follows the preface.
 pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
-/// Types of frames, and flags of them.
+/// Types and flags of frames.
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
@@ -36,7 +36,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// As it goes over the link.
+    /// The frame in its wire format.
     pub fn bytes(&self) -> Vec<u8> {
         let length = u32::try_from(self.payload.len()).unwrap().to_be_bytes();
         let mut bytes = length[1..].to_vec();
@@ -47,37 +47,37 @@ impl Frame {
     }
 }
 
-/// A connection on which nothing happens but what is asked for here.
+/// A connection that sends only the bytes that the test writes.
 pub struct RawClient(UnixStream);
 
 impl RawClient {
-    /// Connects and says nothing. Where the queue is full, it waits.
+    /// Connects and sends nothing. Waits while the queue of the listener is full.
     pub async fn silent(socket: &Path) -> Self {
         Self(eventually("a connection", WAIT_TIMEOUT, async || connect(socket).await).await)
     }
 
-    /// Connects, and greets as HTTP/2 wants it.
+    /// Connects, and sends the preface and SETTINGS.
     pub async fn greeted(socket: &Path) -> Self {
         let mut client = Self::silent(socket).await;
         client.send(&[PREFACE, SETTINGS].concat()).await;
         client
     }
 
-    /// Writes these bytes, or as many as the other side takes before it closes.
+    /// Writes these bytes, or a part of them if the daemon closes the connection.
     pub async fn send(&mut self, bytes: &[u8]) {
-        drop(timeout(WAIT_TIMEOUT, self.0.write_all(bytes)).await.expect("the other side reads"));
+        drop(timeout(WAIT_TIMEOUT, self.0.write_all(bytes)).await.expect("the daemon reads"));
     }
 
-    /// The next frame; none at the end of the connection.
+    /// The next frame, or `None` at the end of the connection.
     pub async fn frame(&mut self) -> Option<Frame> {
         timeout(WAIT_TIMEOUT, self.read_frame()).await.expect("a frame, or the end of the connection")
     }
 
-    /// Waits until the other side has closed; `within` is for that alone.
+    /// Waits until the daemon has closed the connection, for at most `within`.
     pub async fn closed(&mut self, within: Duration) {
         let mut rest = Vec::new();
-        // A reset is an end too.
-        drop(timeout(within, self.0.read_to_end(&mut rest)).await.expect("the other side closes"));
+        // A reset counts as closed, too.
+        drop(timeout(within, self.0.read_to_end(&mut rest)).await.expect("the daemon closes the connection"));
     }
 
     async fn read_frame(&mut self) -> Option<Frame> {
@@ -90,8 +90,8 @@ impl RawClient {
     }
 }
 
-/// The headers of a call, byte for byte as kube-apiserver 1.32 and later has them, but without
-/// Huffman codes and without anything that the connection would have to remember.
+/// The headers of a call with the bytes of kube-apiserver 1.32 and later, but without Huffman codes and without entries
+/// of the dynamic table.
 pub fn call_headers(method: &str, authority: &str) -> Frame {
     // Indices of RFC 7541, appendix A.
     let (post, http) = (0x83, 0x86);
@@ -105,13 +105,13 @@ pub fn call_headers(method: &str, authority: &str) -> Frame {
     Frame { kind: HEADERS, flags: END_HEADERS, stream: 1, payload }
 }
 
-/// The message of a call, and its end.
+/// The message of a call, with the end of the stream.
 pub fn call_message(message: &[u8]) -> Frame {
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
     Frame { kind: DATA, flags: END_STREAM, stream: 1, payload: [&[0], &length[..], message].concat() }
 }
 
-/// Whatever was sent before it has been read when it is answered.
+/// A PING. Its response shows that the daemon has read everything before it.
 pub fn ping() -> Frame {
     Frame { kind: PING, flags: 0, stream: 0, payload: vec![0; 8] }
 }
