@@ -79,7 +79,7 @@ impl Access {
 ///
 /// It follows symlinks, because the mode of their target counts. A file without readable metadata gets no
 /// warning: reading it fails too, which is reported elsewhere.
-pub(crate) fn of_secret(path: &Path, secret: &str, remedy: &str) -> Vec<String> {
+pub(crate) fn secret_file_warnings(path: &Path, secret: &str, remedy: &str) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
     secret_warnings(path, Access::of(&metadata), &Process::own(), secret, remedy)
 }
@@ -108,7 +108,7 @@ fn secret_warnings(
 ///
 /// A user who can write to it can replace the socket, and would get the seeds of kube-apiserver. The same
 /// is true for each parent directory, both of the given path and of the path without symlinks.
-pub(crate) fn of_socket(socket: &Path) -> Vec<String> {
+pub(crate) fn socket_directory_warnings(socket: &Path) -> Vec<String> {
     let Some(directory) = socket.parent() else { return Vec::new() };
     let process = Process::own();
     let mut seen: Vec<PathBuf> = Vec::new();
@@ -230,10 +230,10 @@ mod tests {
         }
         symlink(base.join("real/in"), base.join("links/in")).unwrap();
         let socket = base.join("links/in/kms.sock");
-        assert_eq!(of_socket(&socket), Vec::<String>::new());
+        assert_eq!(socket_directory_warnings(&socket), Vec::<String>::new());
         for directory in ["real/in", "real", "links"] {
             mode(&base.join(directory), 0o777);
-            let warnings = of_socket(&socket);
+            let warnings = socket_directory_warnings(&socket);
             assert!(
                 warnings.len() == 1 && warnings[0].contains(&format!("{}/{directory} can", base.display())),
                 "{warnings:?}"
@@ -246,9 +246,9 @@ mod tests {
         symlink(base.join("real"), base.join("..data")).unwrap();
         symlink("..data/c.yaml", base.join("c.yaml")).unwrap();
         mode(&base.join("real/c.yaml"), 0o600);
-        assert!(of_secret(&base.join("c.yaml"), "x", "y").is_empty());
+        assert!(secret_file_warnings(&base.join("c.yaml"), "x", "y").is_empty());
         mode(&base.join("real/c.yaml"), 0o604);
-        assert_eq!(of_secret(&base.join("c.yaml"), "x", "y").len(), 1);
-        assert!(of_secret(&base.join("absent"), "x", "y").is_empty());
+        assert_eq!(secret_file_warnings(&base.join("c.yaml"), "x", "y").len(), 1);
+        assert!(secret_file_warnings(&base.join("absent"), "x", "y").is_empty());
     }
 }

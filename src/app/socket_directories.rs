@@ -19,7 +19,7 @@ pub(super) async fn watch(sockets: Vec<PathBuf>, published: watch::Sender<Vec<St
         let checked = Arc::clone(&sockets);
         let check = move || {
             let mut warnings: Vec<String> =
-                checked.iter().flat_map(|socket| exposure::of_socket(socket)).collect();
+                checked.iter().flat_map(|socket| exposure::socket_directory_warnings(socket)).collect();
             warnings.sort();
             warnings.dedup();
             warnings

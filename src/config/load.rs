@@ -155,9 +155,9 @@ pub(super) fn load_blocking(path: &Path, options: ParseOptions) -> Loaded {
 /// and owners, not on the contents, so no fingerprint covers them.
 fn exposure_warnings(files: &TlsFiles, config: &Path) -> Vec<String> {
     let cure = "have the agent render it with perms = 0600";
-    let mut warnings = exposure::of_secret(config, "the token", cure);
+    let mut warnings = exposure::secret_file_warnings(config, "the token", cure);
     if let Some(key) = &files.client_key_file {
-        warnings.extend(exposure::of_secret(
+        warnings.extend(exposure::secret_file_warnings(
             key,
             "the key of vault.tls.client_key_file",
             "give it mode 0600",
