@@ -71,8 +71,8 @@ impl Default for MountPath {
     }
 }
 
-/// Refuses whatever needs an escape in a URL, or may be normalised on the way: the text in the config, the text
-/// that the key_id hashes and the path that Vault sees must be the same.
+/// Refuses characters that need an escape in a URL, and segments that a URL library may normalise: the text in the
+/// config, the text that the key_id hashes and the path that Vault sees must be the same.
 fn plain_path(text: &str) -> Result<(), BrokenRule> {
     if text.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
         return Err(BrokenRule("must not have empty, . or .. segments"));

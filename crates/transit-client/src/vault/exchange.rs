@@ -31,7 +31,7 @@ impl HttpRequest {
     }
 }
 
-/// The response of a node, whatever its status.
+/// The response of a node, with any status.
 pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) body: Zeroizing<Vec<u8>>,

@@ -41,7 +41,7 @@ const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest response that is read. The longest useful one, the description of a key with thousands of
 /// versions, has about 100 KiB.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
-/// The longest pause that a node gets, whatever its `Retry-After` asks for.
+/// The longest pause that a node gets, even if its `Retry-After` is longer.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// A configured address, or one IP address of a configured name.
@@ -66,7 +66,7 @@ pub(super) struct Node {
     transport: Transport,
 }
 
-/// What the nodes of a pool tell the rest of the pool, and the reverse.
+/// Signals between the nodes of a pool, the callers that wait, and the tasks that resolve names.
 #[derive(Debug, Default)]
 pub(super) struct PoolSignals {
     /// No node is healthy any more: the names are resolved again at once, because their addresses may have
@@ -318,7 +318,7 @@ impl Node {
     /// The health-check task of the node; it never returns. It keeps a connection open while the node is
     /// healthy, and finds out whether the node is back while it is ejected.
     pub(super) async fn run_health_checks(self: Arc<Self>) {
-        // Any answer costs Vault only a look at the seal's state, and needs no token.
+        // Vault answers it from the state of its seal, and needs no token for that.
         let mut headers = HeaderMap::new();
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
         let request =

@@ -221,12 +221,12 @@ async fn requests_for_a_key_have_its_namespace_and_mount_and_those_for_the_token
     ] {
         let error = session.read_key(&key, call()).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::KeyNotFound);
-        let told = error.message.contains("(in namespace ");
-        assert_eq!(told, namespace != Some("team-a"), "{error}");
+        let names_namespace = error.message.contains("(in namespace ");
+        assert_eq!(names_namespace, namespace != Some("team-a"), "{error}");
         let head = fake.heads().pop().unwrap();
-        let told = head.lines().find_map(|line| line.strip_prefix("x-vault-namespace: "));
+        let sent = head.lines().find_map(|line| line.strip_prefix("x-vault-namespace: "));
         assert!(head.contains(path), "{head}");
-        assert_eq!(told, namespace, "{head}");
+        assert_eq!(sent, namespace, "{head}");
     }
     drop(lease::lookup(&session, call().deadline).await);
     assert!(fake.heads().pop().unwrap().contains("x-vault-namespace: team-a\r\n"));

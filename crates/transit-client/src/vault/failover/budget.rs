@@ -16,7 +16,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// The burst is large enough for every call in flight to move to another node when one dies. In the long
+    /// The burst is large enough for every call in flight to move to another node when one fails. In the long
     /// run, one request of ten is a retry.
     pub(crate) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
 }

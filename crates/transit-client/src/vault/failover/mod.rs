@@ -1,8 +1,10 @@
 //! Failover: which node gets a request, and what its answer means.
 //!
-//! [`attempts`] asks one node after the other. [`classify`](mod@classify) says what an answer means, [`acceptance`] what the
-//! refusal of one node is worth, [`hedge`] when a second node is asked early, and [`budget`] how many extra
-//! requests there may be. [`active`] finds the active node.
+//! - [`attempts`] asks one node after the other, until one answers.
+//! - [`classify`](mod@classify) says what an answer means, in tables; [`quote`](mod@quote) quotes it in messages.
+//! - [`acceptance`] says whether the refusal of a node counts.
+//! - [`hedge`] says when a second node is asked early, and [`budget`] how many extra requests there may be.
+//! - [`active`] finds the active node of a cluster.
 
 mod acceptance;
 mod active;

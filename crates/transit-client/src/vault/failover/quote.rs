@@ -3,7 +3,7 @@
 use crate::text::one_line;
 
 /// The errors in Vault's error body, on one line of bounded length. Messages with them go into logs and to
-/// callers. Vault does not repeat tokens; whatever looks like one is cut all the same.
+/// callers. Vault does not repeat tokens, but anything that looks like one is cut.
 pub(super) fn quote(errors: &[String]) -> String {
     let line = one_line(&errors.join("; "));
     line.split(' ').map(without_token).collect::<Vec<_>>().join(" ")

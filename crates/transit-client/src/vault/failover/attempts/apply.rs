@@ -23,7 +23,7 @@ impl<T> Attempts<'_, T> {
 
     /// Draws the consequences of attempts that have become silent: their nodes are ejected, if others are
     /// healthy. If the queue is empty, all nodes get another chance: the ejected ones, which may be back, and
-    /// the silent ones, because a new connection may work where the old one is dead.
+    /// the silent ones, because a new connection may work where the old one is broken.
     pub(super) fn note_silence(&mut self, now: Instant, queue: &mut VecDeque<Arc<Node>>) {
         let mut silent = Vec::new();
         for attempt in &mut self.in_flight {

@@ -127,8 +127,8 @@ async fn a_silent_node_is_ejected_before_the_deadline_of_the_call() {
     }
     assert_eq!((silent.requests(), other.requests()), (1, 5));
     // It was ejected, and is not only behind the other one.
-    let well: Vec<_> = session.pool.healthy().iter().map(|node| node.name.clone()).collect();
-    assert_eq!(well, std::slice::from_ref(&other.address));
+    let healthy: Vec<_> = session.pool.healthy().iter().map(|node| node.name.clone()).collect();
+    assert_eq!(healthy, std::slice::from_ref(&other.address));
 }
 
 #[tokio::test]
@@ -184,22 +184,22 @@ async fn the_only_node_is_asked_again_on_another_connection_if_it_is_silent() {
 
 #[tokio::test]
 async fn an_ejected_node_gets_no_calls_until_it_passes_a_health_check() {
-    let ill = FakeVault::with(vec![json(503, SEALED), good()]).await;
-    ill.set_health(503);
+    let failed = FakeVault::with(vec![json(503, SEALED), good()]).await;
+    failed.set_health(503);
     let other = FakeVault::with(vec![good()]).await;
-    let session = session_at(FAST, &[&ill.address, &other.address]).await;
+    let session = session_at(FAST, &[&failed.address, &other.address]).await;
     for _ in 0..5 {
         encrypt(&session).await.unwrap();
     }
-    eventually("its health is checked", async || ill.health_checks() > 2).await;
-    assert_eq!((ill.requests(), other.requests()), (1, 5), "health checks are not calls");
+    eventually("its health is checked", async || failed.health_checks() > 2).await;
+    assert_eq!((failed.requests(), other.requests()), (1, 5), "health checks are not calls");
 
-    ill.set_health(429);
-    let health_checks = ill.health_checks();
-    eventually("it passes a health check", async || ill.health_checks() > health_checks).await;
+    failed.set_health(429);
+    let health_checks = failed.health_checks();
+    eventually("it passes a health check", async || failed.health_checks() > health_checks).await;
     drop(other);
     encrypt(&session).await.unwrap();
-    assert_eq!(ill.requests(), 2);
+    assert_eq!(failed.requests(), 2);
 }
 
 #[tokio::test]
@@ -547,10 +547,14 @@ async fn failures_of_a_candidate_or_a_renewal_do_not_change_the_health_of_nodes(
     assert!(encrypt_by(&candidate, soon()).await.is_err());
     assert!(lease::lookup(&in_use, soon()).await.is_err());
     assert!(lease::renew(&in_use, soon()).await.is_err());
-    assert!(in_use.pool.health_by_id().iter().all(|(_, well)| *well), "{:?}", in_use.pool.health_by_id());
+    assert!(
+        in_use.pool.health_by_id().iter().all(|(_, healthy)| *healthy),
+        "{:?}",
+        in_use.pool.health_by_id()
+    );
     // A call of the session in use changes the health.
     assert!(encrypt_by(&in_use, soon()).await.is_err());
-    assert!(in_use.pool.health_by_id().iter().any(|(_, well)| !*well));
+    assert!(in_use.pool.health_by_id().iter().any(|(_, healthy)| !*healthy));
 }
 
 #[tokio::test]

@@ -147,8 +147,8 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         cause: "the key is of a type that cannot decrypt ({path})",
         remedy: "name a key of type aes256-gcm96 in vault.keynames",
     },
-    // A token that is not valid is refused in these bare words, before a policy is looked at. The refusal of
-    // a policy is a multierror, and begins with `1 error occurred:`.
+    // Vault refuses an invalid token in these words, before it evaluates a policy. The refusal of a policy is a
+    // multierror, and begins with `1 error occurred:`.
     Row {
         operations: ALL,
         statuses: &[403..=403],
