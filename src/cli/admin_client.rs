@@ -11,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use transit_client::text::root_cause;
+use error_text::root_cause;
 
 /// The admin pages that this client requests have a few lines.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;

@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
+use kms_plugin::cli::{EXIT_CHECK_FAILED, EXIT_NO_ANSWER, EXIT_USAGE};
+
 /// How a subcommand ends. Codes from 64 are those of sysexits.h.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
@@ -25,9 +27,9 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Success => 0,
-            Self::CheckFailed => 1,
-            Self::NoAnswer => 2,
-            Self::Usage => 64,
+            Self::CheckFailed => EXIT_CHECK_FAILED,
+            Self::NoAnswer => EXIT_NO_ANSWER,
+            Self::Usage => EXIT_USAGE,
             Self::System => 71,
             Self::CannotBind => 73,
         }

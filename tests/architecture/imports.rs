@@ -50,22 +50,12 @@ const PACKAGES: [Package; 3] = [
             // The unit tests of `vault` use its test doubles.
             mutual(&["testing", "vault"]),
             layer(&["metrics", "transit"]),
-            mutual(&[
-                "ciphertext",
-                "endpoint",
-                "error",
-                "key",
-                "key_id",
-                "operation",
-                "rule",
-                "text",
-                "token",
-            ]),
+            mutual(&["ciphertext", "endpoint", "error", "key", "key_id", "operation", "rule", "token"]),
         ],
     },
     Package {
         folder: "crates/kms-plugin/src",
-        layers: &[layer(&["client"]), layer(&["address", "grpc_timeout", "v1beta1", "v2"])],
+        layers: &[layer(&["cli"]), layer(&["client"]), layer(&["address", "grpc_timeout", "v1beta1", "v2"])],
     },
 ];
 

@@ -23,6 +23,8 @@ mod faults;
 #[cfg(test)]
 mod kms_v1;
 #[cfg(test)]
+mod kmsctl;
+#[cfg(test)]
 mod leaks;
 #[cfg(test)]
 mod outage;

@@ -5,6 +5,8 @@
 //! it.
 
 pub mod address;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod client;
 pub mod grpc_timeout;
 pub mod v1beta1;

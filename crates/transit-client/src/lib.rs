@@ -64,7 +64,6 @@ pub mod operation;
 pub mod rule;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod text;
 pub mod token;
 pub mod transit;
 pub mod vault;

@@ -1,10 +1,12 @@
 //! The arguments of `transit-kms probe`.
 
-use std::{convert::Infallible, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand, ValueEnum};
-use kms_plugin::address::{ListenAddress, UnixAddress};
-use secrecy::SecretString;
+use clap::{Args, Subcommand};
+use kms_plugin::{
+    address::{ListenAddress, UnixAddress},
+    cli::{OutputFormat, PluginCommand, Target, parse_timeout},
+};
 use url::Url;
 
 use crate::cli::exit::{Exit, after_help};
@@ -12,7 +14,7 @@ use crate::cli::exit::{Exit, after_help};
 /// The exit codes of all checks.
 const EXITS: &[Exit] = &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage];
 
-/// As kube-apiserver waits for a KMS plugin by default.
+/// The time that kube-apiserver waits for a KMS plugin by default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The metrics of several API servers can be large.
 const DEFAULT_TIMEOUT_UNUSED: Duration = Duration::from_secs(30);
@@ -63,6 +65,17 @@ pub struct ProbeArgs {
 }
 
 impl ProbeArgs {
+    /// The plugin to call.
+    pub(super) fn target(&self) -> Target<'_> {
+        Target {
+            command: "transit-kms probe",
+            hint: "does `transit-kms serve` run with this --listen?",
+            socket: &self.socket,
+            timeout: self.timeout(),
+            uid_prefix: "transit-kms-probe-",
+        }
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         self.timeout.unwrap_or(match self.command {
             ProbeCommand::Unused(_) => DEFAULT_TIMEOUT_UNUSED,
@@ -73,54 +86,6 @@ impl ProbeArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum ProbeCommand {
-    /// Decrypts a ciphertext of `probe encrypt` or from etcd
-    ///
-    /// Prints the length and the SHA-256 hash of the plaintext. The text output of `probe encrypt` contains the command
-    /// that decrypts its ciphertext. With `-o json`, its output can be passed to --encrypted.
-    #[command(after_help = after_help(
-        EXITS,
-        "Examples:\n\
-         \x20 transit-kms probe encrypt -o json | transit-kms probe decrypt --encrypted -\n\
-         \x20 transit-kms probe decrypt --key-id tk1.... --ciphertext vault:v1:...",
-    ))]
-    Decrypt {
-        /// An annotation of the ciphertext, with its value in base64. Can be given several times. Ciphertexts of the mode
-        /// `local-kek` have annotations
-        #[arg(long, value_name = "NAME=BASE64", requires = "ciphertext")]
-        annotation: Vec<String>,
-
-        /// The ciphertext, in base64 or as in etcd (vault:v1:...). With -, it is read from standard input
-        #[arg(long, value_name = "BASE64", requires = "key_id", required_unless_present = "encrypted")]
-        ciphertext: Option<String>,
-
-        /// The output of `probe encrypt -o json`, instead of the other three arguments: a file, or - for standard input
-        #[arg(long, value_name = "PATH", conflicts_with_all = ["annotation", "ciphertext", "key_id"])]
-        encrypted: Option<PathBuf>,
-
-        /// The key_id of the ciphertext
-        #[arg(long, value_name = "KEY_ID", required_unless_present = "encrypted")]
-        key_id: Option<String>,
-
-        /// Print the plaintext too, in base64
-        #[arg(long)]
-        show_plaintext: bool,
-    },
-
-    /// Encrypts 32 random bytes, or the given plaintext
-    ///
-    /// Prints the ciphertext, the key_id, the annotations, and the command that decrypts the ciphertext.
-    #[command(after_help = after_help(
-        EXITS,
-        "Examples:\n\
-         \x20 transit-kms probe encrypt\n\
-         \x20 printf secret | base64 | transit-kms probe encrypt --plaintext - -o json",
-    ))]
-    Encrypt {
-        /// The plaintext in base64. With -, it is read from standard input, which other processes cannot see
-        #[arg(long, value_name = "BASE64", value_parser = parse_secret)]
-        plaintext: Option<SecretString>,
-    },
-
     /// Checks that the process works (/livez)
     #[command(after_help = after_help(EXITS, ""))]
     Live,
@@ -129,13 +94,8 @@ pub(super) enum ProbeCommand {
     #[command(after_help = after_help(EXITS, ""))]
     Ready,
 
-    /// Calls Status, encrypts 32 random bytes and decrypts them again
-    #[command(after_help = after_help(EXITS, ""))]
-    Roundtrip,
-
-    /// Calls Status, as kube-apiserver does every minute
-    #[command(after_help = after_help(EXITS, ""))]
-    Status,
+    #[command(flatten)]
+    Plugin(PluginCommand),
 
     /// Checks that no kube-apiserver uses this plugin any more, before you remove it
     ///
@@ -159,12 +119,9 @@ pub(super) enum ProbeCommand {
 impl ProbeCommand {
     pub(super) const fn name(&self) -> &'static str {
         match self {
-            Self::Decrypt { .. } => "decrypt",
-            Self::Encrypt { .. } => "encrypt",
             Self::Live => "live",
+            Self::Plugin(command) => command.name(),
             Self::Ready => "ready",
-            Self::Roundtrip => "roundtrip",
-            Self::Status => "status",
             Self::Unused(_) => "unused",
         }
     }
@@ -188,25 +145,4 @@ pub(super) struct UnusedArgs {
     /// The directory with the `ca.crt` and the `token` of the service account
     #[arg(long, value_name = "PATH", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub(super) service_account: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub(super) enum OutputFormat {
-    /// One JSON object
-    Json,
-    /// One line for each value
-    Text,
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be more than 0".into()),
-        Ok(timeout) => Ok(timeout),
-        Err(error) => Err(format!("{error}; write for example 3s or 500ms")),
-    }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "clap's parsers can fail")]
-fn parse_secret(text: &str) -> Result<SecretString, Infallible> {
-    Ok(SecretString::from(text))
 }

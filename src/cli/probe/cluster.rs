@@ -11,12 +11,13 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::Url;
 
-use transit_client::text::root_cause;
+use error_text::root_cause;
+
+use kms_plugin::cli::CheckError;
 
 use super::{
     args::UnusedArgs,
     metrics_page::{PageReader, PluginMetrics, http_date},
-    report::ProbeError,
 };
 
 /// The certificate of every API server contains this name, because pods use it.
@@ -176,16 +177,16 @@ impl Cluster {
 
     /// Returns the API servers in the cluster's list and the named ones. Without discovery, returns only the named
     /// ones.
-    pub(super) async fn servers(&self) -> Result<AllApiServers, ProbeError> {
+    pub(super) async fn servers(&self) -> Result<AllApiServers, CheckError> {
         let mut named = self.named.iter().map(|base| ApiServer { base: base.clone(), address: None });
         if !self.discovery {
             return Ok(AllApiServers(named.collect()));
         }
         let Some(first) = named.next() else {
-            return Err(ProbeError::InvalidInput("no API server is known".into()));
+            return Err(CheckError::InvalidInput("no API server is known".into()));
         };
         let unknown = |why: &str| {
-            ProbeError::Failed(format!(
+            CheckError::Failed(format!(
                 "the API servers of the cluster cannot be listed. kube-apiserver at {first} was asked for the \
                  EndpointSlices of the Service `kubernetes`: {why}. Alternatively, pass all API servers in \
                  --api-server, together with --no-discovery"
@@ -212,9 +213,9 @@ impl Cluster {
     }
 
     /// Requests the metrics of an API server about its plugins.
-    pub(super) async fn plugin_metrics(&self, server: &ApiServer) -> Result<PluginMetrics, ProbeError> {
+    pub(super) async fn plugin_metrics(&self, server: &ApiServer) -> Result<PluginMetrics, CheckError> {
         let unusable = |why: &str| {
-            ProbeError::Failed(format!(
+            CheckError::Failed(format!(
                 "it cannot be determined whether kube-apiserver at {server} uses this plugin: {why}"
             ))
         };
@@ -222,7 +223,7 @@ impl Cluster {
         match answer.status() {
             StatusCode::OK => {}
             status @ (StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) => {
-                return Err(ProbeError::Failed(format!(
+                return Err(CheckError::Failed(format!(
                     "kube-apiserver at {server} refused to show its metrics ({status}): a ClusterRole must allow the \
                      verb `get` on the nonResourceURL /metrics"
                 )));
@@ -251,7 +252,7 @@ impl Cluster {
         page.finish(now).map_err(unusable)
     }
 
-    async fn get(&self, server: &ApiServer, path: &str) -> Result<Response, ProbeError> {
+    async fn get(&self, server: &ApiServer, path: &str) -> Result<Response, CheckError> {
         #[expect(clippy::disallowed_methods, reason = "the client uses no proxy")]
         let mut client = Client::builder()
             .https_only(true)
@@ -261,8 +262,8 @@ impl Cluster {
         if let Some(address) = server.address {
             client = client.resolve(SERVER_NAME, address);
         }
-        let client = client.build().map_err(|error| ProbeError::InvalidInput(root_cause(&error)))?;
-        let url = server.base.join(path).map_err(|error| ProbeError::InvalidInput(error.to_string()))?;
+        let client = client.build().map_err(|error| CheckError::InvalidInput(root_cause(&error)))?;
+        let url = server.base.join(path).map_err(|error| CheckError::InvalidInput(error.to_string()))?;
         let request = client.get(url).bearer_auth(self.token.expose_secret());
         request.send().await.map_err(|error| no_answer(server, &error))
     }
@@ -296,8 +297,8 @@ fn url_from_environment() -> Result<Url, String> {
     })
 }
 
-fn no_answer(server: &ApiServer, error: &reqwest::Error) -> ProbeError {
-    ProbeError::NoAnswer(format!(
+fn no_answer(server: &ApiServer, error: &reqwest::Error) -> CheckError {
+    CheckError::NoAnswer(format!(
         "kube-apiserver at {server} did not answer whether it still uses this plugin: {}",
         root_cause(error)
     ))

@@ -5,10 +5,7 @@
 mod admin;
 mod args;
 mod cluster;
-mod input;
-mod kms;
 mod metrics_page;
-mod report;
 mod unused;
 
 use std::{
@@ -16,19 +13,16 @@ use std::{
     process::ExitCode,
 };
 
+use kms_plugin::cli::{self, CheckError, KmsCall, Report, printable};
 use tokio::time::timeout;
 
 pub use self::args::ProbeArgs;
-use self::{
-    args::ProbeCommand,
-    input::Prepared,
-    report::{ProbeError, Report, printable},
-};
+use self::args::ProbeCommand;
 
 /// Runs one check, prints its result, and returns its exit code.
 pub async fn run(args: ProbeArgs) -> ExitCode {
     let (report, result) = probe(&args, &mut io::stdin()).await;
-    let printed = report.print(args.output, args.command.name(), &result);
+    let printed = report.print(args.output, "probe", args.command.name(), &result);
     // The reader may have closed the pipe. The exit code is still useful then.
     drop(io::stdout().lock().write_all(printed.as_bytes()));
     match result {
@@ -40,17 +34,26 @@ pub async fn run(args: ProbeArgs) -> ExitCode {
     }
 }
 
-async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Result<(), ProbeError>) {
+async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Result<(), CheckError>) {
     let mut report = Report::default();
-    let prepared = match Prepared::new(&args.command, input) {
-        Ok(prepared) => prepared,
+    let target = args.target();
+    // Invalid input is found before the first request.
+    let call = match &args.command {
+        ProbeCommand::Plugin(command) => KmsCall::new(command, input, &target).map(Some),
+        ProbeCommand::Live | ProbeCommand::Ready | ProbeCommand::Unused(_) => Ok(None),
+    };
+    let call = match call {
+        Ok(call) => call,
         Err(error) => return (report, Err(error)),
     };
     let check = async {
-        match prepared {
-            Prepared::Admin(path) => admin::check(args, path, &mut report).await,
-            Prepared::Kms(call) => kms::check(args, call, &mut report).await,
-            Prepared::Unused(unused) => unused::check(args, &unused, &mut report).await,
+        match (&args.command, call) {
+            (_, Some(call)) => cli::check(&target, call, &mut report).await,
+            (ProbeCommand::Unused(unused), None) => unused::check(args, unused, &mut report).await,
+            (ProbeCommand::Live, None) => admin::check(args, "/livez", &mut report).await,
+            (ProbeCommand::Ready | ProbeCommand::Plugin(_), None) => {
+                admin::check(args, "/readyz", &mut report).await
+            }
         }
     };
     let result = match timeout(args.timeout(), check).await {
@@ -60,14 +63,13 @@ async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Result<(), P
     (report, result)
 }
 
-fn timed_out(args: &ProbeArgs) -> ProbeError {
-    let asked = match args.command {
-        ProbeCommand::Live | ProbeCommand::Ready => args.admin.to_string(),
-        ProbeCommand::Unused(_) => "the plugin or an API server".to_owned(),
-        _ => args.socket.to_string(),
-    };
-    let limit = humantime::format_duration(args.timeout());
-    ProbeError::NoAnswer(format!("no answer from {asked} within {limit} (--timeout)"))
+fn timed_out(args: &ProbeArgs) -> CheckError {
+    let target = args.target();
+    match &args.command {
+        ProbeCommand::Live | ProbeCommand::Ready => target.timed_out(&args.admin),
+        ProbeCommand::Plugin(_) => target.timed_out(&args.socket),
+        ProbeCommand::Unused(_) => target.timed_out(&"the plugin or an API server"),
+    }
 }
 
 #[cfg(test)]

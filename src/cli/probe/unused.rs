@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use transit_client::key_id::key_id_hash;
 
+use kms_plugin::cli::{CheckError, Report, key_id};
+
 use super::{
     args::{ProbeArgs, UnusedArgs},
     cluster::{ApiServer, Cluster},
-    kms,
     metrics_page::PluginMetrics,
-    report::{ProbeError, Report},
 };
 
 /// An answer to Status is recent for this time: one minute between two calls, at most two minutes until
@@ -30,9 +30,9 @@ pub(super) async fn check(
     args: &ProbeArgs,
     unused: &UnusedArgs,
     report: &mut Report,
-) -> Result<(), ProbeError> {
-    let cluster = Cluster::new(unused).map_err(ProbeError::InvalidInput)?;
-    let own_hash = match kms::key_id(args).await {
+) -> Result<(), CheckError> {
+    let cluster = Cluster::new(unused).map_err(CheckError::InvalidInput)?;
+    let own_hash = match key_id(&args.target()).await {
         Ok(key_id) => {
             let hash = key_id_hash(&key_id);
             report.add("key_id_hash", hash.as_str());
@@ -59,7 +59,7 @@ fn check_server(
     own_hash: Option<&str>,
     other_providers: &[String],
     metrics: &PluginMetrics,
-) -> Result<(), ProbeError> {
+) -> Result<(), CheckError> {
     let is_other = |provider: &String| other_providers.contains(provider);
     let mut answers: Vec<_> = metrics.answers.iter().collect();
     answers.sort_by_key(|answer| std::cmp::Reverse(answer.at));
@@ -70,7 +70,7 @@ fn check_server(
         let ago = humantime::format_duration(Duration::from_secs(age.as_secs()));
         let provider = &answer.provider;
         if is_recent && own_hash == Some(answer.key_id_hash.as_str()) {
-            return Err(ProbeError::Failed(format!(
+            return Err(CheckError::Failed(format!(
                 "kube-apiserver at {server} asked this plugin {ago} ago, as its provider \"{provider}\": an \
                  EncryptionConfiguration still names it, and data that it encrypted cannot be read without it. First \
                  rewrite all data with another provider, and remove this one from the EncryptionConfiguration. This \
@@ -83,14 +83,14 @@ fn check_server(
         }
         if own_hash.is_none() {
             // The age does not matter: kube-apiserver may not have asked because the plugin does not answer.
-            return Err(ProbeError::Failed(format!(
+            return Err(CheckError::Failed(format!(
                 "kube-apiserver at {server} knows a KMS v2 provider \"{provider}\". It cannot be determined whether \
                  that is this plugin, because this plugin does not answer with its key_id: start it first. If you are \
                  sure that no EncryptionConfiguration names it, ignore this check"
             )));
         }
         if is_recent {
-            return Err(ProbeError::Failed(format!(
+            return Err(CheckError::Failed(format!(
                 "kube-apiserver at {server} asked its KMS v2 provider \"{provider}\" {ago} ago and got another key_id \
                  than this plugin has now: that may have been this plugin before a rotation. If it is another plugin, \
                  pass --other-provider={provider}"
@@ -101,7 +101,7 @@ fn check_server(
     if let Some(provider) =
         metrics.called.iter().find(|provider| !has_answered(provider) && !is_other(provider))
     {
-        return Err(ProbeError::Failed(format!(
+        return Err(CheckError::Failed(format!(
             "kube-apiserver at {server} has called its KMS v2 provider \"{provider}\" since it started, and got no \
              answer to Status. It cannot be determined whether it still uses that provider, and whether that is this \
              plugin. Restart that kube-apiserver without the provider. If it is another plugin, pass \

@@ -11,7 +11,10 @@ use std::{
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, time::timeout};
 
-use crate::{files::repository::daemon, process::command::command};
+use crate::{
+    files::repository::{daemon, kmsctl},
+    process::command::command,
+};
 
 /// The longest time of a command.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,6 +48,13 @@ pub async fn run(arguments: &[&str]) -> Ran {
 pub async fn run_with(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Ran {
     let mut command = command(daemon());
     command.args(arguments).envs(environment.iter().copied());
+    finish(command, input).await
+}
+
+/// Runs `transit-kmsctl` with these arguments and this standard input.
+pub async fn run_kmsctl(arguments: &[&str], input: &str) -> Ran {
+    let mut command = command(kmsctl());
+    command.args(arguments);
     finish(command, input).await
 }
 
@@ -82,7 +92,7 @@ async fn finish(command: Command, input: &str) -> Ran {
         drop(stdin);
         child.wait_with_output().await.unwrap()
     });
-    let output = output.await.expect("transit-kms does not end");
+    let output = output.await.expect("the program does not end");
     Ran {
         code: output.status.code(),
         stderr: String::from_utf8(output.stderr).unwrap(),

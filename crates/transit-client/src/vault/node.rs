@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use error_text::root_cause;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{
     Client,
@@ -32,7 +33,6 @@ use super::{
 use crate::{
     ErrorKind, TransitError,
     endpoint::{Address, TlsMaterial},
-    text::root_cause,
 };
 
 /// How long a node may take to answer a health check once it is connected. A node that is slower would be

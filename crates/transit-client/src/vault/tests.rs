@@ -303,7 +303,7 @@ async fn an_error_names_the_address_keeps_its_source_and_never_shows_the_token()
     let error = encrypt_by(&session(&[&format!("http://{closed}/prefix")]).await, soon()).await.unwrap_err();
     assert!(error.message.contains(&format!("http://{closed}/prefix cannot be reached")), "{error}");
     assert!(error.message.contains("refused"), "{error}");
-    let chain: Vec<_> = crate::text::chain(&error).collect();
+    let chain: Vec<_> = error_text::chain(&error).collect();
     let io_error = chain.iter().find_map(|error| error.downcast_ref::<std::io::Error>()).unwrap();
     assert_eq!(io_error.kind(), std::io::ErrorKind::ConnectionRefused);
     for shown in chain.iter().flat_map(|error| [error.to_string(), format!("{error:?}")]) {

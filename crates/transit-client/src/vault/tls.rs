@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use error_text::{chain, root_cause};
 use humantime::format_rfc3339_seconds;
 use reqwest::{Certificate, ClientBuilder, Identity};
 use rustls::{
@@ -15,11 +16,7 @@ use rustls::{
 use url::Url;
 use zeroize::Zeroizing;
 
-use crate::{
-    ErrorKind, TransitError,
-    endpoint::TlsMaterial,
-    text::{chain, root_cause},
-};
+use crate::{ErrorKind, TransitError, endpoint::TlsMaterial};
 
 /// What the address and the TLS settings of a node say about why a connection fails.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! Quotes Vault's own words in messages, without tokens.
 
-use crate::text::one_line;
+use error_text::one_line;
 
 /// The errors in Vault's error body, on one line of bounded length. Messages with them go into logs and to
 /// callers. Vault does not repeat tokens, but anything that looks like one is cut.

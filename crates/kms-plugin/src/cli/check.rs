@@ -1,26 +1,59 @@
 //! The checks `status`, `encrypt`, `decrypt` and `roundtrip`.
 
-use std::time::Instant;
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use kms_plugin::{
+use error_text::root_cause;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::{
+    input::{KmsCall, Plaintext},
+    report::{CheckError, Report},
+};
+use crate::{
+    address::UnixAddress,
     client::{CallError, Client, ConnectError},
     v2::{EncryptResponse, StatusResponse},
 };
-use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
-use transit_client::text::root_cause;
 
-use super::{
-    args::ProbeArgs,
-    input::{KmsCall, Plaintext},
-    report::{ProbeError, Report},
-    timed_out,
-};
+/// The plugin to call, and how the caller names itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The command that the operator runs, such as `transit-kms probe`.
+    pub command: &'static str,
+    /// What to check if no process accepts connections, as a question.
+    pub hint: &'static str,
+    /// The socket of the plugin.
+    pub socket: &'a UnixAddress,
+    /// The maximum duration of all calls together.
+    pub timeout: Duration,
+    /// The beginning of the uid in the logs of the plugin and of Vault.
+    pub uid_prefix: &'static str,
+}
 
-/// Makes one or more KMS calls.
-pub(super) async fn check(args: &ProbeArgs, call: KmsCall, report: &mut Report) -> Result<(), ProbeError> {
-    let mut plugin = Plugin::connect(args).await?;
+impl Target<'_> {
+    /// Returns the error of a check of `asked` that takes too long.
+    #[must_use]
+    pub fn timed_out(&self, asked: &dyn Display) -> CheckError {
+        let limit = humantime::format_duration(self.timeout);
+        CheckError::NoAnswer(format!("no answer from {asked} within {limit} (--timeout)"))
+    }
+
+    fn uid(&self) -> String {
+        format!("{}{:016x}", self.uid_prefix, rand::random::<u64>())
+    }
+}
+
+/// Makes the calls of a check.
+///
+/// # Errors
+/// See [`CheckError`].
+pub async fn check(target: &Target<'_>, call: KmsCall, report: &mut Report) -> Result<(), CheckError> {
+    let mut plugin = Plugin::connect(target).await?;
     match call {
         KmsCall::Decrypt { encrypted, show_plaintext } => {
             let start = Instant::now();
@@ -35,7 +68,7 @@ pub(super) async fn check(args: &ProbeArgs, call: KmsCall, report: &mut Report) 
         KmsCall::Encrypt(plaintext) => {
             let start = Instant::now();
             let encrypted = plugin.encrypt(plaintext).await?;
-            report.set_decrypt_command(decrypt_command(args, &encrypted));
+            report.set_decrypt_command(decrypt_command(target, &encrypted));
             report.add("ciphertext", STANDARD.encode(&encrypted.ciphertext));
             report.add("key_id", encrypted.key_id);
             let annotations: Map<String, Value> = encrypted
@@ -61,12 +94,15 @@ pub(super) async fn check(args: &ProbeArgs, call: KmsCall, report: &mut Report) 
 }
 
 /// Returns the key_id of Status, also if the plugin is unhealthy.
-pub(super) async fn key_id(args: &ProbeArgs) -> Result<String, ProbeError> {
-    let mut plugin = Plugin::connect(args).await?;
+///
+/// # Errors
+/// See [`CheckError`].
+pub async fn key_id(target: &Target<'_>) -> Result<String, CheckError> {
+    let mut plugin = Plugin::connect(target).await?;
     plugin.status().await.map(|status| status.key_id)
 }
 
-async fn roundtrip(plugin: &mut Plugin<'_>, report: &mut Report) -> Result<(), ProbeError> {
+async fn roundtrip(plugin: &mut Plugin<'_>, report: &mut Report) -> Result<(), CheckError> {
     let plaintext = Plaintext::random();
     let start = Instant::now();
     let status = plugin.status().await?;
@@ -81,7 +117,7 @@ async fn roundtrip(plugin: &mut Plugin<'_>, report: &mut Report) -> Result<(), P
         // The key may have been rotated between the two calls. A second Status then returns the same key_id.
         let again = plugin.status().await?;
         if encrypted.key_id != again.key_id {
-            return Err(ProbeError::Failed(format!(
+            return Err(CheckError::Failed(format!(
                 "Encrypt returned the key_id {} and Status returned {}: kube-apiserver rejects such an answer",
                 encrypted.key_id, again.key_id
             )));
@@ -94,7 +130,7 @@ async fn roundtrip(plugin: &mut Plugin<'_>, report: &mut Report) -> Result<(), P
     if decrypted.0 == plaintext.0 {
         Ok(())
     } else {
-        Err(ProbeError::Failed("Decrypt returned another plaintext than the one that was encrypted".into()))
+        Err(CheckError::Failed("Decrypt returned another plaintext than the one that was encrypted".into()))
     }
 }
 
@@ -105,62 +141,65 @@ fn add_status(status: &StatusResponse, report: &mut Report) {
 }
 
 /// Checks what kube-apiserver requires of a Status.
-fn check_status(status: &StatusResponse) -> Result<(), ProbeError> {
-    status.check().map_err(|error| ProbeError::Failed(error.to_string()))
+fn check_status(status: &StatusResponse) -> Result<(), CheckError> {
+    status.check().map_err(|error| CheckError::Failed(error.to_string()))
 }
 
 /// A connection to the plugin, with errors for the operator.
 struct Plugin<'a> {
-    args: &'a ProbeArgs,
+    target: &'a Target<'a>,
     client: Client,
 }
 
 impl<'a> Plugin<'a> {
-    async fn connect(args: &'a ProbeArgs) -> Result<Self, ProbeError> {
+    async fn connect(target: &'a Target<'a>) -> Result<Self, CheckError> {
         let client =
-            Client::connect(&args.socket, args.timeout(), uid()).await.map_err(|error| match error {
-                ConnectError::Closed(error) => disconnected(args, &root_cause(&error)),
-                ConnectError::Unreachable(error) => ProbeError::NoAnswer(format!(
-                    "cannot connect to {}: {error}; does `transit-kms serve` run with this --listen?",
-                    args.socket
-                )),
-            })?;
-        Ok(Self { args, client })
+            Client::connect(target.socket, target.timeout, target.uid()).await.map_err(
+                |error| match error {
+                    ConnectError::Closed(error) => disconnected(target, &root_cause(&error)),
+                    ConnectError::Unreachable(error) => CheckError::NoAnswer(format!(
+                        "cannot connect to {}: {error}; {}",
+                        target.socket, target.hint
+                    )),
+                },
+            )?;
+        Ok(Self { target, client })
     }
 
-    async fn decrypt(&mut self, encrypted: &EncryptResponse) -> Result<Plaintext, ProbeError> {
-        self.client.decrypt(encrypted).await.map(Plaintext).map_err(|error| call_failed(self.args, error))
+    async fn decrypt(&mut self, encrypted: &EncryptResponse) -> Result<Plaintext, CheckError> {
+        self.client.decrypt(encrypted).await.map(Plaintext).map_err(|error| call_failed(self.target, error))
     }
 
-    async fn encrypt(&mut self, plaintext: Plaintext) -> Result<EncryptResponse, ProbeError> {
-        self.client.encrypt(plaintext.0).await.map_err(|error| call_failed(self.args, error))
+    async fn encrypt(&mut self, plaintext: Plaintext) -> Result<EncryptResponse, CheckError> {
+        self.client.encrypt(plaintext.0).await.map_err(|error| call_failed(self.target, error))
     }
 
-    async fn status(&mut self) -> Result<StatusResponse, ProbeError> {
-        self.client.status().await.map_err(|error| call_failed(self.args, error))
+    async fn status(&mut self) -> Result<StatusResponse, CheckError> {
+        self.client.status().await.map_err(|error| call_failed(self.target, error))
     }
 }
 
-fn call_failed(args: &ProbeArgs, error: CallError) -> ProbeError {
+fn call_failed(target: &Target<'_>, error: CallError) -> CheckError {
     match error {
-        CallError::Disconnected(status) => disconnected(args, &root_cause(&status)),
-        CallError::Rejected(_) => ProbeError::Failed(error.to_string()),
-        CallError::TimedOut => timed_out(args),
+        CallError::Disconnected(status) => disconnected(target, &root_cause(&status)),
+        CallError::Rejected(_) => CheckError::Failed(error.to_string()),
+        CallError::TimedOut => target.timed_out(target.socket),
     }
 }
 
-fn disconnected(args: &ProbeArgs, cause: &str) -> ProbeError {
-    ProbeError::NoAnswer(format!(
+fn disconnected(target: &Target<'_>, cause: &str) -> CheckError {
+    CheckError::NoAnswer(format!(
         "{} closed the connection ({cause}); does it allow uid {} (--allow-uid)?",
-        args.socket,
+        target.socket,
         rustix::process::geteuid().as_raw()
     ))
 }
 
 /// Returns the command that decrypts the answer of an Encrypt.
-fn decrypt_command(args: &ProbeArgs, encrypted: &EncryptResponse) -> String {
-    let mut words = vec!["transit-kms".to_owned(), "probe".into(), "decrypt".into()];
-    words.push(format!("--socket={}", args.socket));
+fn decrypt_command(target: &Target<'_>, encrypted: &EncryptResponse) -> String {
+    let mut words: Vec<String> = target.command.split(' ').map(str::to_owned).collect();
+    words.push("decrypt".into());
+    words.push(format!("--socket={}", target.socket));
     words.push(format!("--key-id={}", encrypted.key_id));
     words.push(format!("--ciphertext={}", STANDARD.encode(&encrypted.ciphertext)));
     let mut annotations: Vec<_> = encrypted.annotations.iter().collect();
@@ -174,9 +213,4 @@ fn decrypt_command(args: &ProbeArgs, encrypted: &EncryptResponse) -> String {
 fn shell_quoted(word: &str) -> String {
     let plain = |char: char| char.is_ascii_alphanumeric() || "-_=+/.:@".contains(char);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
-}
-
-/// Returns a uid that identifies this probe in the logs of the daemon and of Vault.
-fn uid() -> String {
-    format!("transit-kms-probe-{:016x}", rand::random::<u64>())
 }

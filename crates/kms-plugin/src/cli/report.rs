@@ -4,12 +4,18 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
-use super::args::OutputFormat;
-use crate::cli::Exit;
+use super::OutputFormat;
+
+/// The exit code of a check that got an answer, and failed.
+pub const EXIT_CHECK_FAILED: u8 = 1;
+/// The exit code of a check that got no answer.
+pub const EXIT_NO_ANSWER: u8 = 2;
+/// The exit code for an invalid argument or invalid input: `EX_USAGE` of sysexits.h.
+pub const EXIT_USAGE: u8 = 64;
 
 /// Why a check did not pass.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum ProbeError {
+pub enum CheckError {
     /// There was an answer, and it shows that the check failed.
     #[error("{0}")]
     Failed(String),
@@ -21,47 +27,57 @@ pub(super) enum ProbeError {
     NoAnswer(String),
 }
 
-impl ProbeError {
-    pub(super) const fn exit_code(&self) -> u8 {
-        let exit = match self {
-            Self::Failed(_) => Exit::CheckFailed,
-            Self::InvalidInput(_) => Exit::Usage,
-            Self::NoAnswer(_) => Exit::NoAnswer,
-        };
-        exit.code()
+impl CheckError {
+    /// Returns the exit code of the program.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => EXIT_CHECK_FAILED,
+            Self::NoAnswer(_) => EXIT_NO_ANSWER,
+            Self::InvalidInput(_) => EXIT_USAGE,
+        }
     }
 }
 
 /// The values that a check found, in the order in which they are printed.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub struct Report {
     decrypt_command: Option<String>,
     values: Vec<(&'static str, Value)>,
 }
 
 impl Report {
-    pub(super) fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+    /// Adds a value.
+    pub fn add(&mut self, name: &'static str, value: impl Into<Value>) {
         self.values.push((name, value.into()));
     }
 
     /// Adds the time since `start` in milliseconds, with three decimal places.
-    pub(super) fn add_elapsed(&mut self, name: &'static str, start: Instant) {
+    pub fn add_elapsed(&mut self, name: &'static str, start: Instant) {
         let micros = u32::try_from(start.elapsed().as_micros()).unwrap_or(u32::MAX);
         self.add(name, f64::from(micros) / 1000.0);
     }
 
     /// Sets a command for the operator. It is printed as text only.
-    pub(super) fn set_decrypt_command(&mut self, command: String) {
+    pub fn set_decrypt_command(&mut self, command: String) {
         self.decrypt_command = Some(command);
     }
 
-    /// Returns the text for standard output. `name` is the name of the check.
-    pub(super) fn print(&self, format: OutputFormat, name: &str, result: &Result<(), ProbeError>) -> String {
+    /// Returns the text for standard output. `name` is the name of the check; in JSON, it is the value of the key
+    /// `kind`.
+    #[must_use]
+    pub fn print(
+        &self,
+        format: OutputFormat,
+        kind: &str,
+        name: &str,
+        result: &Result<(), CheckError>,
+    ) -> String {
         match format {
             OutputFormat::Json => {
                 let mut object: Map<String, Value> =
                     self.values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-                object.insert("probe".into(), name.into());
+                object.insert(kind.into(), name.into());
                 object.insert("ok".into(), result.is_ok().into());
                 if let Err(error) = result {
                     object.insert("reason".into(), error.to_string().into());
@@ -86,7 +102,8 @@ fn line(name: &str, value: &Value) -> String {
 }
 
 /// Escapes control characters, because the text comes from a server and may be printed on a terminal.
-pub(super) fn printable(text: &str) -> String {
+#[must_use]
+pub fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
         .collect()

@@ -17,45 +17,49 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use kms_plugin::v2::EncryptResponse;
-
-use super::{
-    args::{ProbeCommand, UnusedArgs},
-    report::ProbeError,
-};
+use super::{PluginCommand, Target, report::CheckError};
+use crate::v2::EncryptResponse;
 
 /// Seeds have 32 bytes and ciphertexts at most 1 KiB. The rest is for base64 and for tests of the plugin's limits.
 const MAX_INPUT_BYTES: u64 = 1024 * 1024;
 /// The size of the DEK seeds that kube-apiserver sends.
-pub(super) const SEED_BYTES: usize = 32;
+pub const SEED_BYTES: usize = 32;
 
-/// A check with its decoded input.
-pub(super) enum Prepared {
-    /// The path to request.
-    Admin(&'static str),
-    Kms(KmsCall),
-    Unused(UnusedArgs),
-}
-
-pub(super) enum KmsCall {
-    Decrypt { encrypted: EncryptResponse, show_plaintext: bool },
+/// The calls of a check, with their decoded input.
+pub enum KmsCall {
+    /// Decrypt.
+    Decrypt {
+        /// The answer of an Encrypt.
+        encrypted: EncryptResponse,
+        /// Whether the plaintext is printed.
+        show_plaintext: bool,
+    },
+    /// Encrypt.
     Encrypt(Plaintext),
+    /// Status, Encrypt and Decrypt.
     Roundtrip,
+    /// Status.
     Status,
 }
 
-impl Prepared {
+impl KmsCall {
+    /// Decodes the arguments of `command` and the files that they name. `input` is standard input.
+    ///
     /// # Errors
-    /// [`ProbeError::InvalidInput`].
-    pub(super) fn new(command: &ProbeCommand, input: &mut impl Read) -> Result<Self, ProbeError> {
-        Self::decode(command, input).map_err(ProbeError::InvalidInput)
+    /// [`CheckError::InvalidInput`], which never contains a value.
+    pub fn new(
+        command: &PluginCommand,
+        input: &mut impl Read,
+        target: &Target<'_>,
+    ) -> Result<Self, CheckError> {
+        Self::decode(command, input, target).map_err(CheckError::InvalidInput)
     }
 
-    fn decode(command: &ProbeCommand, input: &mut impl Read) -> Result<Self, String> {
+    fn decode(command: &PluginCommand, input: &mut impl Read, target: &Target<'_>) -> Result<Self, String> {
         Ok(match command {
-            ProbeCommand::Decrypt { annotation, ciphertext, encrypted, key_id, show_plaintext } => {
+            PluginCommand::Decrypt { annotation, ciphertext, encrypted, key_id, show_plaintext } => {
                 let encrypted = match (encrypted, ciphertext, key_id) {
-                    (Some(path), ..) => read_encrypted(path, input)?,
+                    (Some(path), ..) => read_encrypted(path, input, target)?,
                     (None, Some(ciphertext), Some(key_id)) => EncryptResponse {
                         annotations: annotation
                             .iter()
@@ -66,25 +70,22 @@ impl Prepared {
                     },
                     _ => return Err("pass --ciphertext and --key-id, or --encrypted".into()),
                 };
-                Self::Kms(KmsCall::Decrypt { encrypted, show_plaintext: *show_plaintext })
+                Self::Decrypt { encrypted, show_plaintext: *show_plaintext }
             }
-            ProbeCommand::Encrypt { plaintext: None } => Self::Kms(KmsCall::Encrypt(Plaintext::random())),
-            ProbeCommand::Encrypt { plaintext: Some(plaintext) } => {
+            PluginCommand::Encrypt { plaintext: None } => Self::Encrypt(Plaintext::random()),
+            PluginCommand::Encrypt { plaintext: Some(plaintext) } => {
                 let text = value_or_input("--plaintext", plaintext.expose_secret(), input)?;
-                Self::Kms(KmsCall::Encrypt(Plaintext::new(decode_base64("--plaintext", text.trim())?)))
+                Self::Encrypt(Plaintext::new(decode_base64("--plaintext", text.trim())?))
             }
-            ProbeCommand::Live => Self::Admin("/livez"),
-            ProbeCommand::Ready => Self::Admin("/readyz"),
-            ProbeCommand::Roundtrip => Self::Kms(KmsCall::Roundtrip),
-            ProbeCommand::Status => Self::Kms(KmsCall::Status),
-            ProbeCommand::Unused(unused) => Self::Unused(unused.clone()),
+            PluginCommand::Roundtrip => Self::Roundtrip,
+            PluginCommand::Status => Self::Status,
         })
     }
 }
 
 /// Bytes that are wiped when the last copy of the handle is dropped.
 #[derive(Clone)]
-pub(super) struct Plaintext(pub(super) Bytes);
+pub struct Plaintext(pub(super) Bytes);
 
 impl Plaintext {
     pub(super) fn new(bytes: Zeroizing<Vec<u8>>) -> Self {
@@ -129,7 +130,7 @@ fn read_all(input: &mut impl Read) -> Result<Zeroizing<String>, String> {
     Ok(text)
 }
 
-/// The fields of the output of `probe encrypt -o json` that Decrypt needs.
+/// The fields of the output of `encrypt -o json` that Decrypt needs.
 #[derive(Deserialize)]
 struct EncryptOutput {
     #[serde(default)]
@@ -138,7 +139,11 @@ struct EncryptOutput {
     key_id: String,
 }
 
-fn read_encrypted(path: &Path, input: &mut impl Read) -> Result<EncryptResponse, String> {
+fn read_encrypted(
+    path: &Path,
+    input: &mut impl Read,
+    target: &Target<'_>,
+) -> Result<EncryptResponse, String> {
     let text = if path == Path::new("-") {
         value_or_input("--encrypted", "-", input)?
     } else {
@@ -148,7 +153,7 @@ fn read_encrypted(path: &Path, input: &mut impl Read) -> Result<EncryptResponse,
     };
     // The parser's error may contain a value, so it is not shown.
     let EncryptOutput { annotations, ciphertext, key_id } = serde_json::from_str(&text)
-        .map_err(|_| "--encrypted is not the output of `transit-kms probe encrypt -o json`")?;
+        .map_err(|_| format!("--encrypted is not the output of `{} encrypt -o json`", target.command))?;
     let annotations =
         annotations.into_iter().map(|(name, value)| Ok((name, decode_bytes("annotations", &value)?)));
     Ok(EncryptResponse {
@@ -188,4 +193,23 @@ pub(super) fn decode_base64(flag: &str, text: &str) -> Result<Zeroizing<Vec<u8>>
     );
     // The decoder's error contains a byte of what may be a secret, so it is not shown.
     LENIENT.decode(text).map(Zeroizing::new).map_err(|_| format!("{flag} is not base64"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ciphertexts_are_accepted_as_in_etcd() {
+        assert_eq!(parse_ciphertext("vault:v1:abc=\n").unwrap(), "vault:v1:abc=");
+        assert_eq!(parse_ciphertext("YWI=").unwrap(), "ab");
+        assert_eq!(parse_ciphertext("YWI").unwrap(), "ab");
+        assert!(parse_ciphertext("vault").is_err());
+    }
+
+    #[test]
+    fn an_error_does_not_repeat_the_plaintext() {
+        let error = decode_base64("--plaintext", "c2VudGluZWw!").unwrap_err();
+        assert_eq!(error, "--plaintext is not base64");
+    }
 }
