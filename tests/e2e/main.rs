@@ -7,34 +7,34 @@
 //! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
 
 #[cfg(test)]
-mod boot;
+mod api_server_restart;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod disaster;
 #[cfg(test)]
-mod hostile;
+mod encryption_at_rest;
+#[cfg(test)]
+mod encryption_config_reload;
 #[cfg(test)]
 mod local_kek;
 #[cfg(test)]
+mod lost_access;
+#[cfg(test)]
 mod migration;
 #[cfg(test)]
+mod misbehaving_clients;
+#[cfg(test)]
 mod outage;
-#[cfg(test)]
-mod refused;
-#[cfg(test)]
-mod reload;
-#[cfg(test)]
-mod restart;
 #[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod stand_in;
 #[cfg(test)]
-mod two;
+mod start_order;
+#[cfg(test)]
+mod two_nodes;
 #[cfg(test)]
 mod unused;
 #[cfg(test)]
 mod upgrades;
-#[cfg(test)]
-mod written;

@@ -3,9 +3,9 @@
 mod api_server;
 mod golden;
 mod helm;
+mod invalid_values;
 pub(crate) mod objects;
 mod readme;
-mod refused;
 pub(crate) mod rules;
 pub(crate) mod tools;
 

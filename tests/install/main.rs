@@ -17,6 +17,6 @@ mod image;
 #[cfg(test)]
 mod manifests;
 #[cfg(test)]
-mod units;
+mod monitoring;
 #[cfg(test)]
-mod watching;
+mod units;

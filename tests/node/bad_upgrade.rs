@@ -6,10 +6,10 @@ use serde_json::json;
 use testkit::{cluster::record_measurement, eventually};
 
 use crate::{
+    background_load::Scene,
     helm::{PODS, RELEASE},
+    node_env::Site,
     pods::pods,
-    scene::Scene,
-    site::Site,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,7 +4,11 @@
 //! what runs on it, `plane` the control plane; the other files are scenarios.
 
 #[cfg(test)]
+mod background_load;
+#[cfg(test)]
 mod bad_upgrade;
+#[cfg(test)]
+mod control_plane;
 #[cfg(test)]
 mod helm;
 #[cfg(test)]
@@ -12,7 +16,9 @@ mod machine;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
-mod plane;
+mod node_env;
+#[cfg(test)]
+mod pod_restarts;
 #[cfg(test)]
 mod pods;
 #[cfg(test)]
@@ -20,12 +26,6 @@ mod reboot;
 #[cfg(test)]
 mod rollout;
 #[cfg(test)]
-mod scene;
-#[cfg(test)]
-mod site;
-#[cfg(test)]
 mod static_pod;
-#[cfg(test)]
-mod survives;
 #[cfg(test)]
 mod uninstall;

@@ -12,7 +12,7 @@ use testkit::{Agent, AgentOptions, Daemon, DaemonOptions, cluster::record_measur
 
 use crate::{
     machine::{SOCKET, SOCKETS},
-    site::{Site, ours},
+    node_env::{Site, ours},
 };
 
 /// Whoever waits for us does so for long.

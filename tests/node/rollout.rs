@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 use testkit::cluster::record_measurement;
 
-use crate::{helm::RELEASE, scene::Scene, site::Site};
+use crate::{background_load::Scene, helm::RELEASE, node_env::Site};
 
 async fn restarts_upgrades_and_rollbacks(major: u8) {
     let (site, helm) = Site::installed(major, &json!({})).await;

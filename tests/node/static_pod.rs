@@ -14,11 +14,11 @@ use testkit::{
 };
 
 use crate::{
+    background_load::Scene,
     machine::{CREDENTIALS, SOCKET},
     node::NAME,
+    node_env::{Site, ours},
     pods::pods,
-    scene::Scene,
-    site::{Site, ours},
 };
 
 const ROOT: &str = testkit::repository::ROOT;

@@ -11,7 +11,7 @@ use testkit::{
 use crate::{
     helm::RELEASE,
     machine::{SOCKET, SOCKETS},
-    site::{Site, plain},
+    node_env::{Site, plain},
 };
 
 const PATIENCE: Duration = Duration::from_secs(120);

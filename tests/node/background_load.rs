@@ -7,7 +7,7 @@ use testkit::{
     eventually,
 };
 
-use crate::{machine::SOCKET, site::Site};
+use crate::{machine::SOCKET, node_env::Site};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -11,11 +11,11 @@ use testkit::{
 };
 
 use crate::{
+    background_load::Scene,
     helm::PODS,
     machine::SOCKET,
+    node_env::{Site, short_lived},
     pods::pods,
-    scene::Scene,
-    site::{Site, short_lived},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -18,10 +18,10 @@ use testkit::{
 };
 
 use crate::{
+    control_plane::Plane,
     helm::{Helm, PODS},
     machine::{CREDENTIALS, SOCKET},
     node::{NAME, Node},
-    plane::Plane,
     pods::{Pod, pods},
 };
 
