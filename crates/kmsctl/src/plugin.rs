@@ -54,7 +54,7 @@ pub(crate) struct PluginArgs {
 pub(crate) async fn run(args: PluginArgs) -> ExitCode {
     let target = Target {
         command: "transit-kmsctl plugin",
-        hint: "does the plugin run, and does it listen there?",
+        hint: "; does the plugin run, and does it listen there?",
         socket: &args.socket,
         timeout: args.timeout,
         uid_prefix: "transit-kmsctl-",

@@ -69,7 +69,7 @@ impl ProbeArgs {
     pub(super) fn target(&self) -> Target<'_> {
         Target {
             command: "transit-kms probe",
-            hint: "does `transit-kms serve` run with this --listen?",
+            hint: "; does `transit-kms serve` run with this --listen?",
             socket: &self.socket,
             timeout: self.timeout(),
             uid_prefix: "transit-kms-probe-",

@@ -37,23 +37,16 @@ pub async fn run(args: ProbeArgs) -> ExitCode {
 async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Result<(), CheckError>) {
     let mut report = Report::default();
     let target = args.target();
-    // Invalid input is found before the first request.
-    let call = match &args.command {
-        ProbeCommand::Plugin(command) => KmsCall::new(command, input, &target).map(Some),
-        ProbeCommand::Live | ProbeCommand::Ready | ProbeCommand::Unused(_) => Ok(None),
-    };
-    let call = match call {
-        Ok(call) => call,
-        Err(error) => return (report, Err(error)),
-    };
     let check = async {
-        match (&args.command, call) {
-            (_, Some(call)) => cli::check(&target, call, &mut report).await,
-            (ProbeCommand::Unused(unused), None) => unused::check(args, unused, &mut report).await,
-            (ProbeCommand::Live, None) => admin::check(args, "/livez", &mut report).await,
-            (ProbeCommand::Ready | ProbeCommand::Plugin(_), None) => {
-                admin::check(args, "/readyz", &mut report).await
+        match &args.command {
+            ProbeCommand::Live => admin::check(args, "/livez", &mut report).await,
+            ProbeCommand::Plugin(command) => {
+                // Invalid input is found before the first request.
+                let call = KmsCall::new(command, input, &target)?;
+                cli::check(&target, call, &mut report).await
             }
+            ProbeCommand::Ready => admin::check(args, "/readyz", &mut report).await,
+            ProbeCommand::Unused(unused) => unused::check(args, unused, &mut report).await,
         }
     };
     let result = match timeout(args.timeout(), check).await {

@@ -25,7 +25,7 @@ use crate::{
 pub struct Target<'a> {
     /// The command that the operator runs, such as `transit-kms probe`.
     pub command: &'static str,
-    /// What to check if no process accepts connections, as a question.
+    /// The end of the error if no process accepts connections: a semicolon and a question.
     pub hint: &'static str,
     /// The socket of the plugin.
     pub socket: &'a UnixAddress,
@@ -158,7 +158,7 @@ impl<'a> Plugin<'a> {
                 |error| match error {
                     ConnectError::Closed(error) => disconnected(target, &root_cause(&error)),
                     ConnectError::Unreachable(error) => CheckError::NoAnswer(format!(
-                        "cannot connect to {}: {error}; {}",
+                        "cannot connect to {}: {error}{}",
                         target.socket, target.hint
                     )),
                 },
