@@ -1,7 +1,7 @@
 //! Benchmarks of the daemon: `cargo bench -p integration-tests`.
 //!
-//! Absolute numbers belong to the machine; what is compared is measured in turns within
-//! one run. Nothing here passes or fails.
+//! Absolute numbers depend on the machine. Variants that are compared are measured alternately in one run. No benchmark
+//! passes or fails.
 #![allow(
     missing_docs,
     clippy::expect_used,
@@ -160,7 +160,8 @@ async fn together(bao: &Bao, config: &std::path::Path) {
     }
 }
 
-/// How long it takes so many callers to have `ROUNDS` Decrypts each, all different at any moment.
+/// Returns how long `callers` concurrent callers take for `ROUNDS` Decrypts each. No two Decrypts that run at the same
+/// time are equal.
 async fn all_by(daemon: &Daemon, deks: &[String], callers: usize) -> Duration {
     let kms = daemon.kms().await;
     let began = Instant::now();
@@ -206,6 +207,6 @@ impl Spread {
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
-        write!(f, "p50 {:.0} us, p99 {:.0} us", micros(self.p50), micros(self.p99))
+        write!(f, "p50 {:.0} µs, p99 {:.0} µs", micros(self.p50), micros(self.p99))
     }
 }

@@ -4,7 +4,7 @@
 //! which process has the path. [`accept`] serves a `tower` service over HTTP/2 to the peers that
 //! [`peer`] allows, and drains at shutdown. [`admin`] answers probes and scrapes on a thread of its own.
 //!
-//! Nothing here knows what a call means.
+//! This module does not depend on the meaning of a call.
 
 pub mod accept;
 pub mod admin;

@@ -70,7 +70,7 @@ async fn a_refusal_does_not_replace_a_lost_key() {
     bench.writers.calls.call_failed(1, &TransitError::new(ErrorKind::Denied, "permission denied"));
     let error = bench.status().await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the key is gone"));
-    // Nor does a failed health check: a refusal does not show that the key is back.
+    // A failed health check does not change that: a refusal does not show that the key exists again.
     for kind in [ErrorKind::Denied, ErrorKind::TokenInvalid, ErrorKind::Unreachable] {
         bench.writers.health.check_failed(1, &TransitError::new(kind, "no"));
         assert_eq!(bench.status().await.unwrap_err().message(), "the key is gone");

@@ -13,9 +13,9 @@ async fn a_call_with_an_invalid_token_waits_for_the_next_session() {
     });
     settle().await;
     assert!(!call.is_finished());
-    let mut died = None;
-    bench.store.token_invalidated(&mut died).await;
-    assert_eq!(died, Some(1));
+    let mut invalidated = None;
+    bench.store.token_invalidated(&mut invalidated).await;
+    assert_eq!(invalidated, Some(1));
     bench.publish(&["kms"]).await.unwrap();
     assert!(call.await.unwrap().is_ok());
     assert_eq!(bench.healthz().await, "ok");

@@ -42,7 +42,7 @@ async fn flags_exist() {
             }
         }
     }
-    assert_none("are not flags of transit-kms", &unknown);
+    assert_none("are not flags of transit-kms or transit-kmsctl", &unknown);
 }
 
 #[test]
@@ -157,14 +157,14 @@ async fn vault_is_set_up_as_written() {
     }
 }
 
-/// All flags that the `--help` texts name.
+/// All flags that the `--help` texts of both programs name.
 async fn flags() -> BTreeSet<String> {
     helps().await.iter().flat_map(|(_, help)| flags_in(help)).collect()
 }
 
-/// The arguments that a line of shell passes to transit-kms.
+/// The arguments that a line of shell passes to one of the programs.
 fn program_arguments(line: &str) -> Option<String> {
-    let (_, arguments) = ["transit-kms serve ", "transit-kms probe ", "kms probe "]
+    let (_, arguments) = ["transit-kms serve ", "transit-kms probe ", "kms probe ", "transit-kmsctl plugin "]
         .iter()
         .find_map(|program| line.split_once(program))?;
     Some(arguments.split(['|', '#']).next().unwrap_or_default().to_owned())

@@ -6,14 +6,19 @@ use super::{assert_none, helps, prose, root, walk};
 
 /// The files and folders that are checked; `--help` stands for all help texts. To check more, add it here.
 const CHECKED: &[&str] = &[
+    "--help",
+    "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "RELEASING.md",
     "SECURITY.md",
+    "benches",
     "charts",
+    "crates",
     "docs",
     "manifests",
+    "src",
 ];
 /// The kinds of files that are checked in a folder. Of a Rust file, the comments and the string literals are checked.
 const EXTENSIONS: [&str; 8] = ["gotmpl", "hcl", "md", "rs", "service", "tpl", "txt", "yaml"];
@@ -21,21 +26,30 @@ const EXTENSIONS: [&str; 8] = ["gotmpl", "hcl", "md", "rs", "service", "tpl", "t
 const BANNED: &[(&str, &str)] = &[
     ("anew", "again, or a verb such as recreate"),
     ("but for", "except for"),
+    ("came back", "recovered, or was restored"),
+    ("comes back", "recovers, or is available again"),
+    ("dead token", "invalid token"),
     ("for ever", "without limit, or permanently"),
+    ("for so long", "the duration"),
     ("has a say", "name what it decides"),
+    ("has to say", "the message, or the result"),
     ("is told", "receives, or the name of the message"),
+    ("knows nothing", "does not use, or does not depend on"),
     ("let's", "an imperative"),
     ("nobody", "no user, no process, or name who"),
     ("old news", "name what is out of date"),
+    ("only then", "after that, or once"),
     ("our", "transit-kms', its, or this"),
     ("ours", "transit-kms', its, or this"),
     ("so long as", "while, or if"),
     ("so many", "the number, or this many"),
     ("so often", "the interval"),
     ("somebody", "name who: another user, another process"),
+    ("speaks for", "shows that, or names what follows"),
     ("us", "transit-kms, or it"),
     ("we", "transit-kms, it, or you"),
     ("what stands in", "the contents of"),
+    ("who is asked", "which node is asked"),
     ("whoever", "a user who, or the process that"),
 ];
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use testkit::cli::run;
+use testkit::cli::{run, run_kmsctl};
 
 /// A Markdown file: its prose, and its fenced blocks.
 struct Document {
@@ -113,21 +113,26 @@ fn prose(text: &str) -> String {
     prose
 }
 
-/// The `--help` text of transit-kms and of each subcommand, with the command line that prints it.
+/// The `--help` texts of transit-kms, of transit-kmsctl and of each subcommand, with the command line that prints it.
 async fn helps() -> Vec<(String, String)> {
     let mut helps = Vec::new();
-    let mut commands = vec![Vec::new()];
+    let mut commands = vec![vec!["transit-kms".to_owned()], vec!["transit-kmsctl".to_owned()]];
     while let Some(command) = commands.pop() {
-        let mut arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        let mut arguments: Vec<&str> = command.iter().skip(1).map(String::as_str).collect();
         arguments.push("--help");
-        let help = run(&arguments).await.stdout;
+        let ran = match command[0].as_str() {
+            "transit-kms" => run(&arguments).await,
+            _ => run_kmsctl(&arguments, "").await,
+        };
+        let help = ran.stdout;
+        assert!(!help.is_empty(), "{command:?}");
         let (_, listed) = help.split_once("\nCommands:\n").unwrap_or_default();
         let listed = listed.lines().take_while(|line| !line.is_empty());
         let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
         for name in names.filter(|name| !name.is_empty() && *name != "help") {
             commands.push(command.iter().cloned().chain([name.to_owned()]).collect());
         }
-        helps.push((format!("transit-kms {}", arguments.join(" ")), help));
+        helps.push((format!("{} --help", command.join(" ")), help));
     }
     helps
 }
