@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::AssertUnwindSafe,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Method, Request, Response, StatusCode};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
@@ -195,16 +196,9 @@ async fn catch_panic<F>(call: F) -> Response<tonic::body::Body>
 where
     F: Future<Output = Result<Response<tonic::body::Body>, Infallible>>,
 {
-    let mut call = pin!(call);
     // `AssertUnwindSafe` holds: state that calls share is behind locks that report a panic, or is
     // replaced as a whole, so no other call sees what this one left half done.
-    let polled = std::future::poll_fn(|context| {
-        match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
-            Ok(poll) => poll.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
-    });
-    match polled.await {
+    match AssertUnwindSafe(call).catch_unwind().await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
         // The message of the panic may contain secrets.

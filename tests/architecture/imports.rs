@@ -226,7 +226,7 @@ fn module_of(path: &Path) -> Vec<String> {
 }
 
 /// All Rust files below `folder`.
-fn sources(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
