@@ -88,7 +88,7 @@ async fn first_state(store: &StateStore) {
     drop(timeout(FIRST_STATE_TIMEOUT, store.session_or_config_error()).await);
 }
 
-/// Removes a socket that will not be served. Otherwise kube-apiserver would connect to it in vain.
+/// Removes a socket that will not be served. Otherwise kube-apiserver would connect and get no answer.
 pub(super) async fn remove_unserved(socket: &BoundSocket) {
     // A socket that remains is stale, and the next start replaces it.
     drop(socket.remove_if_own().await);

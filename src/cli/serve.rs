@@ -29,7 +29,7 @@ use crate::{
 
 /// Serves the KMS v2 API to kube-apiserver on a unix socket.
 ///
-/// The socket is there as soon as the process starts. Vault and the config file may be missing at that time: until
+/// The socket exists as soon as the process starts. Vault and the config file may be missing at that time: until
 /// they work, calls get an answer that says what is missing.
 ///
 /// transit-kms reads the config file again whenever it changes, and at SIGHUP. A change of a flag or of an environment

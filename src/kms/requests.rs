@@ -106,7 +106,7 @@ impl Requests {
     /// Performs `operation` on the session in use, and returns the snapshot that the output belongs to.
     ///
     /// If the token turns out to be invalid, or the session is replaced in the meantime, the operation is
-    /// retried once, with nothing but the snapshot of the next session.
+    /// retried once, with only the snapshot of the next session.
     pub(super) async fn with_session<O: Operation>(
         &self,
         operation: &O,

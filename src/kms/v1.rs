@@ -99,7 +99,7 @@ impl KeyManagementService for KmsV1 {
     }
 }
 
-/// Returns the Transit ciphertext in `cipher`, which usually is nothing else.
+/// Returns the Transit ciphertext in `cipher`. Usually, that is all of `cipher`.
 ///
 /// Trousseau's v2 preview stored a line for each of its providers: the name of the provider, `:-:`, and the
 /// answer of the provider in base64.

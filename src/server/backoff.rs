@@ -1,5 +1,5 @@
 //! Pauses after `accept(2)` has failed: they grow, they are logged once, and accept is tried again
-//! without end.
+//! until it succeeds.
 
 use std::{io, time::Duration};
 

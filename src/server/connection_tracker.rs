@@ -72,7 +72,7 @@ impl ConnectionTracker {
     ///
     /// If all slots are taken, an idle connection is asked to close, so that many silent clients cannot
     /// lock out a client with work to do. Returns `None` if all connections are busy, or if the closing
-    /// connections already hold as many slots again as the limit allows.
+    /// connections already hold as many slots as the limit allows.
     pub(super) fn admit(self: &Arc<Self>, peer: Peer) -> Option<ConnectionSlot> {
         let mut open = self.lock();
         if open.by_id.len() >= self.max_connections {

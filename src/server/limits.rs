@@ -10,7 +10,7 @@ pub struct Limits {
     /// How long a connection without a call in flight may stay open after GOAWAY.
     pub linger: Duration,
     /// The number of connections that may be open. One more closes the connection that has been idle
-    /// longest. As many again may be closing.
+    /// longest. The same number of connections may be closing in addition.
     pub max_connections: usize,
     /// Calls in flight on one connection. This is more than the service accepts, so that the service
     /// can answer the excess calls itself, and Status beside them.

@@ -72,8 +72,8 @@ impl fmt::Display for SocketState {
 /// Moves the socket to its path, as soon as `verified` resolves or no process has listened at the path
 /// for a while.
 ///
-/// Returns at once if the socket is at its path. Otherwise it tries without end, and logs what prevents
-/// it. Cancel-safe.
+/// Returns at once if the socket is at its path. Otherwise it tries until it succeeds, and logs what
+/// prevents it. Cancel-safe.
 pub async fn take_over(socket: &mut BoundSocket, options: SocketOptions, verified: impl Future<Output = ()>) {
     let mut verified = pin!(verified);
     let mut is_verified = false;

@@ -46,7 +46,7 @@ async fn a_key_that_cannot_be_used_does_not_hide_the_keys_behind_it() {
     for (name, key) in middle {
         let ends_all = matches!(name, "silent" | "limited");
         model.change(|state| state.keys.insert(name.into(), key));
-        // It fails neither the first session nor a later one.
+        // This key does not prevent the first session or a later one.
         let mut bench = Bench::ready(model.clone(), &["kms", name, "old"]).await;
         bench.publish(&["kms", name, "old"]).await.unwrap();
         assert_eq!(bench.decrypt(&theirs.ciphertext, "1").await.is_ok(), !ends_all, "{name}");

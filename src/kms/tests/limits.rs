@@ -51,7 +51,7 @@ async fn a_call_that_is_queued_ends_with_its_deadline() {
     assert_eq!(waited, 200 - 128, "they say what they waited for");
     assert_eq!(began.elapsed(), Duration::from_millis(2900));
 
-    // So does a call that leaves the queue too late.
+    // A call that leaves the queue too late fails in the same way.
     let hasty: Vec<_> = (0..128).map(|_| bench.begin_encrypt()).collect();
     settle().await;
     advance(Duration::from_secs(1)).await;

@@ -239,7 +239,7 @@ async fn with_a_healthy_vault_an_encrypt_waits_for_a_kek() {
     assert_ne!(wrapped_kek(&sealed), before);
     assert_eq!(bench.open(&sealed).await.unwrap(), b"seed"[..]);
 
-    // Without a health checker no KEK comes. The call ends in time, and its error says what it waited for.
+    // Without a health checker, no KEK is created. The call ends in time, and its error says what it waited for.
     let bench = Bench::ready(Model::new().with_local_keks(), &["kms"]).await;
     bench.store.keks.refused(1, None);
     let began = Instant::now();

@@ -35,7 +35,7 @@ impl LocalKekMetrics {
         })
     }
 
-    /// Sets the times of the local KEK that encrypts, if there is one: how long ago Vault has unwrapped it, and
+    /// Sets the times of the local KEK that encrypts, if there is one: how long ago Vault unwrapped it, and
     /// how much longer it is used if Vault stays unavailable.
     pub fn set_times(&self, times: Option<(Duration, Duration)>) {
         let now = unix_seconds((self.clock)());
