@@ -20,12 +20,12 @@ const STICKY: u32 = 0o1000;
 const UNMAPPED: u32 = 65534;
 
 /// The credentials of the process that the modes are judged for.
-struct Process {
+struct ProcessIdentity {
     groups: Vec<u32>,
     uid: u32,
 }
 
-impl Process {
+impl ProcessIdentity {
     fn own() -> Self {
         let mut groups: Vec<u32> =
             getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw).collect();
@@ -47,13 +47,13 @@ impl Process {
 
 /// The parts of a file's metadata that decide who has access.
 #[derive(Clone, Copy)]
-struct Access {
+struct FileAccess {
     group: u32,
     mode: u32,
     owner: u32,
 }
 
-impl Access {
+impl FileAccess {
     fn of(metadata: &Metadata) -> Self {
         Self { group: metadata.gid(), mode: metadata.mode() & 0o7777, owner: metadata.uid() }
     }
@@ -64,7 +64,7 @@ impl Access {
 
     /// Describes the other users that have a permission: `any` is its bit for others, `group` its bit for the
     /// group. Returns `None` if there are none.
-    fn others(self, process: &Process, any: u32, group: u32) -> Option<String> {
+    fn others(self, process: &ProcessIdentity, any: u32, group: u32) -> Option<String> {
         if self.has(any) {
             Some("all users".to_owned())
         } else if self.has(group) && !process.is_in(self.group) {
@@ -81,13 +81,13 @@ impl Access {
 /// warning: reading it fails too, which is reported elsewhere.
 pub(crate) fn secret_file_warnings(path: &Path, secret: &str, remedy: &str) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
-    secret_warnings(path, Access::of(&metadata), &Process::own(), secret, remedy)
+    secret_warnings(path, FileAccess::of(&metadata), &ProcessIdentity::own(), secret, remedy)
 }
 
 fn secret_warnings(
     path: &Path,
-    access: Access,
-    process: &Process,
+    access: FileAccess,
+    process: &ProcessIdentity,
     secret: &str,
     remedy: &str,
 ) -> Vec<String> {
@@ -110,7 +110,7 @@ fn secret_warnings(
 /// is true for each parent directory, both of the given path and of the path without symlinks.
 pub(crate) fn socket_directory_warnings(socket: &Path) -> Vec<String> {
     let Some(directory) = socket.parent() else { return Vec::new() };
-    let process = Process::own();
+    let process = ProcessIdentity::own();
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut warnings = Vec::new();
     let real = fs::canonicalize(directory).ok();
@@ -121,7 +121,12 @@ pub(crate) fn socket_directory_warnings(socket: &Path) -> Vec<String> {
                 continue;
             };
             if let Ok(metadata) = fs::metadata(&ancestor) {
-                warnings.extend(directory_warning(&ancestor, Access::of(&metadata), &process, level == 0));
+                warnings.extend(directory_warning(
+                    &ancestor,
+                    FileAccess::of(&metadata),
+                    &process,
+                    level == 0,
+                ));
             }
             seen.push(ancestor);
         }
@@ -131,7 +136,12 @@ pub(crate) fn socket_directory_warnings(socket: &Path) -> Vec<String> {
 
 /// `holds_socket` means that the socket is directly in this directory. For other directories the sticky bit
 /// is enough, as it is for `/tmp`.
-fn directory_warning(path: &Path, access: Access, process: &Process, holds_socket: bool) -> Option<String> {
+fn directory_warning(
+    path: &Path,
+    access: FileAccess,
+    process: &ProcessIdentity,
+    holds_socket: bool,
+) -> Option<String> {
     let sticky = access.has(STICKY);
     let who = if process.trusts(access.owner) {
         access.others(process, ANY_WRITES, GROUP_WRITES)?
@@ -157,12 +167,12 @@ mod tests {
 
     use super::*;
 
-    fn process() -> Process {
-        Process { groups: vec![7, 8], uid: 5 }
+    fn process() -> ProcessIdentity {
+        ProcessIdentity { groups: vec![7, 8], uid: 5 }
     }
 
-    fn access(mode: u32, owner: u32, group: u32) -> Access {
-        Access { group, mode, owner }
+    fn access(mode: u32, owner: u32, group: u32) -> FileAccess {
+        FileAccess { group, mode, owner }
     }
 
     #[test]

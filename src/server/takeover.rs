@@ -81,9 +81,9 @@ pub async fn take_over(socket: &mut BoundSocket, options: SocketOptions, verifie
     let mut free_polls = 0;
     loop {
         match try_take_over(socket, options, is_verified, free_polls).await {
-            Ok(Attempt::Done) => return,
-            Ok(Attempt::PathIsFree) => free_polls += 1,
-            Ok(Attempt::NotYet) => free_polls = 0,
+            Ok(TakeoverStep::Done) => return,
+            Ok(TakeoverStep::PathIsFree) => free_polls += 1,
+            Ok(TakeoverStep::NotYet) => free_polls = 0,
             Err(error) if has_warned => debug!(%error, "the socket still cannot be taken over"),
             Err(error) => {
                 warn!(%error, "the socket cannot be taken over; transit-kms tries again");
@@ -98,7 +98,7 @@ pub async fn take_over(socket: &mut BoundSocket, options: SocketOptions, verifie
 }
 
 /// The result of an attempt to take over.
-enum Attempt {
+enum TakeoverStep {
     /// The socket is at its path.
     Done,
     /// Another process has the path, or the lock.
@@ -113,25 +113,25 @@ async fn try_take_over(
     options: SocketOptions,
     is_verified: bool,
     free_polls: u32,
-) -> Result<Attempt, BindError> {
+) -> Result<TakeoverStep, BindError> {
     let file = &mut socket.file;
     let (Some(path), Some(waiting_at)) = (file.address.path(), file.waiting_at.as_deref()) else {
-        return Ok(Attempt::Done);
+        return Ok(TakeoverStep::Done);
     };
     let failed = |step| {
         let address = file.address.clone();
         move |source: io::Error| BindError::Unix { address, step, source }
     };
     let lock = match DirectoryLock::try_acquire(parent(path)) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Attempt::NotYet),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(TakeoverStep::NotYet),
         lock => lock.map_err(failed("lock the directory"))?,
     };
     let predecessor = occupant(&file.address, path)?;
     match predecessor {
         _ if is_verified => {}
-        Occupant::Live(_) => return Ok(Attempt::NotYet),
+        Occupant::Live(_) => return Ok(TakeoverStep::NotYet),
         Occupant::Free | Occupant::Stale if free_polls < POLLS_BEFORE_UNVERIFIED_TAKEOVER => {
-            return Ok(Attempt::PathIsFree);
+            return Ok(TakeoverStep::PathIsFree);
         }
         Occupant::Free | Occupant::Stale => {}
     }
@@ -139,7 +139,7 @@ async fn try_take_over(
         drop(lock);
         warn!(socket = %file.address, "the socket beside the path was removed; creating another");
         *socket = socket::bind(&file.address.clone(), options).await?;
-        return Ok(if socket.file.waiting_at.is_none() { Attempt::Done } else { Attempt::NotYet });
+        return Ok(if socket.file.waiting_at.is_none() { TakeoverStep::Done } else { TakeoverStep::NotYet });
     }
     fs::rename(waiting_at, path).map_err(failed("rename"))?;
     file.waiting_at = None;
@@ -152,7 +152,7 @@ async fn try_take_over(
             info!(%socket, "took the socket over: its predecessor is gone");
         }
     }
-    Ok(Attempt::Done)
+    Ok(TakeoverStep::Done)
 }
 
 /// What [`watch()`] needs besides the file.

@@ -43,7 +43,7 @@ pub struct KekStore {
 struct Keks {
     /// The KEK that encrypts. It is never evicted, because no call uses it by its wrapped form.
     encrypting: Option<Ciphertext>,
-    entries: HashMap<Ciphertext, Entry>,
+    entries: HashMap<Ciphertext, KekEntry>,
     /// `None` in mode `transit`: then no KEK is kept.
     limits: Option<LocalKekLimits>,
     /// The stamp of the session in use.
@@ -58,7 +58,7 @@ pub struct Stamp {
     refusals: u64,
 }
 
-struct Entry {
+struct KekEntry {
     /// `None` if only the wrapped form is known.
     kek: Option<Arc<LocalKek>>,
     last_used: Instant,
@@ -70,7 +70,7 @@ struct Entry {
     unwrapped_at: Instant,
 }
 
-impl Entry {
+impl KekEntry {
     fn usable(&self, limits: LocalKekLimits) -> Option<&Arc<LocalKek>> {
         let max_age = if self.outage { limits.max_age_in_outage } else { limits.max_age };
         self.kek.as_ref().filter(|_| self.unwrapped_at.elapsed() < max_age)
@@ -172,7 +172,7 @@ impl KekStore {
         }
         let now = Instant::now();
         let last_used = keks.entries.get(&wrapped).map_or(now, |entry| entry.last_used);
-        let entry = Entry {
+        let entry = KekEntry {
             // An existing KEK stays, because it counts its uses.
             kek: keks.entries.get(&wrapped).and_then(|entry| entry.kek.clone()).or(Some(kek)),
             last_used,
@@ -194,7 +194,7 @@ impl KekStore {
     /// Keeps the wrapped form of a KEK that the session in use has not unwrapped yet.
     fn remember(&self, keks: &mut Keks, wrapped: &Ciphertext, scope: Scope) {
         let now = Instant::now();
-        keks.entries.entry(wrapped.clone()).or_insert(Entry {
+        keks.entries.entry(wrapped.clone()).or_insert(KekEntry {
             kek: None,
             last_used: now,
             next_refresh: now + RETRY_PAUSE,

@@ -1,5 +1,5 @@
 //! The architecture of ARCHITECTURE.md, held by tests: which module may import which, which crates the daemon
-//! may contain, and how long a file may be.
+//! may contain, how long a file may be, and that no two types have the same name.
 
 #[cfg(test)]
 mod dependencies;
@@ -7,3 +7,5 @@ mod dependencies;
 mod file_length;
 #[cfg(test)]
 mod imports;
+#[cfg(test)]
+mod names;

@@ -129,10 +129,10 @@ impl fmt::Display for KeyName {
 /// of namespace `team-a` is the mount `team-a/transit` of the root namespace. A key is displayed as its name, or
 /// as its whole path if it has a mount of its own.
 #[derive(Clone, Debug)]
-pub struct KeyRef(Arc<KeyData>);
+pub struct KeyRef(Arc<KeyIdentity>);
 
 #[derive(Debug)]
-struct KeyData {
+struct KeyIdentity {
     /// The config names mount and namespace for this key, and not for all keys.
     has_own_mount: bool,
     mount: MountPath,
@@ -173,7 +173,7 @@ impl KeyRef {
         } else {
             format!("{}/{}", namespace.as_str(), mount.as_str())
         };
-        Self(Arc::new(KeyData { has_own_mount, mount, name, namespace, path }))
+        Self(Arc::new(KeyIdentity { has_own_mount, mount, name, namespace, path }))
     }
 
     /// The mount of the key's Transit engine, in the namespace.

@@ -132,12 +132,12 @@ struct ListMeta {
 
 #[derive(Deserialize)]
 struct EndpointSlice {
-    endpoints: Option<Vec<Endpoint>>,
+    endpoints: Option<Vec<SliceEndpoint>>,
     ports: Option<Vec<Port>>,
 }
 
 #[derive(Deserialize)]
-struct Endpoint {
+struct SliceEndpoint {
     addresses: Vec<String>,
 }
 

@@ -20,7 +20,7 @@ const UNREADABLE: &str = "a line about its plugins cannot be parsed";
 
 /// The last answer of a plugin to Status with this key_id.
 #[derive(Debug, PartialEq)]
-pub(super) struct StatusAnswer {
+pub(super) struct RecordedStatus {
     /// The time since 1970, by the clock of the API server.
     pub(super) at: Duration,
     pub(super) key_id_hash: String,
@@ -30,7 +30,7 @@ pub(super) struct StatusAnswer {
 /// The metrics of one API server about its plugins.
 #[derive(Debug, PartialEq)]
 pub(super) struct PluginMetrics {
-    pub(super) answers: Vec<StatusAnswer>,
+    pub(super) answers: Vec<RecordedStatus>,
     /// The providers that were called since the API server started, with or without an answer.
     pub(super) called: BTreeSet<String>,
     /// The time of this page, by the clock of the API server.
@@ -40,7 +40,7 @@ pub(super) struct PluginMetrics {
 /// Reads a page line by line.
 #[derive(Default)]
 pub(super) struct PageReader {
-    answers: Vec<StatusAnswer>,
+    answers: Vec<RecordedStatus>,
     called: BTreeSet<String>,
     /// How many of the [`END_MARKERS`] were read.
     end_markers: usize,
@@ -70,9 +70,9 @@ impl PageReader {
     }
 }
 
-fn status_answer(rest: &str) -> Option<StatusAnswer> {
+fn status_answer(rest: &str) -> Option<RecordedStatus> {
     let (mut labels, value) = labels(rest)?;
-    Some(StatusAnswer {
+    Some(RecordedStatus {
         at: Duration::try_from_secs_f64(value.split_whitespace().next()?.parse().ok()?).ok()?,
         key_id_hash: labels.remove("key_id_hash")?,
         provider: labels.remove("provider_name")?,
@@ -148,7 +148,7 @@ mod tests {
         let page =
             complete(&["# HELP x", &status_times, &called, "", "x{key_id_hash=\"sha256:2\"} 1"]).unwrap();
         let at = Duration::from_secs(1_760_000_000);
-        let answer = StatusAnswer { at, key_id_hash: "sha256:2".into(), provider: "a\"}b".into() };
+        let answer = RecordedStatus { at, key_id_hash: "sha256:2".into(), provider: "a\"}b".into() };
         let called = BTreeSet::from(["other".to_owned()]);
         assert_eq!(page, PluginMetrics { called, answers: vec![answer], now: Duration::from_secs(9) });
     }

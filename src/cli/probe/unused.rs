@@ -115,12 +115,12 @@ fn check_server(
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{super::metrics_page::StatusAnswer, *};
+    use super::{super::metrics_page::RecordedStatus, *};
 
     const NOW: Duration = Duration::from_secs(10_000);
 
     fn metrics(answers: &[(&str, &str, u64)], called: &[&str]) -> PluginMetrics {
-        let answer = |(hash, provider, at): &(&str, &str, u64)| StatusAnswer {
+        let answer = |(hash, provider, at): &(&str, &str, u64)| RecordedStatus {
             at: Duration::from_secs(*at),
             key_id_hash: (*hash).to_owned(),
             provider: (*provider).to_owned(),

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use self::{
     section::{Section, merged_mappings},
-    tree::Node,
+    tree::YamlNode,
 };
 use super::{ConfigError, settings::Config};
 
@@ -49,11 +49,11 @@ pub fn parse(text: &[u8], path: &Path, options: ParseOptions) -> Result<Config, 
         ..ConfigError::invalid(path, error.location.map(|(line, _)| line), error.rule)
     })?;
     let entries = match &tree {
-        Node::Map(entries) => entries,
-        Node::Null => {
+        YamlNode::Map(entries) => entries,
+        YamlNode::Null => {
             return Err(ConfigError::invalid(path, None, "is empty; the file may be half written"));
         }
-        Node::Plain { .. } | Node::Seq(_) | Node::Str(_) => {
+        YamlNode::Plain { .. } | YamlNode::Seq(_) | YamlNode::Str(_) => {
             let rule = "must contain settings such as `address: https://...`; the file may be half written";
             return Err(ConfigError::invalid(path, None, rule));
         }

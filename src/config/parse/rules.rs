@@ -11,7 +11,7 @@ use super::{
     section::{
         Broken, ENCRYPTION_SETTINGS, FLAT, KEY_SETTINGS, SETTINGS, Section, TLS_SETTINGS, Value, WRAPPED,
     },
-    tree::Node,
+    tree::YamlNode,
 };
 use crate::config::settings::{
     Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, LOGIN_METHODS, LocalKekLimits, TlsFiles,
@@ -124,7 +124,7 @@ fn addresses(
 fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyNames, Broken> {
     let place = section.required("keynames", "the names of the Transit keys; the first one encrypts")?;
     let mut keys = Vec::new();
-    if let Node::Str(names) = place.node
+    if let YamlNode::Str(names) = place.node
         && names.contains(',')
     {
         // Viper reads a string with commas as a list. The name of a key contains no comma.
@@ -142,7 +142,7 @@ fn keys(section: &Section<'_>, mount: &MountPath, namespace: &Namespace) -> Resu
 
 /// A name, or a mapping with a name and the location of the key.
 fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<KeyRef, Broken> {
-    if !matches!(value.node, Node::Map(_)) {
+    if !matches!(value.node, YamlNode::Map(_)) {
         return Ok(KeyRef::new(value.parsed(KeyName::new)?, mount.clone(), namespace.clone()));
     }
     let section = value.section()?;
@@ -233,7 +233,7 @@ fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Cred
 /// checked.
 fn method(auth: &Section<'_>) -> Result<&'static str, Broken> {
     for value in auth.values() {
-        if matches!(value.node, Node::Map(_) | Node::Seq(_)) {
+        if matches!(value.node, YamlNode::Map(_) | YamlNode::Seq(_)) {
             return Err(value.broken("must be a single value, not a list or a mapping"));
         }
     }

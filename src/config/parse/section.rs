@@ -6,7 +6,7 @@ use transit_client::rule::BrokenRule;
 
 use super::{
     spelling::nearest,
-    tree::{Key, Node, Step},
+    tree::{Key, Step, YamlNode},
 };
 
 /// The settings of Vault, in lower case.
@@ -63,24 +63,24 @@ pub(super) struct Section<'a> {
     pub(super) name: String,
     pub(super) steps: Vec<Step>,
     /// Its own entries, then those that are merged into it.
-    entries: Vec<Entry<'a>>,
+    entries: Vec<SectionEntry<'a>>,
 }
 
-struct Entry<'a> {
+struct SectionEntry<'a> {
     key: &'a str,
-    node: &'a Node,
+    node: &'a YamlNode,
     steps: Vec<Step>,
 }
 
 impl<'a> Section<'a> {
     /// Fails if a key is set twice. As in YAML, an own entry has precedence over a merged one, and an earlier merged
     /// mapping over a later one.
-    pub(super) fn new(name: String, steps: Vec<Step>, map: &'a [(Key, Node)]) -> Result<Self, Broken> {
+    pub(super) fn new(name: String, steps: Vec<Step>, map: &'a [(Key, YamlNode)]) -> Result<Self, Broken> {
         let mut section = Self { name, steps, entries: Vec::with_capacity(map.len()) };
         let mut seen = HashSet::new();
         let mut merged = Vec::new();
         for (index, (key, node)) in map.iter().enumerate() {
-            let entry = Entry { key, node, steps: with_step(&section.steps, Step::Entry(index)) };
+            let entry = SectionEntry { key, node, steps: with_step(&section.steps, Step::Entry(index)) };
             if !seen.insert(entry.key) {
                 let rule = "is set twice (keys are not case-sensitive)";
                 return Err(section.value(&entry).broken(rule));
@@ -92,7 +92,7 @@ impl<'a> Section<'a> {
             }
         }
         for value in merged {
-            let Node::Map(map) = value.node else {
+            let YamlNode::Map(map) = value.node else {
                 return Err(value.broken("must be a mapping, or a list of mappings"));
             };
             for entry in Section::new(section.name.clone(), value.steps, map)?.entries {
@@ -106,7 +106,7 @@ impl<'a> Section<'a> {
 
     /// Removes entries that only define mappings for merge keys: keys that begin with `x-`, and unknown keys whose
     /// mapping is one of `merged`.
-    pub(super) fn without_definitions(mut self, merged: &[&Node]) -> Self {
+    pub(super) fn without_definitions(mut self, merged: &[&YamlNode]) -> Self {
         let known = [SETTINGS, FLAT, WRAPPED].concat();
         self.entries.retain(|entry| {
             let is_definition = entry.key.starts_with("x-") || merged.contains(&entry.node);
@@ -115,7 +115,7 @@ impl<'a> Section<'a> {
         self
     }
 
-    fn value(&self, entry: &Entry<'a>) -> Value<'a> {
+    fn value(&self, entry: &SectionEntry<'a>) -> Value<'a> {
         let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, KEY_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
         let known = entry.key == MERGE || lists.iter().any(|list| list.contains(&entry.key));
         Value {
@@ -200,7 +200,7 @@ impl<'a> Section<'a> {
 pub(super) struct Value<'a> {
     pub(super) name: String,
     steps: Vec<Step>,
-    pub(super) node: &'a Node,
+    pub(super) node: &'a YamlNode,
 }
 
 impl<'a> Value<'a> {
@@ -210,15 +210,15 @@ impl<'a> Value<'a> {
 
     fn is_blank(&self) -> bool {
         match self.node {
-            Node::Null => true,
-            Node::Str(text) => text.trim().is_empty(),
-            Node::Map(_) | Node::Plain { .. } | Node::Seq(_) => false,
+            YamlNode::Null => true,
+            YamlNode::Str(text) => text.trim().is_empty(),
+            YamlNode::Map(_) | YamlNode::Plain { .. } | YamlNode::Seq(_) => false,
         }
     }
 
     pub(super) fn absent(&self) -> Broken {
         self.broken(match self.node {
-            Node::Null => "has no value; the file may be half written",
+            YamlNode::Null => "has no value; the file may be half written",
             _ => "must not be empty",
         })
     }
@@ -226,14 +226,16 @@ impl<'a> Value<'a> {
     /// Returns the text without surrounding spaces.
     pub(super) fn string(&self) -> Result<&'a str, Broken> {
         match self.node {
-            Node::Str(text) => match text.trim() {
+            YamlNode::Str(text) => match text.trim() {
                 // Go templates write this for a value that does not exist.
                 "<no value>" => Err(self.broken("is <no value>: the agent's template found no value for it")),
                 text => Ok(text),
             },
-            Node::Plain { text, .. } => Ok(text.trim()),
-            Node::Null => Err(self.absent()),
-            Node::Map(_) | Node::Seq(_) => Err(self.broken("must be a string, not a list or a mapping")),
+            YamlNode::Plain { text, .. } => Ok(text.trim()),
+            YamlNode::Null => Err(self.absent()),
+            YamlNode::Map(_) | YamlNode::Seq(_) => {
+                Err(self.broken("must be a string, not a list or a mapping"))
+            }
         }
     }
 
@@ -244,8 +246,8 @@ impl<'a> Value<'a> {
     /// Returns a positive integer.
     pub(super) fn count(&self) -> Result<u64, Broken> {
         match self.node {
-            Node::Plain { count: Some(number), .. } if *number > 0 => Ok(*number),
-            Node::Null => Err(self.absent()),
+            YamlNode::Plain { count: Some(number), .. } if *number > 0 => Ok(*number),
+            YamlNode::Null => Err(self.absent()),
             _ => Err(self.broken("must be a positive integer without quotes")),
         }
     }
@@ -253,7 +255,7 @@ impl<'a> Value<'a> {
     /// Returns the items of a list. A value that is no list counts as a list of one item.
     pub(super) fn one_or_more(&self) -> Result<Vec<Value<'a>>, Broken> {
         match self.node {
-            Node::Seq(items) => Ok(items
+            YamlNode::Seq(items) => Ok(items
                 .iter()
                 .enumerate()
                 .map(|(index, node)| Value {
@@ -262,15 +264,17 @@ impl<'a> Value<'a> {
                     node,
                 })
                 .collect()),
-            Node::Map(_) | Node::Null | Node::Plain { .. } | Node::Str(_) => Ok(vec![self.clone()]),
+            YamlNode::Map(_) | YamlNode::Null | YamlNode::Plain { .. } | YamlNode::Str(_) => {
+                Ok(vec![self.clone()])
+            }
         }
     }
 
     pub(super) fn section(&self) -> Result<Section<'a>, Broken> {
         match self.node {
-            Node::Map(entries) => Section::new(self.name.clone(), self.steps.clone(), entries),
-            Node::Null => Err(self.absent()),
-            Node::Plain { .. } | Node::Seq(_) | Node::Str(_) => {
+            YamlNode::Map(entries) => Section::new(self.name.clone(), self.steps.clone(), entries),
+            YamlNode::Null => Err(self.absent()),
+            YamlNode::Plain { .. } | YamlNode::Seq(_) | YamlNode::Str(_) => {
                 Err(self.broken("must be a mapping of keys to values"))
             }
         }
@@ -282,26 +286,26 @@ fn with_step(steps: &[Step], step: Step) -> Vec<Step> {
 }
 
 /// Returns all mappings that are merged into others.
-pub(super) fn merged_mappings(tree: &Node) -> Vec<&Node> {
+pub(super) fn merged_mappings(tree: &YamlNode) -> Vec<&YamlNode> {
     let mut merged = Vec::new();
     let mut pending = vec![tree];
     while let Some(node) = pending.pop() {
         match node {
-            Node::Map(entries) => {
+            YamlNode::Map(entries) => {
                 for (key, value) in entries {
                     if key.as_str() == MERGE {
                         match value {
-                            Node::Seq(several) => merged.extend(several),
+                            YamlNode::Seq(several) => merged.extend(several),
                             one => merged.push(one),
                         }
                     }
                     pending.push(value);
                 }
             }
-            Node::Seq(nodes) => pending.extend(nodes),
-            Node::Null | Node::Plain { .. } | Node::Str(_) => {}
+            YamlNode::Seq(nodes) => pending.extend(nodes),
+            YamlNode::Null | YamlNode::Plain { .. } | YamlNode::Str(_) => {}
         }
     }
-    merged.retain(|node| matches!(node, Node::Map(_)));
+    merged.retain(|node| matches!(node, YamlNode::Map(_)));
     merged
 }

@@ -20,8 +20,8 @@ const MAX_NODES: usize = 4096;
 
 /// A value of any type.
 #[derive(Eq, PartialEq)]
-pub(super) enum Node {
-    Map(Vec<(Key, Node)>),
+pub(super) enum YamlNode {
+    Map(Vec<(Key, YamlNode)>),
     Null,
     /// A number or a boolean, with its original text. Programs interpret `0x10` and `1_000` differently, and
     /// where a name is expected, the text is the name.
@@ -30,7 +30,7 @@ pub(super) enum Node {
         count: Option<u64>,
         text: Zeroizing<String>,
     },
-    Seq(Vec<Node>),
+    Seq(Vec<YamlNode>),
     Str(Zeroizing<String>),
 }
 
@@ -59,7 +59,7 @@ pub(super) struct TreeError {
 }
 
 /// Reads the only document of `text`.
-pub(super) fn read(text: &str) -> Result<Node, TreeError> {
+pub(super) fn read(text: &str) -> Result<YamlNode, TreeError> {
     let state = ReadState {
         left: Cell::new(MAX_NODES),
         has_plain: Cell::new(false),
@@ -67,12 +67,12 @@ pub(super) fn read(text: &str) -> Result<Node, TreeError> {
     };
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
-        return Ok(Node::Null);
+        return Ok(YamlNode::Null);
     };
     let mut node = Build(&state).deserialize(document).map_err(|error| state.explain(&error))?;
     for document in documents {
         // A `---` at the end begins an empty document.
-        if Build(&state).deserialize(document).map_err(|error| state.explain(&error))? != Node::Null {
+        if Build(&state).deserialize(document).map_err(|error| state.explain(&error))? != YamlNode::Null {
             return Err(TreeError {
                 location: None,
                 rule: "must contain one YAML document, not several: remove the second ---".to_owned(),
@@ -117,9 +117,9 @@ impl ReadState {
         }
     }
 
-    fn plain(&self, count: Option<u64>) -> Node {
+    fn plain(&self, count: Option<u64>) -> YamlNode {
         self.has_plain.set(true);
-        Node::Plain { count, text: Zeroizing::default() }
+        YamlNode::Plain { count, text: Zeroizing::default() }
     }
 
     /// The returned error only transports the location. Its message is kept here.
@@ -175,76 +175,76 @@ fn syntax_rule(error: &serde_yaml::Error) -> String {
 struct Build<'a>(&'a ReadState);
 
 impl<'de> DeserializeSeed<'de> for Build<'_> {
-    type Value = Node;
+    type Value = YamlNode;
 
-    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<YamlNode, D::Error> {
         self.0.count()?;
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Build<'_> {
-    type Value = Node;
+    type Value = YamlNode;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("anything")
     }
 
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Node, E> {
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<YamlNode, E> {
         Ok(self.0.plain(None))
     }
 
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Node, E> {
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<YamlNode, E> {
         Ok(self.0.plain(None))
     }
 
-    fn visit_i128<E: de::Error>(self, _: i128) -> Result<Node, E> {
+    fn visit_i128<E: de::Error>(self, _: i128) -> Result<YamlNode, E> {
         Ok(self.0.plain(None))
     }
 
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Node, E> {
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<YamlNode, E> {
         Ok(self.0.plain(Some(number)))
     }
 
-    fn visit_u128<E: de::Error>(self, _: u128) -> Result<Node, E> {
+    fn visit_u128<E: de::Error>(self, _: u128) -> Result<YamlNode, E> {
         Ok(self.0.plain(None))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Node, E> {
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<YamlNode, E> {
         Ok(self.0.plain(None))
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Node, E> {
-        Ok(Node::Str(Zeroizing::new(text.to_owned())))
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<YamlNode, E> {
+        Ok(YamlNode::Str(Zeroizing::new(text.to_owned())))
     }
 
     /// A text without a value.
-    fn visit_none<E: de::Error>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_none<E: de::Error>(self) -> Result<YamlNode, E> {
+        Ok(YamlNode::Null)
     }
 
-    fn visit_unit<E: de::Error>(self) -> Result<Node, E> {
-        Ok(Node::Null)
+    fn visit_unit<E: de::Error>(self) -> Result<YamlNode, E> {
+        Ok(YamlNode::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<YamlNode, A::Error> {
         let mut nodes = Vec::new();
         while let Some(node) = items.next_element_seed(self)? {
             nodes.push(node);
         }
-        Ok(Node::Seq(nodes))
+        Ok(YamlNode::Seq(nodes))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<YamlNode, A::Error> {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key_seed(BuildKey(self.0))? {
             let node = map.next_value_seed(self)?;
             entries.push((key, node));
         }
-        Ok(Node::Map(entries))
+        Ok(YamlNode::Map(entries))
     }
 
-    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Node, A::Error> {
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<YamlNode, A::Error> {
         Err(self
             .0
             .refuse("contains a YAML tag (!...), which is not supported: put the value in quotes".to_owned()))
@@ -253,17 +253,17 @@ impl<'de> Visitor<'de> for Build<'_> {
 
 /// Walks the text a second time, together with the tree, and fills in the text of plain values. If a string is
 /// requested, the parser returns the text of a value of any type.
-struct Fill<'a>(&'a mut Node);
+struct Fill<'a>(&'a mut YamlNode);
 
 impl<'de> DeserializeSeed<'de> for Fill<'_> {
     type Value = ();
 
     fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         match self.0 {
-            Node::Map(_) => deserializer.deserialize_map(self),
-            Node::Plain { .. } => deserializer.deserialize_str(self),
-            Node::Seq(_) => deserializer.deserialize_seq(self),
-            Node::Null | Node::Str(_) => IgnoredAny::deserialize(deserializer).map(drop),
+            YamlNode::Map(_) => deserializer.deserialize_map(self),
+            YamlNode::Plain { .. } => deserializer.deserialize_str(self),
+            YamlNode::Seq(_) => deserializer.deserialize_seq(self),
+            YamlNode::Null | YamlNode::Str(_) => IgnoredAny::deserialize(deserializer).map(drop),
         }
     }
 }
@@ -276,14 +276,14 @@ impl<'de> Visitor<'de> for Fill<'_> {
     }
 
     fn visit_str<E: de::Error>(self, written: &str) -> Result<(), E> {
-        if let Node::Plain { text, .. } = self.0 {
+        if let YamlNode::Plain { text, .. } = self.0 {
             *text = Zeroizing::new(written.to_owned());
         }
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        if let Node::Map(entries) = self.0 {
+        if let YamlNode::Map(entries) = self.0 {
             for (_, node) in entries {
                 map.next_key::<IgnoredAny>()?;
                 map.next_value_seed(Fill(node))?;
@@ -294,7 +294,7 @@ impl<'de> Visitor<'de> for Fill<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        if let Node::Seq(nodes) = self.0 {
+        if let YamlNode::Seq(nodes) = self.0 {
             for node in nodes {
                 items.next_element_seed(Fill(node))?;
             }
@@ -445,14 +445,14 @@ mod tests {
     fn plain_values_keep_their_text() {
         let text = "a: 1\nb: [0x10, 1_000, 1e3, +7, 007, true, True, .5, 18446744073709551616, -1, *x]\n";
         let text = format!("z: &x 0o17\n{text}c: {{ d: {{ e: 1.50 }} }}\nf: 12 # comment\n");
-        let Ok(Node::Map(entries)) = read(&text) else { panic!("it is a mapping") };
+        let Ok(YamlNode::Map(entries)) = read(&text) else { panic!("it is a mapping") };
         let mut texts = Vec::new();
-        fn collect(node: &Node, texts: &mut Vec<String>) {
+        fn collect(node: &YamlNode, texts: &mut Vec<String>) {
             match node {
-                Node::Map(entries) => entries.iter().for_each(|(_, node)| collect(node, texts)),
-                Node::Seq(nodes) => nodes.iter().for_each(|node| collect(node, texts)),
-                Node::Plain { text, .. } | Node::Str(text) => texts.push(text.to_string()),
-                Node::Null => texts.push("null".into()),
+                YamlNode::Map(entries) => entries.iter().for_each(|(_, node)| collect(node, texts)),
+                YamlNode::Seq(nodes) => nodes.iter().for_each(|node| collect(node, texts)),
+                YamlNode::Plain { text, .. } | YamlNode::Str(text) => texts.push(text.to_string()),
+                YamlNode::Null => texts.push("null".into()),
             }
         }
         entries.iter().for_each(|(_, node)| collect(node, &mut texts));

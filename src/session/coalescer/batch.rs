@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 use transit_client::{ErrorKind, TransitError, transit::Call};
 
-use super::queue::{DecryptResult, InFlightGuard, Inner, Item, ItemKey, Outcome};
+use super::queue::{DecryptResult, InFlightGuard, Inner, Item, ItemKey, ItemOutcome};
 
 /// A request ends this much earlier than the latest deadline of its callers, so that they receive its error.
 const REPLY_MARGIN: Duration = Duration::from_millis(20);
@@ -147,7 +147,7 @@ impl Batch {
                     && item.deadline() > deadlines.callers
                     && item.has_waiters() =>
             {
-                item.outcome.send_replace(Outcome::TimedOut { deadline: deadlines.callers, error });
+                item.outcome.send_replace(ItemOutcome::TimedOut { deadline: deadlines.callers, error });
                 state.queue.push_back(item);
                 drop(state);
                 self.inner.dispatch();
@@ -155,7 +155,7 @@ impl Batch {
             result => {
                 // Later calls for the same ciphertext send a new request: results are not cached.
                 state.by_key.remove(&item.key);
-                item.outcome.send_replace(Outcome::Done(result));
+                item.outcome.send_replace(ItemOutcome::Done(result));
             }
         }
     }

@@ -22,7 +22,7 @@ use transit_client::{
     transit::{Call, Decrypted},
 };
 
-use self::queue::{Inner, MAX_IN_FLIGHT, Outcome};
+use self::queue::{Inner, ItemOutcome, MAX_IN_FLIGHT};
 use crate::observe::metrics::Metrics;
 
 /// Decrypts with one session for many callers.
@@ -66,9 +66,9 @@ impl Coalescer {
         let waiting = outcome.wait_for(|outcome| outcome.is_final_for(call.deadline));
         match timeout_at(call.deadline, waiting).await {
             Ok(Ok(outcome)) => match &*outcome {
-                Outcome::Done(result) => result.clone(),
-                Outcome::TimedOut { error, .. } => Err(error.clone()),
-                Outcome::Pending => Err(unanswered()),
+                ItemOutcome::Done(result) => result.clone(),
+                ItemOutcome::TimedOut { error, .. } => Err(error.clone()),
+                ItemOutcome::Pending => Err(unanswered()),
             },
             // Only a panic drops the sender without an outcome.
             Ok(Err(_)) => Err(unanswered()),

@@ -38,12 +38,12 @@ pub(super) type DecryptResult = Result<Decrypted, TransitError>;
 /// What the coalescer and its tasks share.
 pub(super) struct Inner {
     pub(super) metrics: Arc<Metrics>,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Mutex<QueueState>,
     pub(super) transit: Arc<dyn Transit>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct QueueState {
     /// All items that are queued or in flight, so that other callers can join them.
     pub(super) by_key: HashMap<ItemKey, Arc<Item>>,
     /// The number of requests in flight, including stalled ones.
@@ -84,13 +84,13 @@ pub(super) struct Item {
     pub(super) key: ItemKey,
     /// The latest deadline of the callers.
     deadline: Mutex<Instant>,
-    pub(super) outcome: watch::Sender<Outcome>,
+    pub(super) outcome: watch::Sender<ItemOutcome>,
     /// The uid of the first caller.
     pub(super) uid: String,
 }
 
 /// What the callers of an item receive.
-pub(super) enum Outcome {
+pub(super) enum ItemOutcome {
     Done(DecryptResult),
     Pending,
     /// Vault did not answer a request that ended at `deadline`. Callers with a later deadline keep waiting.
@@ -100,7 +100,7 @@ pub(super) enum Outcome {
     },
 }
 
-impl Outcome {
+impl ItemOutcome {
     /// Whether a caller with this deadline has to stop waiting.
     pub(super) fn is_final_for(&self, caller_deadline: Instant) -> bool {
         match self {
@@ -128,7 +128,7 @@ impl Item {
 
 impl Inner {
     /// A poisoned lock is harmless, because no invariant spans more than one critical section.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -138,7 +138,7 @@ impl Inner {
         transit_key: &KeyRef,
         ciphertext: &Ciphertext,
         call: Call<'_>,
-    ) -> watch::Receiver<Outcome> {
+    ) -> watch::Receiver<ItemOutcome> {
         let key = ItemKey { ciphertext: ciphertext.clone(), transit_key: transit_key.clone() };
         let mut state = self.lock();
         if let Some(item) = state.by_key.get(&key) {
@@ -146,7 +146,7 @@ impl Inner {
             self.metrics.requests.decrypts_deduplicated.inc();
             return item.outcome.subscribe();
         }
-        let (outcome, waiter) = watch::channel(Outcome::Pending);
+        let (outcome, waiter) = watch::channel(ItemOutcome::Pending);
         let item = Arc::new(Item {
             key: key.clone(),
             deadline: Mutex::new(call.deadline),
@@ -216,7 +216,7 @@ impl Inner {
     }
 }
 
-impl State {
+impl QueueState {
     /// Takes the first items from `queue` that have waiters and the same Transit key, at most `limit`. Drops
     /// the items without waiters.
     fn take(

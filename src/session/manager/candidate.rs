@@ -41,7 +41,7 @@ pub(super) struct VerifiedSession {
 }
 
 /// One attempt to verify a candidate.
-pub(super) struct Attempt {
+pub(super) struct VerificationAttempt {
     pub(super) config: Arc<LoadedConfig>,
     pub(super) metrics: Arc<ClientMetrics>,
     pub(super) older_versions: OlderVersions,
@@ -52,7 +52,7 @@ pub(super) struct Attempt {
     pub(super) published: Published,
 }
 
-impl Attempt {
+impl VerificationAttempt {
     /// Verifies the candidate within a time limit.
     pub(super) async fn run(mut self) -> Event<Sessions> {
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;

@@ -1,6 +1,6 @@
 //! The state machine of the session manager: which config is verified when, and what follows from the outcome.
 //!
-//! [`State::step`] is pure. It neither waits nor asks Vault nor reads a clock: it gets an [`Event`] and the
+//! [`ManagerState::step`] is pure. It neither waits nor asks Vault nor reads a clock: it gets an [`Event`] and the
 //! [`Moment`], changes the state, and returns the [`Action`]s to perform. The runner in the parent module
 //! performs them, and turns their results into further events.
 //!
@@ -115,7 +115,7 @@ pub(super) struct Moment {
 }
 
 /// The state of the machine.
-pub(super) struct State<P: Payload> {
+pub(super) struct ManagerState<P: Payload> {
     candidate: Option<Candidate<P>>,
     /// The fingerprint of the config in use.
     in_use: Option<P::Fingerprint>,
@@ -141,13 +141,13 @@ enum Stage {
     Waiting,
 }
 
-impl<P: Payload> Default for State<P> {
+impl<P: Payload> Default for ManagerState<P> {
     fn default() -> Self {
         Self { candidate: None, in_use: None }
     }
 }
 
-impl<P: Payload> State<P> {
+impl<P: Payload> ManagerState<P> {
     /// Changes the state, and returns what is to be done, in this order.
     pub(super) fn step(&mut self, event: Event<P>, moment: Moment) -> Vec<Action<P>> {
         match event {

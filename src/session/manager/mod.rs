@@ -22,8 +22,8 @@ use transit_client::{
 };
 
 use self::{
-    candidate::{Attempt, VerifiedSession},
-    machine::{Action, Event, Moment, Payload, State},
+    candidate::{VerificationAttempt, VerifiedSession},
+    machine::{Action, Event, ManagerState, Moment, Payload},
 };
 use super::{
     lease::Lease,
@@ -96,7 +96,7 @@ impl SessionManager {
     /// Manages sessions without end. Returns only if the lease of the session in use ends, which is a bug.
     pub async fn run(mut self) {
         let store = Arc::clone(self.publisher.store());
-        let mut state = State::default();
+        let mut state = ManagerState::default();
         let mut last_invalid = None;
         let mut is_watching = true;
         loop {
@@ -194,13 +194,13 @@ impl SessionManager {
         config: Arc<LoadedConfig>,
         older_versions: OlderVersions,
         reports_progress: bool,
-    ) -> Attempt {
+    ) -> VerificationAttempt {
         let connections = self.connections.as_ref();
         let pool = connections
             .filter(|connections| connections.fingerprint == config.connection_fingerprint)
             .map(|connections| Arc::clone(&connections.pool));
         let progress = Progress::new(Arc::clone(&self.publisher), &config.config.addresses, reports_progress);
-        Attempt {
+        VerificationAttempt {
             config,
             metrics: Arc::clone(&self.metrics.client),
             older_versions,

@@ -132,7 +132,7 @@ fn read_all(input: &mut impl Read) -> Result<Zeroizing<String>, String> {
 
 /// The fields of the output of `encrypt -o json` that Decrypt needs.
 #[derive(Deserialize)]
-struct EncryptOutput {
+struct EncryptedJson {
     #[serde(default)]
     annotations: BTreeMap<String, String>,
     ciphertext: String,
@@ -152,7 +152,7 @@ fn read_encrypted(
             .map_err(|why| format!("--encrypted: {} {why}", path.display()))?
     };
     // The parser's error may contain a value, so it is not shown.
-    let EncryptOutput { annotations, ciphertext, key_id } = serde_json::from_str(&text)
+    let EncryptedJson { annotations, ciphertext, key_id } = serde_json::from_str(&text)
         .map_err(|_| format!("--encrypted is not the output of `{} encrypt -o json`", target.command))?;
     let annotations =
         annotations.into_iter().map(|(name, value)| Ok((name, decode_bytes("annotations", &value)?)));

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     failover::{
-        budget::{Budget, Limits},
+        budget::{Budget, BudgetLimits},
         hedge::Hedge,
     },
     members::Members,
@@ -73,8 +73,8 @@ impl Pool {
         let signals = Arc::<PoolSignals>::default();
         let members = Members::resolve(&endpoint.addresses, settings, resolver, Arc::clone(&signals)).await?;
         Ok(Self {
-            background_budget: Budget::new(Limits::RETRIES),
-            budget: Budget::new(Limits::RETRIES),
+            background_budget: Budget::new(BudgetLimits::RETRIES),
+            budget: Budget::new(BudgetLimits::RETRIES),
             hedge: Hedge::new(),
             in_use: AtomicBool::new(false),
             members,

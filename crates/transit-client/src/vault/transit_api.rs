@@ -64,7 +64,7 @@ struct BatchResult<'a> {
 }
 
 #[derive(Deserialize)]
-struct KeyData {
+struct KeyBody {
     #[serde(default)]
     derived: Lenient,
     /// A Unix time for symmetric keys, an object for asymmetric ones; absent for some types.
@@ -175,7 +175,7 @@ impl Transit for Session {
         let path = path("keys", key);
         let body = Zeroizing::default();
         let described = self.send_in(key.namespace(), VaultOperation::ReadKey, path, body, call, |answer| {
-            let data = parse::<Envelope<KeyData>>(VaultOperation::ReadKey, answer)?.data;
+            let data = parse::<Envelope<KeyBody>>(VaultOperation::ReadKey, answer)?.data;
             let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
                 // The answer is Vault's: the key is unusable, and the node is healthy.
                 return Ok(None);

@@ -19,13 +19,13 @@ impl Payload for Names {
 /// A machine, and the moment of its next step.
 struct Bench {
     moment: Moment,
-    state: State<Names>,
+    state: ManagerState<Names>,
 }
 
 impl Bench {
     fn new() -> Self {
         let moment = Moment { jitter: 1.0, now: Instant::now(), session_is_healthy: false };
-        Self { moment, state: State::default() }
+        Self { moment, state: ManagerState::default() }
     }
 
     /// A machine whose session is in use and healthy.

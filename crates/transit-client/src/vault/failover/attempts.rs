@@ -20,7 +20,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
-use self::outcome::Outcome;
+use self::outcome::ExchangeOutcome;
 use super::Acceptance;
 use crate::{
     ErrorKind, TransitError,

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// The size of a budget, in requests.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct BudgetLimits {
     /// The most extra requests in a burst.
     pub(crate) capacity: f64,
     /// What each successful request adds.
@@ -15,7 +15,7 @@ pub(crate) struct Limits {
     pub(crate) per_second: f64,
 }
 
-impl Limits {
+impl BudgetLimits {
     /// The burst is large enough for every call in flight to move to another node when one fails. In the long
     /// run, one request of ten is a retry.
     pub(crate) const RETRIES: Self = Self { capacity: 200.0, earned: 0.1, per_second: 5.0 };
@@ -25,7 +25,7 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) struct Budget {
     bucket: Mutex<Bucket>,
-    limits: Limits,
+    limits: BudgetLimits,
 }
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ struct Bucket {
 
 impl Budget {
     /// A full budget.
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: BudgetLimits) -> Self {
         Self { bucket: Mutex::new(Bucket { balance: limits.capacity, updated: Instant::now() }), limits }
     }
 
@@ -72,7 +72,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_is_spent_and_grows_with_successes_and_time() {
-        let budget = Budget::new(Limits::RETRIES);
+        let budget = Budget::new(BudgetLimits::RETRIES);
         assert_eq!(drain(&budget), 200);
         (0..100).for_each(|_| budget.earn());
         assert!((9..=10).contains(&drain(&budget)), "a tenth of the successes");

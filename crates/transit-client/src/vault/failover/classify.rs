@@ -29,7 +29,7 @@ pub(crate) struct Classified {
 }
 
 impl Row {
-    fn matches(&self, answer: &Answer<'_>) -> bool {
+    fn matches(&self, answer: &VaultAnswer<'_>) -> bool {
         let words_match = || match self.words {
             Words::Any => true,
             Words::Contain(words) => words.iter().any(|words| answer.text.contains(words)),
@@ -42,7 +42,7 @@ impl Row {
 }
 
 /// An answer that is not a success.
-struct Answer<'a> {
+struct VaultAnswer<'a> {
     operation: VaultOperation,
     path: RequestPath<'a>,
     status: u16,
@@ -52,7 +52,7 @@ struct Answer<'a> {
     text: &'a str,
 }
 
-impl Answer<'_> {
+impl VaultAnswer<'_> {
     fn classify(&self, table: &[Row], otherwise: &Row) -> Classified {
         let row = table.iter().find(|row| row.matches(self)).unwrap_or(otherwise);
         let mut message = self.fill(&format!("{}: {}", row.cause, row.remedy));
@@ -83,7 +83,7 @@ pub(crate) fn classify(
         Some(errors) => classify_vault(operation, path, status, &errors),
         None => {
             let text = String::from_utf8_lossy(body);
-            Answer { operation, path, status, errors: &[], text: &text }
+            VaultAnswer { operation, path, status, errors: &[], text: &text }
                 .classify(FOREIGN_ANSWERS, &OTHER_FOREIGN_ANSWER)
         }
     }
@@ -101,7 +101,7 @@ fn classify_vault(
     errors: &[String],
 ) -> Classified {
     let text = quote(errors);
-    Answer { operation, path, status, errors, text: &text }.classify(VAULT_ANSWERS, &OTHER_VAULT_ANSWER)
+    VaultAnswer { operation, path, status, errors, text: &text }.classify(VAULT_ANSWERS, &OTHER_VAULT_ANSWER)
 }
 
 /// The errors of Vault's error body; `None` if the body is not Vault's. Vault always sends the field
@@ -118,18 +118,18 @@ fn vault_errors(body: &[u8]) -> Option<Vec<String>> {
 /// Source: `batchRequestResponse` in `builtin/logical/transit/path_encrypt.go`
 pub(crate) fn is_answer(status: u16, body: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Batch {
+    struct BatchBody {
         #[serde(rename = "data")]
-        _data: Data,
+        _data: BatchBodyData,
     }
     #[derive(Deserialize)]
-    struct Data {
+    struct BatchBodyData {
         #[serde(rename = "batch_results")]
         _results: Vec<IgnoredAny>,
     }
     match status {
         200..300 => true,
-        400 | 500 => serde_json::from_slice::<Batch>(body).is_ok(),
+        400 | 500 => serde_json::from_slice::<BatchBody>(body).is_ok(),
         _ => false,
     }
 }
@@ -139,12 +139,12 @@ pub(crate) fn is_answer(status: u16, body: &[u8]) -> bool {
 /// Source: <https://developer.hashicorp.com/vault/api-docs/system/health>
 pub(crate) fn is_ready(status: u16, body: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Health {
+    struct HealthBody {
         #[serde(rename = "initialized")]
         _initialized: bool,
     }
     // 429 is a standby and 473 a performance standby. A secondary for disaster recovery (472) serves nothing.
-    matches!(status, 200 | 429 | 473) && serde_json::from_slice::<Health>(body).is_ok()
+    matches!(status, 200 | 429 | 473) && serde_json::from_slice::<HealthBody>(body).is_ok()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::budget::{Budget, Limits};
+use super::budget::{Budget, BudgetLimits};
 
 /// How many latencies are kept.
 const WINDOW: usize = 256;
@@ -31,7 +31,7 @@ const MIN_DELAY: Duration = Duration::from_millis(100);
 const MAX_DELAY: Duration = Duration::from_millis(500);
 
 /// In the long run, one request of twenty is a hedge; in a burst, there are at most 50.
-const LIMITS: Limits = Limits { capacity: 50.0, earned: 0.05, per_second: 1.0 };
+const LIMITS: BudgetLimits = BudgetLimits { capacity: 50.0, earned: 0.05, per_second: 1.0 };
 
 /// Hedging pauses after this many hedges in a row that were not faster than the first request: all nodes are
 /// equally slow then, and hedges only add load.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Attempts, Ended, NextStep, Outcome, Request, SILENCE_TIMEOUT, is_no_answer};
+use super::{Attempts, Ended, ExchangeOutcome, NextStep, Request, SILENCE_TIMEOUT, is_no_answer};
 use crate::{
     ErrorKind, TransitError,
     metrics::{HedgeResult, RetryReason},
@@ -69,10 +69,10 @@ impl<T> Attempts<'_, T> {
         let attempt = index.map(|index| self.in_flight.swap_remove(index));
         let is_hedge = attempt.as_ref().is_some_and(|attempt| attempt.is_hedge);
         let Request { http, operation, .. } = self.request;
-        let outcome = Outcome::of(operation, http.path(), exchanged, self.parse);
+        let outcome = ExchangeOutcome::of(operation, http.path(), exchanged, self.parse);
         self.metrics.request(&node.name, operation, outcome.metric(), started.elapsed());
         if is_hedge {
-            self.hedge_ended(matches!(outcome, Outcome::Success(_)));
+            self.hedge_ended(matches!(outcome, ExchangeOutcome::Success(_)));
         }
         let next_step = self.apply(outcome, &node, started, queue);
         if attempt.is_some_and(|attempt| attempt.has_trial) {
@@ -85,14 +85,14 @@ impl<T> Attempts<'_, T> {
     /// Applies an outcome to the node, the pool and the queue, and says what follows.
     fn apply(
         &mut self,
-        outcome: Outcome<T>,
+        outcome: ExchangeOutcome<T>,
         node: &Arc<Node>,
         started: Instant,
         queue: &mut VecDeque<Arc<Node>>,
     ) -> NextStep<T> {
         let affects_node_health = self.request.affects_node_health;
         match outcome {
-            Outcome::Success(answer) => {
+            ExchangeOutcome::Success(answer) => {
                 self.request.acceptance.accepted_by(node.id);
                 if affects_node_health {
                     self.pool.succeeded(node);
@@ -100,25 +100,25 @@ impl<T> Attempts<'_, T> {
                 }
                 NextStep::Answer(answer)
             }
-            Outcome::NodeFailed { error, reason, retry_after } => {
+            ExchangeOutcome::NodeFailed { error, reason, retry_after } => {
                 self.node_failed(node, &error, retry_after);
                 self.ask_another(reason, error)
             }
-            Outcome::NotServed { error, reason } => {
+            ExchangeOutcome::NotServed { error, reason } => {
                 if affects_node_health {
                     node.succeeded();
                 }
                 self.nodes_lag |= reason == RetryReason::VersionUnavailable;
                 self.ask_another(reason, error)
             }
-            Outcome::Refused(error) => {
+            ExchangeOutcome::Refused(error) => {
                 if affects_node_health {
                     // The node is healthy, but is not preferred: only successes change the order.
                     node.succeeded();
                 }
                 self.refused(node, error, queue)
             }
-            Outcome::Broken(error) => {
+            ExchangeOutcome::Broken(error) => {
                 // The server may have closed an idle connection: the node is asked once more, on another one.
                 if self.repeated.contains(&node.id) {
                     self.node_failed(node, &error, None);
@@ -128,8 +128,8 @@ impl<T> Attempts<'_, T> {
                 }
                 self.ask_another(RetryReason::Broken, error)
             }
-            Outcome::DeadlineExceeded(_) => NextStep::DeadlineExceeded,
-            Outcome::Unusable(error) => NextStep::Refuse(error),
+            ExchangeOutcome::DeadlineExceeded(_) => NextStep::DeadlineExceeded,
+            ExchangeOutcome::Unusable(error) => NextStep::Refuse(error),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What one exchange with a node means.
-pub(super) enum Outcome<T> {
+pub(super) enum ExchangeOutcome<T> {
     /// The connection broke before the answer was complete.
     Broken(TransitError),
     /// The deadline of the call passed.
@@ -34,7 +34,7 @@ pub(super) enum Outcome<T> {
     Unusable(TransitError),
 }
 
-impl<T> Outcome<T> {
+impl<T> ExchangeOutcome<T> {
     /// The meaning of what came of an exchange for `operation` on `path`.
     pub(super) fn of(
         operation: VaultOperation,
