@@ -9,7 +9,7 @@
 //! | no session was published yet | gRPC `Unavailable` |
 //!
 //! kube-apiserver treats a reason and an error differently: any answer to Status, even one with a reason,
-//! extends the life of its DEK seed, so it would go on writing data that cannot be read again. After an
+//! extends the life of its DEK seed, so it would continue to write data that cannot be read again. After an
 //! error it stops writing within three minutes.
 
 use std::{sync::Arc, time::Duration};
@@ -62,7 +62,7 @@ pub enum Health {
 impl Health {
     /// Returns the health after a failure of this `kind` at `now`.
     ///
-    /// Unreachability replaces neither a refusal nor a lost key, because it does not show that they are over.
+    /// Unreachability does not replace a refusal or a lost key, because it does not show that they are over.
     #[must_use]
     pub fn after(&self, kind: ErrorKind, message: &str, now: Instant) -> Self {
         let reason: Arc<str> = message.into();

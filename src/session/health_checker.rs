@@ -35,7 +35,7 @@ pub struct HealthChecker {
 }
 
 impl HealthChecker {
-    /// Checks without end.
+    /// Runs health checks. Never returns.
     pub async fn run(self) {
         let store = Arc::clone(self.reporter.store());
         let mut older = OlderVersions::default();

@@ -30,7 +30,7 @@ pub struct KekRefresher {
 }
 
 impl KekRefresher {
-    /// Refreshes without end.
+    /// Refreshes KEKs. Never returns.
     pub async fn run(self) {
         let store = Arc::clone(self.reporter.store());
         loop {

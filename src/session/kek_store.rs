@@ -78,7 +78,7 @@ impl KekEntry {
 }
 
 impl KekStore {
-    /// Creates an empty store, which keeps no KEK before [`configure`](Self::configure) sets limits.
+    /// Creates an empty store, which keeps no KEK before `configure` sets limits.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let additions = watch::Sender::new(());

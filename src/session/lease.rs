@@ -1,7 +1,7 @@
-//! Keeps the token of one session alive: looks it up and renews it in time.
+//! Keeps the token of one session valid: looks it up and renews it in time.
 //!
 //! Each session has a lease of its own, in a task of its own, so no slow candidate delays a renewal, and no
-//! renewal delays a candidate. When each request is due, [`LeaseSchedule`] decides.
+//! renewal delays a candidate. [`LeaseSchedule`] decides when each request is due.
 //!
 //! No result of a lookup or renewal changes the health of the session: a token can be valid for calls although
 //! it may not be renewed. If Vault reports the token as invalid, the lease requests a health check.
@@ -189,7 +189,7 @@ impl Lease {
     }
 }
 
-/// Waits for a request. If it panics, that counts as a failure, so that the schedule goes on.
+/// Waits for a request. If it panics, that counts as a failure, so that the schedule continues.
 async fn outcome_of<T, E: From<TransitError>>(request: JoinHandle<Result<T, E>>) -> Result<T, E> {
     request.await.unwrap_or_else(|_| {
         let message = "the request about the token ended without an outcome: this is a bug";

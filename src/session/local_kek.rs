@@ -62,7 +62,7 @@ pub fn is_payload(plaintext: &[u8]) -> bool {
     plaintext.starts_with(MARK) && plaintext.len() == MARK.len() + KEY_BYTES
 }
 
-/// Whether a local KEK has made this ciphertext. Then the annotation must exist.
+/// Whether a local KEK has made this ciphertext. If so, the annotation must exist.
 #[must_use]
 pub fn is_sealed(ciphertext: &[u8]) -> bool {
     ciphertext.starts_with(FORMAT)

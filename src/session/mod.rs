@@ -1,7 +1,7 @@
 //! Sessions with Vault: how they are verified, published, checked and replaced.
 //!
-//! This module knows the trait [`Transit`](transit_client::Transit) and the sessions that implement it, and
-//! not the KMS API.
+//! This module uses the trait [`Transit`](transit_client::Transit) and the sessions that implement it. It does
+//! not depend on the KMS API.
 
 pub mod coalescer;
 pub mod health;

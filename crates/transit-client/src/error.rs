@@ -55,7 +55,7 @@ impl ErrorKind {
 
 /// A failed request: its [`ErrorKind`], and a message with the cause and the next step.
 ///
-/// It never contains a secret, nor does its [`source`](Error::source).
+/// Neither the error nor its [`source`](Error::source) contains a secret.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TransitError {

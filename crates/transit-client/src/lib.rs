@@ -5,7 +5,7 @@
 //! renews it. The other modules hold the types that both sides share: keys, key_ids, ciphertexts, endpoints,
 //! tokens and errors.
 //!
-//! The crate knows neither the KMS API nor the config file of the daemon, so that the daemon and the
+//! The crate does not depend on the KMS API or on the config file of the daemon, so that the daemon and the
 //! operator's program can share it.
 //!
 //! # Example

@@ -91,7 +91,7 @@ impl fmt::Debug for Decrypted {
 /// - An error of one call says nothing about the next one, except for [`ErrorKind::TokenInvalid`]: then only
 ///   another session helps.
 /// - Every error names its cause and the next step, and contains no secret. An error with
-///   [`ErrorKind::Denied`], [`ErrorKind::KeyNotFound`] or [`ErrorKind::TokenInvalid`] is Vault's own word: an
+///   [`ErrorKind::Denied`], [`ErrorKind::KeyNotFound`] or [`ErrorKind::TokenInvalid`] comes from Vault itself: an
 ///   answer of a proxy or of another cluster never becomes one of these.
 ///
 /// [`ErrorKind::Denied`]: crate::ErrorKind::Denied
@@ -111,7 +111,7 @@ pub trait Transit: Send + Sync + 'static {
         call: Call<'_>,
     ) -> Result<Decrypted, TransitError>;
 
-    /// Decrypts several ciphertexts in one request. The results are as many as the ciphertexts, and in their
+    /// Decrypts several ciphertexts in one request. Returns one result for each ciphertext, in the same
     /// order.
     ///
     /// # Errors

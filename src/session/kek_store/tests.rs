@@ -88,7 +88,7 @@ async fn a_report_of_a_replaced_session_changes_nothing() {
     }
     store.refused(1, None);
     assert!(store.is_usable(&used));
-    // Nor does a success count; but the wrapped form is kept.
+    // A late success does not count either, but the wrapped form is kept.
     store.insert(Arc::clone(&late), old);
     assert!(!store.is_usable(&late) && store.lock().entries.contains_key(late.wrapped()));
     store.refused(2, None);

@@ -1,6 +1,6 @@
 //! The state machine of the session manager: which config is verified when, and what follows from the outcome.
 //!
-//! [`ManagerState::step`] is pure. It neither waits nor asks Vault nor reads a clock: it gets an [`Event`] and the
+//! [`ManagerState::step`] is pure. It does not wait, call Vault or read a clock: it gets an [`Event`] and the
 //! [`Moment`], changes the state, and returns the [`Action`]s to perform. The runner in the parent module
 //! performs them, and turns their results into further events.
 //!

@@ -1,10 +1,10 @@
 //! The session manager: makes sessions of configs.
 //!
-//! A new config is a *candidate*. It is verified with Vault while the session in use goes on working, and
+//! A new config is a *candidate*. It is verified with Vault while the session in use continues to work, and
 //! replaces that session only when the verification succeeds. If Vault does not answer or refuses, the
 //! candidate is verified again after growing pauses, until a newer config supersedes it.
 //!
-//! [`machine`] decides all this and does nothing else. This module runs it: it performs the actions and turns
+//! `machine` decides all this and does nothing else. This module runs it: it performs the actions and turns
 //! their results into events. Waiting for Vault never blocks the machine, because a verification is a future
 //! beside it, and the lease of the session in use is a task of its own.
 
@@ -93,7 +93,7 @@ impl SessionManager {
         }
     }
 
-    /// Manages sessions without end. Returns only if the lease of the session in use ends, which is a bug.
+    /// Manages sessions. Returns only if the lease of the session in use ends, which is a bug.
     pub async fn run(mut self) {
         let store = Arc::clone(self.publisher.store());
         let mut state = ManagerState::default();
@@ -233,7 +233,7 @@ fn observed(observation: &Observation) -> Event<Sessions> {
     }
 }
 
-/// Waits until `when`; without end if there is no such time.
+/// Waits until `when`. Never returns if there is no such time.
 async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
@@ -241,7 +241,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// Waits for the end of a task; without end if there is none. Cancel safe.
+/// Waits for the end of a task. Never returns if there is none. Cancel safe.
 async fn ended<F: Future + Unpin>(task: &mut Option<F>) -> F::Output {
     match task {
         Some(task) => task.await,

@@ -11,10 +11,10 @@
 //! - [`CallReporter`]: KMS calls and the KEK refresher report requests that failed.
 //!
 //! Two rules make every interleaving of these writers safe. A report names the generation of the session that
-//! it is about, and is dropped if another session is in use: that Vault refuses a replaced token says nothing
+//! it is about, and is dropped if another session is in use: a refusal of a replaced token says nothing
 //! about the new one. A [`Verification`](super::verification::Verification) names the key_id that it was
-//! compared with, and is dropped if another one is published by then: so neither a slow health check nor a new
-//! session moves the key version back.
+//! compared with, and is dropped if another one has been published since. Therefore a slow health check or a
+//! new session does not move the key version back.
 
 mod announce;
 mod published;
@@ -262,7 +262,7 @@ impl StateStore {
     }
 }
 
-/// Waits for the next change; without end if there can be none, so that no caller loops without a pause.
+/// Waits for the next change. Never returns if there can be none, so that no caller loops without a pause.
 async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     if receiver.changed().await.is_err() {
         std::future::pending::<()>().await;

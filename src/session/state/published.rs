@@ -79,7 +79,7 @@ pub(super) struct Current {
     pub(super) checked: Instant,
     pub(super) health: Health,
     /// Why what the key has encrypted cannot be read. Only a passed health check clears it: an invalid token
-    /// or a policy that refuses does not show that the key is back.
+    /// or a policy that refuses does not show that the key exists again.
     pub(super) key_lost: Option<Arc<str>>,
     pub(super) snapshot: Arc<Snapshot>,
 }

@@ -187,8 +187,9 @@ impl CallReporter {
         self.store.request_health_check();
     }
 
-    /// A request on the session of `generation` has failed. A refusal changes the health at once. What may be
-    /// an outage or a rotation leads to a health check. What concerns only this request is ignored.
+    /// A request on the session of `generation` has failed. A refusal changes the health at once. A
+    /// failure that may be an outage or a rotation requests a health check. One that concerns only this request
+    /// is ignored.
     pub fn call_failed(&self, generation: u64, error: &TransitError) {
         let needs_check = match error.kind {
             ErrorKind::Config | ErrorKind::Denied | ErrorKind::TokenInvalid => {

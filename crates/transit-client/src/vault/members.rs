@@ -139,7 +139,7 @@ impl MemberList {
     }
 
     /// Makes the nodes at `ips` the nodes of an address; `None` is the IP address in the address itself.
-    /// Known nodes keep their connections. Calls in flight on nodes that go away continue.
+    /// Known nodes keep their connections. Calls in flight on removed nodes continue.
     fn update(
         &self,
         address_index: usize,

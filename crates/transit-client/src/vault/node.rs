@@ -316,7 +316,7 @@ impl Node {
     }
 
     /// The health-check task of the node; it never returns. It keeps a connection open while the node is
-    /// healthy, and finds out whether the node is back while it is ejected.
+    /// healthy, and finds out whether it works again while it is ejected.
     pub(super) async fn run_health_checks(self: Arc<Self>) {
         // Vault answers it from the state of its seal, and needs no token for that.
         let mut headers = HeaderMap::new();

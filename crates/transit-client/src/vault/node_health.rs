@@ -1,7 +1,7 @@
 //! The health of a node, and when its next health check is due; pure.
 //!
 //! A node that fails is *ejected*: it gets no calls. Health checks, which are requests without a token,
-//! find out whether it is back, so that no call has to. A node that has passed a health check is on *trial*:
+//! find out whether it works again, so that no call has to. A node that has passed a health check is on *trial*:
 //! it gets one call at a time until it has answered one. Otherwise all calls that waited for the node would
 //! reach it at once, and overload it again.
 

@@ -188,7 +188,7 @@ fn an_invalid_token_hurries_a_candidate_that_waits() {
 fn an_invalid_token_hurries_a_candidate_that_is_being_verified() {
     let mut bench = Bench::with_session("a");
     bench.step(Event::ConfigObserved("b"));
-    assert_eq!(bench.step(Event::TokenInvalid), ["reload"], "its verification goes on");
+    assert_eq!(bench.step(Event::TokenInvalid), ["reload"], "its verification continues");
     assert_eq!(bench.fails(ErrorKind::Denied), ["newly refused", "verify b"], "without a pause");
     assert_eq!(bench.fails(ErrorKind::Denied), ["still refused", "retry in 500ms"], "only once");
 }

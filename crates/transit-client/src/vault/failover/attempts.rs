@@ -6,7 +6,7 @@
 //! been silent for a second. An answer that comes late still counts. For Encrypt and Decrypt, a second node is
 //! asked earlier if the first takes unusually long: that request is a hedge, and the slower of the two is
 //! cancelled. Encrypt and Decrypt may be sent twice without harm, so a broken connection is a reason to try
-//! again. When no node is left, a call waits for one to come back, within its deadline and while the outage is
+//! again. When no node is left, a call waits for one to recover, within its deadline and while the outage is
 //! short.
 //!
 //! An answer ends the call only if it is understood. A refusal ends it only if it is recognised, and comes

@@ -80,6 +80,6 @@ mod tests {
         assert_eq!(drain(&budget), 10);
         tokio::time::advance(Duration::from_secs(3600)).await;
         (0..5000).for_each(|_| budget.earn());
-        assert_eq!(drain(&budget), 200, "no more than the capacity");
+        assert_eq!(drain(&budget), 200, "at most the capacity");
     }
 }

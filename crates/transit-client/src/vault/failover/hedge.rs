@@ -1,7 +1,7 @@
 //! Hedging: when a call sends a second request because the first is slow, and when hedging pauses.
 //!
 //! The delay before a hedge follows the latency of recent requests. Hedges have a budget of their own, apart
-//! from the retry budget, which must be there when a node fails.
+//! from the retry budget, which must be available when a node fails.
 
 use std::{
     collections::VecDeque,

@@ -1,8 +1,8 @@
 //! When a token is looked up and renewed; pure.
 //!
 //! A token is renewed after two thirds of its remaining lifetime. A renewal that fails is repeated after growing
-//! pauses that never reach past the token's end. Nothing is given up: what was refused may be granted later,
-//! so it is only repeated less often.
+//! pauses that never reach past the token's end. No request is given up: one that was refused may be granted
+//! later, so it is only repeated less often.
 
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ impl<T> Attempts<'_, T> {
     }
 
     /// Draws the consequences of attempts that have become silent: their nodes are ejected, if others are
-    /// healthy. If the queue is empty, all nodes get another chance: the ejected ones, which may be back, and
+    /// healthy. If the queue is empty, all nodes get another chance: the ejected ones, which may work again, and
     /// the silent ones, because a new connection may work where the old one is broken.
     pub(super) fn note_silence(&mut self, now: Instant, queue: &mut VecDeque<Arc<Node>>) {
         let mut silent = Vec::new();

@@ -1,8 +1,8 @@
 //! The tables of answers that are not a success.
 //!
-//! Vault tells many cases apart in its words only. Read the tables beside `tests/golden/vault_errors.tsv`,
-//! which holds the words as OpenBao 2.7.2 was observed to say them, and as the sources of Vault and OpenBao
-//! have them (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`, `vault/request_handling.go`).
+//! Many cases differ only in Vault's words. Read the tables beside `tests/golden/vault_errors.tsv`, which has
+//! the words that OpenBao 2.7.2 was observed to use, and those in the sources of Vault and OpenBao
+//! (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`, `vault/request_handling.go`).
 
 use std::ops::RangeInclusive;
 
