@@ -76,8 +76,9 @@ async fn the_docs_list_exactly_the_metrics_that_exist() {
     let documented = documented_metrics();
     let shown = exported_metrics(&daemon).await;
     // The documentation does not list the standard process metrics.
-    let ours: BTreeMap<_, _> = shown.into_iter().filter(|(name, _)| !name.starts_with("process_")).collect();
-    assert_eq!(ours, documented, "left: on /metrics; right: in docs/metrics.md");
+    let exported: BTreeMap<_, _> =
+        shown.into_iter().filter(|(name, _)| !name.starts_with("process_")).collect();
+    assert_eq!(exported, documented, "left: on /metrics; right: in docs/metrics.md");
     let (_, text) = daemon.admin("/metrics").await;
     for standard in ["process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes"] {
         assert!(text.contains(standard), "{standard}");

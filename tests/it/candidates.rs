@@ -54,7 +54,7 @@ impl Setup {
         let counted = bao.create_token(json!({"num_uses": 100, "ttl": "1h"})).await;
         let revoked = bao.token().await;
         bao.revoke(&revoked).await;
-        let away = closed_address();
+        let closed = closed_address();
         let without_token = |instead: &str| {
             let text = good.with_token("TOKEN").yaml();
             text.replace("  token: 'TOKEN'\n", instead)
@@ -74,8 +74,8 @@ impl Setup {
             bad(
                 "unreachable Vault",
                 "pending",
-                [away.as_str(), "cannot be reached", "refused"],
-                ConfigFile { addresses: vec![away.clone()], ..good.clone() }.yaml(),
+                [closed.as_str(), "cannot be reached", "refused"],
+                ConfigFile { addresses: vec![closed.clone()], ..good.clone() }.yaml(),
             ),
             bad(
                 "no key of that name",
@@ -304,8 +304,8 @@ async fn at_start_a_config_is_used_once_vault_is_up() {
     config_file::by_rename(&config, &ConfigFile::with_new_token(&bao).await.yaml());
     bao.stop();
     let daemon = Daemon::start(&config).await;
-    let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
-    wait_reason(&daemon, 503, &away).await;
+    let outage = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
+    wait_reason(&daemon, 503, &outage).await;
     bao.start_again_sealed().await;
     wait_reason(&daemon, 503, &bad("sealed", "pending", ["503", "sealed"], String::new())).await;
     bao.unseal().await;
@@ -327,8 +327,8 @@ async fn a_candidate_found_while_vault_is_down_is_used_once_vault_is_up() {
     daemon.wait_ready().await;
     bao.stop();
     config_file::by_rename(&config, &next.yaml());
-    let away = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
-    wait_reason(&daemon, 200, &away).await;
+    let outage = bad("Vault down", "pending", [&bao.address(), "cannot be reached"], String::new());
+    wait_reason(&daemon, 200, &outage).await;
     assert_eq!((daemon.generation().await, daemon.reloads("pending").await), (1, 1));
     bao.start_again().await;
     daemon.wait_generation(2).await;
@@ -347,10 +347,10 @@ async fn a_pending_candidate_is_dropped_when_the_old_file_is_restored() {
     config_file::by_rename(&config, &good.yaml());
     let daemon = Daemon::start(&config).await;
     daemon.wait_ready().await;
-    let away = closed_address();
-    let unreachable = ConfigFile { addresses: vec![away.clone()], ..good.clone() };
+    let closed = closed_address();
+    let unreachable = ConfigFile { addresses: vec![closed.clone()], ..good.clone() };
     config_file::by_rename(&config, &unreachable.yaml());
-    wait_reason(&daemon, 200, &bad("away", "pending", [&away], String::new())).await;
+    wait_reason(&daemon, 200, &bad("closed", "pending", [&closed], String::new())).await;
     config_file::by_rename(&config, &good.yaml());
     eventually("readyz reports no candidate", WAIT_TIMEOUT, async || {
         let (ready, text) = daemon.admin("/readyz").await;

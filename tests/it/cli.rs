@@ -128,7 +128,7 @@ async fn flags_override_variables() {
     let ran = run_with(&["serve", "--log-format=text"], &variables, "").await;
     assert!(ran.stderr.contains(" ERROR "), "{ran:?}");
 
-    let ours = rustix::process::geteuid().as_raw();
+    let uid = rustix::process::geteuid().as_raw();
     let options = DaemonOptions {
         environment: BTreeMap::from(
             [
@@ -151,7 +151,7 @@ async fn flags_override_variables() {
     let made = fs::symlink_metadata(daemon.socket()).unwrap();
     assert_eq!(made.mode() & 0o7777, 0o640);
     let ran = probe(&daemon, &["status"]).await;
-    assert!(ran.stderr.contains(&format!("uid {ours}")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("uid {uid}")), "{ran:?}");
     // `http://` is allowed, so the reason is that Vault is unreachable.
     eventually("the address is tried", WAIT_TIMEOUT, async || {
         let (_, why) = daemon.admin("/readyz").await;

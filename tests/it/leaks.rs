@@ -303,8 +303,8 @@ async fn said_about(config: &Path, format: &str) -> Output {
 async fn memory_stays_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     // As another user if possible, because the files of a root process always belong to root.
-    let nobody = rustix::process::geteuid().is_root().then_some(65_534);
-    let options = DaemonOptions { uid: nobody, ..DaemonOptions::default() };
+    let other_uid = rustix::process::geteuid().is_root().then_some(65_534);
+    let options = DaemonOptions { uid: other_uid, ..DaemonOptions::default() };
     let daemon = Daemon::start_with(&dir.path().join("absent.yaml"), options).await;
     let proc_file = |name: &str| format!("/proc/{}/{name}", daemon.pid());
     let limits = fs::read_to_string(proc_file("limits")).unwrap();

@@ -106,21 +106,21 @@ async fn ciphertexts_of_other_providers_are_decrypted_and_foreign_key_ids_are_re
     assert_eq!(decrypt(kms, theirs.clone(), "1", "migration").await.unwrap(), SEED);
     assert!(!bao.audited("migration").is_empty());
 
-    let ours = encrypt(kms, SEED, "ours").await.unwrap();
-    let scope = ours.key_id.split('.').nth(1).unwrap();
+    let own = encrypt(kms, SEED, "own").await.unwrap();
+    let scope = own.key_id.split('.').nth(1).unwrap();
     let other: String = scope.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
-    let foreign = ours.key_id.replacen(scope, &other, 1);
-    let refused = decrypt(kms, ours.ciphertext.clone(), &foreign, "foreign").await.unwrap_err();
+    let foreign = own.key_id.replacen(scope, &other, 1);
+    let refused = decrypt(kms, own.ciphertext.clone(), &foreign, "foreign").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
     assert!(refused.message().contains("vault.keynames"), "{refused:?}");
 
-    let newer = ours.key_id.replacen(".1.", ".2.", 1);
-    let refused = decrypt(kms, ours.ciphertext.clone(), &newer, "mismatch").await.unwrap_err();
+    let newer = own.key_id.replacen(".1.", ".2.", 1);
+    let refused = decrypt(kms, own.ciphertext.clone(), &newer, "mismatch").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
 
-    let mut damaged = ours.ciphertext.to_vec();
+    let mut damaged = own.ciphertext.to_vec();
     damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };
-    let refused = decrypt(kms, damaged, &ours.key_id, "damaged").await.unwrap_err();
+    let refused = decrypt(kms, damaged, &own.key_id, "damaged").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
 
     // The last call has reached Vault, so the audit log is complete: the refused calls were not sent.

@@ -1,7 +1,7 @@
 //! Messages for operators when Vault cannot be used: a table of situations and the words that name the cause and the
 //! remedy. Each situation is produced with a real server, and its message read from a real daemon.
 //!
-//! The tables in `crates/transit-client/src/vault/tls.rs` and `errors.rs` beside it contain these messages.
+//! The messages are in `crates/transit-client/src/vault/tls.rs` and in `failover/classify/table.rs` beside it.
 
 use std::{
     fs,

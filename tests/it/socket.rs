@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 /// A user that is neither root nor, usually, the one that runs the tests.
-const NOBODY: u32 = 65_534;
+const OTHER_UID: u32 = 65_534;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A low limit of open files, and a number of connections above it.
 const FEW_DESCRIPTORS: u64 = 64;
@@ -100,7 +100,7 @@ async fn the_socket_and_its_folder_have_the_configured_mode_and_group() {
     let dir = folder();
     let root = runs_as_root();
     // Only root may give a file to a group that it does not belong to.
-    let group = if root { NOBODY } else { rustix::process::getegid().as_raw() };
+    let group = if root { OTHER_UID } else { rustix::process::getegid().as_raw() };
     let group_argument = format!("--socket-group={group}");
     for (arguments, mode) in [
         (vec![], 0o600),
@@ -126,19 +126,19 @@ async fn the_socket_and_its_folder_have_the_configured_mode_and_group() {
 #[tokio::test]
 async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
     let dir = folder();
-    let ours = rustix::process::geteuid().as_raw();
+    let own_uid = rustix::process::geteuid().as_raw();
     let daemon =
         Daemon::start_with(&no_config(&dir), DaemonOptions::arguments(["--allow-uid", "4242424"])).await;
     let mut client = RawClient::greeted(daemon.socket()).await;
     client.closed(WAIT_TIMEOUT).await;
     let ran = probe(daemon.socket(), "status").await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    assert!(ran.stderr.contains(&format!("does it allow uid {ours} (--allow-uid)?")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("does it allow uid {own_uid} (--allow-uid)?")), "{ran:?}");
     let log = daemon.log();
     let warning =
         log.lines().find(|line| line.contains("WARN") && line.contains("rejected")).expect("a warning");
-    assert!(warning.contains(&format!("uid={ours} ")), "{warning}");
-    assert!(warning.contains(&format!("--allow-uid {ours} ")), "{warning}");
+    assert!(warning.contains(&format!("uid={own_uid} ")), "{warning}");
+    assert!(warning.contains(&format!("--allow-uid {own_uid} ")), "{warning}");
     assert!(daemon.metric("transit_kms_connections_rejected_total", &[]).await >= 2.0);
     assert_eq!(daemon.metric("transit_kms_connections_open", &[]).await, 0.0);
 }
@@ -159,23 +159,23 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     let probe = ["probe", "status", "--socket", &url];
 
     let mut daemon = start(&["--socket-mode", "0666"]).await;
-    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(OTHER_UID, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     let log = daemon.log();
-    assert!(log.contains(&format!("uid={NOBODY} ")), "{log}");
-    assert!(log.contains(&format!("--allow-uid {NOBODY} ")), "{log}");
+    assert!(log.contains(&format!("uid={OTHER_UID} ")), "{log}");
+    assert!(log.contains(&format!("--allow-uid {OTHER_UID} ")), "{log}");
     assert_served(&socket).await;
     daemon.terminate().await;
 
     let daemon = start(&["--socket-mode", "0666", "--allow-uid", "0", "--allow-uid", "65534"]).await;
-    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(OTHER_UID, dir.path(), &probe).await;
     assert_is_answered(&ran);
     assert_served(&socket).await;
     drop(daemon);
 
     // The kernel refuses what the mode of the socket forbids, before the daemon sees the connection.
     let daemon = start(&["--allow-uid", "0,65534"]).await;
-    let ran = cli::run_as(NOBODY, dir.path(), &probe).await;
+    let ran = cli::run_as(OTHER_UID, dir.path(), &probe).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.stderr.contains("Permission denied"), "{ran:?}");
     assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
@@ -189,12 +189,12 @@ async fn root_and_the_daemons_own_uid_are_served_by_default() {
         return assert_served(daemon.socket()).await;
     }
     let dir = open_folder();
-    let options = DaemonOptions { uid: Some(NOBODY), ..DaemonOptions::default() };
+    let options = DaemonOptions { uid: Some(OTHER_UID), ..DaemonOptions::default() };
     let daemon = Daemon::start_with(&no_config(&dir), options).await;
     assert_served(daemon.socket()).await;
     let socket = unix_url(daemon.socket()).into_string().unwrap();
     let folder = daemon.socket().parent().unwrap();
-    assert_is_answered(&cli::run_as(NOBODY, folder, &["probe", "status", "--socket", &socket]).await);
+    assert_is_answered(&cli::run_as(OTHER_UID, folder, &["probe", "status", "--socket", &socket]).await);
     assert_eq!(daemon.metric("transit_kms_connections_rejected_total", &[]).await, 0.0);
 }
 
@@ -454,7 +454,7 @@ for _ in range(int(sys.argv[2])):
     try:
         one.sendall(bytes.fromhex(sys.argv[3]))
     except OSError:
-        pass # It was turned away.
+        pass # The daemon has closed the connection.
 print('here', flush=True)
 sys.stdin.read()
 ";

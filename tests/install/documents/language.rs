@@ -19,6 +19,8 @@ const CHECKED: &[&str] = &[
     "docs",
     "manifests",
     "src",
+    "tests/architecture",
+    "tests/it",
 ];
 /// The kinds of files that are checked in a folder. Of a Rust file, the comments and the string literals are checked.
 const EXTENSIONS: [&str; 8] = ["gotmpl", "hcl", "md", "rs", "service", "tpl", "txt", "yaml"];
