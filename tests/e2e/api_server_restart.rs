@@ -1,4 +1,4 @@
-//! kube-apiserver starts again, and asks for every seed that it has ever made.
+//! kube-apiserver restarts and decrypts all DEK seeds in etcd.
 
 use std::time::Instant;
 use testkit::{
@@ -6,19 +6,19 @@ use testkit::{
     full,
 };
 
-/// How many objects of one resource it decodes at once, each of them asking for its seed if no other
-/// has come back with it yet. There are two resources here.
+/// How many objects of a resource kube-apiserver decodes concurrently. Each calls Decrypt for its DEK seed if the seed
+/// is not cached yet. The test has two resources.
 ///
 /// Source: `processEventConcurrency` in k8s.io/apiserver `pkg/storage/etcd3/watcher.go`
-const AT_ONCE: usize = 10;
+const CONCURRENT_DECODES: usize = 10;
 
-/// How many requests to Vault Decrypts have made, without those of probes.
-async fn asked(control_plane: &ControlPlane) -> f64 {
+/// The number of Vault requests for Decrypts, without those of health checks.
+async fn vault_requests(control_plane: &ControlPlane) -> f64 {
     control_plane.daemon.metric("transit_kms_decrypt_batch_size_count", &[]).await
 }
 
 #[tokio::test]
-async fn after_a_restart_every_seed_is_asked_for_and_all_is_readable() {
+async fn a_restarted_api_server_decrypts_every_dek_seed_and_reads_everything() {
     let (restarts, each) = if full() { (20, 50) } else { (5, 30) };
     let mut control_plane = ControlPlane::ready([]).await;
     let mut written = Vec::new();
@@ -35,12 +35,12 @@ async fn after_a_restart_every_seed_is_asked_for_and_all_is_readable() {
         }
     }
     let seeds = control_plane.cluster.etcd.seeds().await.len();
-    // One for each start.
+    // Each start makes a new DEK seed.
     assert_eq!(seeds, restarts + 1);
 
     control_plane.server.kill();
     let before = [control_plane.calls("decrypt").await, control_plane.calls("encrypt").await];
-    let asked_before = asked(&control_plane).await;
+    let requests_before = vault_requests(&control_plane).await;
     let begun = Instant::now();
     control_plane.server.start_again();
     control_plane.server.wait_ready(READY_WITHIN).await;
@@ -52,16 +52,16 @@ async fn after_a_restart_every_seed_is_asked_for_and_all_is_readable() {
     written.sort();
     assert_eq!(read, written);
     let (decrypts, encrypts) = (after[0] - before[0], after[1] - before[1]);
-    // Not for every object, but for a seed as often as objects under it are decoded at once.
-    assert!((seeds..=2 * AT_ONCE * seeds).contains(&(decrypts as usize)), "{decrypts} Decrypts");
+    // Not a Decrypt for each object: at most one for each concurrent decode of each seed.
+    assert!((seeds..=2 * CONCURRENT_DECODES * seeds).contains(&(decrypts as usize)), "{decrypts} Decrypts");
     assert_eq!(encrypts as usize, 1, "Encrypts");
-    // Those for the same seed at the same time are one to Vault.
-    let asked = asked(&control_plane).await - asked_before;
-    assert!(asked < decrypts, "{decrypts} Decrypts, of which Vault saw {asked}");
+    // transit-kms coalesces concurrent Decrypts of the same seed.
+    let vault_requests = vault_requests(&control_plane).await - requests_before;
+    assert!(vault_requests < decrypts, "{decrypts} Decrypts made {vault_requests} Vault requests");
     record_measurement(
         "2 restart",
         &format!(
-            "{} Secrets under {seeds} seeds: {decrypts} Decrypts and {encrypts} Encrypt, {asked} requests to Vault for the former, ready after {:.2} s, \
+            "{} Secrets under {seeds} seeds: {decrypts} Decrypts and {encrypts} Encrypt, {vault_requests} Vault requests for the Decrypts, ready after {:.2} s, \
              all listed after {:.2} s, 0 failures",
             written.len(),
             ready.as_secs_f64(),

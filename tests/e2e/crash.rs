@@ -1,4 +1,4 @@
-//! The daemon is killed under load, and comes back.
+//! The daemon is killed under load and started again.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use testkit::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// kube-apiserver's timeout: by then it must have its answer, whoever died.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// kube-apiserver's timeout for KMS calls. A new daemon must answer within it.
+const KMS_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[tokio::test]
-async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_notice() {
+async fn no_api_request_fails_when_the_daemon_is_killed_and_started_again() {
     let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("crash-"));
     let socket = dir.path().join("kms.sock");
     let start = async || {
@@ -26,33 +26,33 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     let server = cluster.ready(&EncryptionConfig::with_kms(&socket)).await;
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
     let load = Load::start_on(&socket, 2, Duration::from_millis(10)).await;
-    let goes_on = async || {
+    let wait_for_more_calls = async || {
         let (api_calls, calls) = (api_load.calls(), load.calls());
-        eventually("load goes on", PATIENCE, async || {
+        eventually("the load continues", PATIENCE, async || {
             api_load.calls() >= api_calls + 10 && load.calls() >= calls + 20
         })
         .await;
     };
-    goes_on().await;
+    wait_for_more_calls().await;
 
     daemon.signal(Signal::KILL);
     let killed = Instant::now();
     daemon.wait_ended(PATIENCE).await;
-    assert!(socket.exists(), "a killed process cleans nothing up");
+    assert!(socket.exists(), "a killed process does not remove its socket");
     let daemon = start().await;
     let listening = killed.elapsed();
-    eventually("calls are answered again", ANSWERS_WITHIN, async || {
+    eventually("calls are answered again", KMS_TIMEOUT, async || {
         calls::encrypt(&kms_client(&socket).await, &[7; 32], "after").await
     })
     .await;
     let answering = killed.elapsed();
-    goes_on().await;
+    wait_for_more_calls().await;
     let (api, calls) = (api_load.stop().await, load.stop().await);
-    // Seeds live in kube-apiserver's memory; it needs the daemon for new ones only.
+    // kube-apiserver keeps DEK seeds in memory. It calls the daemon for unknown seeds only.
     api.requests.assert_nothing_failed();
     assert!(calls.failed < calls.calls / 2, "{calls:?}");
 
-    // It has found the new process: a rotation reaches it.
+    // kube-apiserver uses the new process: it learns of a key rotation.
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
     env.bao.rotate_key(KEY).await;
@@ -64,7 +64,7 @@ async fn a_killed_daemon_is_followed_by_another_and_kube_apiserver_does_not_noti
     record_measurement(
         "6 crash",
         &format!(
-            "SIGKILL under load, started again at once: listening after {:.0} ms, answering after {:.0} ms; of {} \
+            "SIGKILL under load, started again immediately: listening after {:.0} ms, answering after {:.0} ms; of {} \
              KMS calls made without a pause {} failed; of {} requests to kube-apiserver 0",
             listening.as_secs_f64() * 1000.0,
             answering.as_secs_f64() * 1000.0,

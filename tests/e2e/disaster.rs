@@ -1,4 +1,4 @@
-//! What docs/disaster-recovery.md says, done: each loss, what is seen of it, and the way out.
+//! The procedures of docs/disaster-recovery.md: each loss, its symptoms, and the recovery.
 
 use std::{fs, path::Path};
 
@@ -9,12 +9,12 @@ use testkit::{
     config_file, eventually, policy, temp_dir, version_of_key_id,
 };
 
-/// A key for which there is no other use.
+/// The key that replaces a lost key.
 const NEW_KEY: &str = "kms-2";
 
-/// (a) Vault goes back to before the last rotation.
+/// (a) Vault is restored from a backup that is older than the last key rotation.
 #[tokio::test]
-async fn a_vault_that_is_restored_from_before_a_rotation() {
+async fn a_rewrite_repairs_data_after_vault_is_restored_from_before_a_rotation() {
     let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
     let snapshot = env.bao.snapshot().await;
     env.bao.rotate_key(KEY).await;
@@ -26,42 +26,42 @@ async fn a_vault_that_is_restored_from_before_a_rotation() {
     assert_eq!(cluster.etcd.key_ids().await, [lost.key_id.clone()].into());
 
     env.bao.restore(&snapshot).await;
-    let back = caller.wait_key_id_after(&lost.key_id, RELOAD_TIMEOUT).await;
+    let restored = caller.wait_key_id_after(&lost.key_id, RELOAD_TIMEOUT).await;
     daemon.wait_printed("Vault keeps reporting an older key version, as after a backup was restored").await;
-    assert_eq!(version_of_key_id(&back), 1);
+    assert_eq!(version_of_key_id(&restored), 1);
     assert_eq!(daemon.metric("transit_kms_key_version_regressions_total", &[]).await, 1.0);
     assert_eq!(daemon.metric("transit_kms_key_version", &[("key", "transit/kms")]).await, 1.0);
     assert_eq!(caller.health().await, "ok");
-    let words = "this Vault node does not know the key version";
+    let expected = "this Vault node does not know the key version";
     let error = caller.decrypt(&lost).await.unwrap_err();
-    assert!(error.message().contains(words), "{error}");
+    assert!(error.message().contains(expected), "{error}");
 
-    // Who starts now reads none of what was written since, and so does not become ready.
-    let mut late = cluster.api_server(&config, ApiServerOptions::default());
-    wait_unreadable(&late, words).await;
-    assert_ne!(late.api().text("/readyz").await.0, 200);
+    // An API server that starts now cannot decrypt what was written since the backup, so it does not become ready.
+    let mut new_server = cluster.api_server(&config, ApiServerOptions::default());
+    wait_unreadable(&new_server, expected).await;
+    assert_ne!(new_server.api().text("/readyz").await.0, 200);
 
-    // Who was there knows the seeds.
-    cluster.wait_for_key_id(server.api(), &back, "again").await;
+    // The API server that was running before has the DEK seeds in memory.
+    cluster.wait_for_key_id(server.api(), &restored, "again").await;
     rewrite(&server).await;
-    assert_eq!(cluster.etcd.key_ids().await, [back.clone()].into());
-    late.wait_ready(READY_WITHIN).await;
-    assert_eq!(late.api().secret("kept").await.unwrap(), "from before");
+    assert_eq!(cluster.etcd.key_ids().await, [restored.clone()].into());
+    new_server.wait_ready(READY_WITHIN).await;
+    assert_eq!(new_server.api().secret("kept").await.unwrap(), "from before");
 
-    // The number comes again, the name does not.
+    // The new key version has the same number, but another key_id.
     env.bao.rotate_key(KEY).await;
-    let next = caller.wait_key_id_after(&back, RELOAD_TIMEOUT).await;
+    let next = caller.wait_key_id_after(&restored, RELOAD_TIMEOUT).await;
     assert_eq!(version_of_key_id(&next), 2);
     assert_ne!(next, lost.key_id);
     let error = caller.decrypt(&lost).await.unwrap_err();
     assert!(error.message().contains("version 2 of key `kms` was created at another time"), "{error}");
 }
 
-/// (a) As above, but the restored Vault rotates the key before transit-kms has looked.
+/// (a) As above, but the key is rotated before transit-kms notices the restored Vault.
 #[tokio::test]
-async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
+async fn a_restored_vault_that_rotates_immediately_is_reported_as_another_key() {
     let mut env = TestEnv::start().await;
-    // It takes three probes to believe in an older version: by then there is a newer one again.
+    // transit-kms accepts an older version after three health checks. By then the key is rotated again.
     let (mut daemon, caller) = env.ready(["--health-check-interval", "5s"]).await;
     let token = env.bao.token().await;
     let snapshot = env.bao.snapshot().await;
@@ -72,10 +72,10 @@ async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
 
     env.bao.restore(&snapshot).await;
     env.bao.rotate_key(KEY).await;
-    let another = "key `kms` is not the one that was in use under that name";
+    let expected = "key `kms` is not the one that was in use under that name";
     eventually("Status is an error", RELOAD_TIMEOUT, async || {
         let said = caller.health().await;
-        if said.starts_with("FailedPrecondition") && said.contains(another) { Ok(()) } else { Err(said) }
+        if said.starts_with("FailedPrecondition") && said.contains(expected) { Ok(()) } else { Err(said) }
     })
     .await;
     daemon.terminate().await;
@@ -84,9 +84,9 @@ async fn a_restored_vault_that_rotates_at_once_is_taken_for_another() {
     caller.decrypt(&lost).await.unwrap_err();
 }
 
-/// (b) Nothing is left of Vault but a backup of the key.
+/// (b) Vault is lost. Only a backup of the key is left.
 #[tokio::test]
-async fn a_key_that_is_restored_into_a_new_vault() {
+async fn a_key_restored_into_a_new_vault_keeps_its_key_id_and_decrypts_everything() {
     let mut control_plane = ControlPlane::ready([]).await;
     let ControlPlane { caller, daemon, server, env, .. } = &mut control_plane;
     env.bao.rotate_key(KEY).await;
@@ -108,9 +108,13 @@ async fn a_key_that_is_restored_into_a_new_vault() {
     let rendered = ConfigFile::with_new_token(&new).await;
     config_file::by_rename(&env.config, &rendered.yaml());
     caller.wait_ok(RELOAD_TIMEOUT).await;
-    assert_eq!(caller.key_id().await, key_id, "the times of its versions came along, so it has its name");
+    assert_eq!(
+        caller.key_id().await,
+        key_id,
+        "the backup contains the creation times, so the key_id is the same"
+    );
 
-    // With nothing cached, neither here nor there.
+    // Restart both, so that neither has anything cached.
     daemon.terminate().await;
     let options = DaemonOptions { socket: Some(daemon.socket().to_path_buf()), ..DaemonOptions::default() };
     let daemon = Daemon::start_with(&env.config, options).await;
@@ -121,9 +125,9 @@ async fn a_key_that_is_restored_into_a_new_vault() {
     assert_eq!(Caller::of(&daemon).await.key_id().await, key_id);
 }
 
-/// (c) etcd goes back to before a rotation that was thought to be complete.
+/// (c) etcd is restored from a backup that is older than a completed key rotation.
 #[tokio::test]
-async fn an_etcd_that_is_restored_needs_the_versions_of_its_time() {
+async fn a_restored_etcd_needs_the_key_versions_of_its_backup() {
     let mut control_plane = ControlPlane::ready([]).await;
     let ControlPlane { caller, cluster, server, env, .. } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
@@ -136,15 +140,15 @@ async fn an_etcd_that_is_restored_needs_the_versions_of_its_time() {
     server.wait_ready(READY_WITHIN).await;
     rewrite(server).await;
     assert_eq!(cluster.etcd.key_ids().await, [new.clone()].into());
-    least_version(&env.bao, 2).await;
+    set_min_decryption_version(&env.bao, 2).await;
 
     server.kill();
     cluster.etcd.restore(&snapshot).await;
     server.start_again();
     wait_unreadable(server, "the ciphertext's key version is below min_decryption_version of the key").await;
-    assert_eq!(caller.health().await, "ok", "the key itself is well");
+    assert_eq!(caller.health().await, "ok", "the key itself works");
 
-    least_version(&env.bao, 1).await;
+    set_min_decryption_version(&env.bao, 1).await;
     server.wait_ready(READY_WITHIN).await;
     assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
     rewrite(server).await;
@@ -157,9 +161,9 @@ async fn delete_key(bao: &Bao) {
     bao.api("DELETE", &key, Value::Null).await;
 }
 
-/// (d) The key is gone for good, and an API server is still up.
+/// (d) The key is lost, and an API server is still running.
 #[tokio::test]
-async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
+async fn data_survives_a_lost_key_if_a_running_api_server_has_the_dek_seeds() {
     let mut control_plane = ControlPlane::ready([]).await;
     let ControlPlane { caller, cluster, daemon, server, env } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
@@ -171,7 +175,7 @@ async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
     let saved = saved.path().join("objects.json");
     export(server, &saved).await;
 
-    // Another key, under another name; the old one must not be named any more.
+    // The new key has another name. The config must not name the lost key.
     env.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
     env.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
     env.rendered.keys = vec![NEW_KEY.into(), KEY.into()];
@@ -192,16 +196,16 @@ async fn a_lost_key_and_an_api_server_that_still_knows_the_seeds() {
     assert_eq!(server.api().secret("kept").await.unwrap(), "from before");
 }
 
-/// (e) The key is gone for good, and nobody knows the seeds.
+/// (e) The key is lost, and no running API server has the DEK seeds.
 #[tokio::test]
-async fn a_lost_key_and_nobody_who_knows_the_seeds() {
+async fn an_api_server_recovers_from_a_lost_key_once_the_unreadable_objects_are_deleted() {
     let mut control_plane = ControlPlane::ready([]).await;
     let ControlPlane { caller, cluster, server, env, .. } = &mut control_plane;
     server.api().create_secret("kept", "from before").await.unwrap();
     server.kill();
     let lost = caller.key_id().await;
     delete_key(&env.bao).await;
-    // Else the policy without the lost key would hide that it is lost.
+    // Wait, because the new policy does not mention the lost key, which would hide that the key is lost.
     eventually("Status is an error", RELOAD_TIMEOUT, async || caller.status().await.err()).await;
     env.bao.api("POST", &format!("{MOUNT}/keys/{NEW_KEY}"), json!({})).await;
     env.bao.policy(POLICY, &policy(MOUNT, NEW_KEY)).await;
@@ -211,35 +215,35 @@ async fn a_lost_key_and_nobody_who_knows_the_seeds() {
     let key_id = caller.wait_key_id_after(&lost, RELOAD_TIMEOUT).await;
 
     server.start_again();
-    let words = "the key_id is of a Transit key that is not configured here";
-    wait_unreadable(server, words).await;
+    let expected = "the key_id is of a Transit key that is not configured here";
+    wait_unreadable(server, expected).await;
     let unready = server.api().text("/readyz?verbose").await;
     assert!(unready.0 == 500 && unready.1.contains("[-]informer-sync failed"), "{unready:?}");
     let kubectl = server.kubectl();
     let ran = kubectl.run(&["delete", "secret", "kept"]).await;
-    assert!(!ran.good && ran.stderr.contains(words), "{ran:?}");
+    assert!(!ran.good && ran.stderr.contains(expected), "{ran:?}");
     for (resource, namespace, name) in cluster.etcd.names().await {
         let object = format!("/api/v1/namespaces/{namespace}/{resource}/{name}");
         let uri = format!("{object}?ignoreStoreReadErrorWithClusterBreakingPotential=true");
-        // Each is made anew at once, if kube-apiserver itself has made it.
+        // kube-apiserver immediately creates its own objects again.
         let ran = kubectl.run(&["delete", "--raw", &uri]).await;
         assert!(ran.good, "{ran:?}");
     }
     server.wait_ready(READY_WITHIN).await;
-    server.api().create_secret("kept", "anew").await.unwrap();
+    server.api().create_secret("kept", "new value").await.unwrap();
     assert_eq!(cluster.etcd.key_ids().await, [key_id].into());
 }
 
-/// Waits until this API server says these words of the Secret `kept`.
+/// Waits until reading the Secret `kept` fails with an error that contains `words`.
 async fn wait_unreadable(server: &ApiServer, words: &str) {
-    eventually("it says what it cannot read", READY_WITHIN, async || {
+    eventually("the Secret `kept` cannot be read", READY_WITHIN, async || {
         let said = server.api().secret("kept").await.err().map(|error| error.message).unwrap_or_default();
         if said.contains(words) { Ok(()) } else { Err(said) }
     })
     .await;
 }
 
-/// As the documents have it.
+/// Rewrites all objects with the command of the documents.
 async fn rewrite(server: &ApiServer) {
     let saved = temp_dir("saved-");
     let saved = saved.path().join("objects.json");
@@ -258,7 +262,7 @@ async fn replace(server: &ApiServer, from: &Path) {
     assert!(ran.good, "{}", ran.stderr);
 }
 
-async fn least_version(bao: &Bao, version: u64) {
+async fn set_min_decryption_version(bao: &Bao, version: u64) {
     let config = json!({"min_decryption_version": version});
     bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), config).await;
 }

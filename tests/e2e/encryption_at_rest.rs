@@ -1,4 +1,4 @@
-//! What reaches etcd, and what comes back.
+//! What etcd stores, and what clients of the API read.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ const IN_SECRET: &str = "the very secret value of a Secret";
 const IN_CONFIG_MAP: &str = "the less secret value of a ConfigMap";
 
 #[tokio::test]
-async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
+async fn secrets_and_config_maps_are_encrypted_in_etcd_and_readable_with_kubectl() {
     let begun = Instant::now();
     let control_plane = ControlPlane::ready([]).await;
     let up = begun.elapsed();
@@ -30,7 +30,7 @@ async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
         assert_eq!(object.annotations, [].into(), "{resource}");
         let source = std::str::from_utf8(&object.encrypted_dek_source).unwrap();
         assert!(source.starts_with(&format!("vault:v{}:", version_of_key_id(&key_id))), "{source}");
-        // HKDF_SHA256_XNONCE_AES_GCM_SEED: one seed for many objects.
+        // HKDF_SHA256_XNONCE_AES_GCM_SEED: one DEK seed for many objects.
         assert_eq!(object.dek_source_type, 1, "{resource}");
     }
     cluster.etcd.assert_not_stored(&[IN_SECRET, IN_CONFIG_MAP]).await;
@@ -41,9 +41,9 @@ async fn secrets_and_config_maps_are_encrypted_in_etcd_and_plain_for_kubectl() {
     let config_map = kubectl.json(&["get", "configmap", "first"]).await;
     assert_eq!(config_map["data"]["value"], IN_CONFIG_MAP);
     record_measurement(
-        "1 written",
+        "1 encryption at rest",
         &format!(
-            "all parts up and ready in {:.1} s; then a Secret and a ConfigMap, {} Encrypts in all, 0 failures",
+            "all components ready in {:.1} s; then a Secret and a ConfigMap, {} Encrypts in all, 0 failures",
             up.as_secs_f64(),
             control_plane.calls("encrypt").await,
         ),

@@ -1,4 +1,4 @@
-//! Mode `local-kek`: API servers start while Vault is down.
+//! Encryption mode `local-kek`: API servers start while Vault is down.
 
 use std::time::Instant;
 use testkit::{
@@ -15,7 +15,7 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
     env.render(&token);
     let (daemon, caller) = env.ready(["--outage-grace", "1s"]).await;
     let mut server = cluster.ready(&EncryptionConfig::with_kms(daemon.socket())).await;
-    // A seed for each start, under the local KEK.
+    // Each start makes a new DEK seed, which the local KEK encrypts.
     let mut written = Vec::new();
     for start in 0..3 {
         server.kill();
@@ -44,18 +44,18 @@ async fn an_api_server_restarted_with_vault_down_becomes_ready_and_reads_its_sec
     assert_eq!(read, written);
     server.api().create_secret("during", "written during the outage").await.unwrap();
     assert_eq!(server.api().secret("during").await.unwrap(), "written during the outage");
-    // The grace is long over.
+    // The outage is longer than `--outage-grace`.
     assert!(down.elapsed().as_secs() >= 1);
     assert_eq!(caller.health().await, "ok");
 
     env.bao.start_again().await;
-    eventually("all is well again", READY_WITHIN, async || {
+    eventually("/readyz does not report the outage any more", READY_WITHIN, async || {
         let (_, text) = daemon.admin("/readyz").await;
         if text.contains("does not answer") { Err(text) } else { Ok(()) }
     })
     .await;
 
-    // Back in mode `transit`, it is all readable, if Vault is there.
+    // In mode `transit`, everything is readable again while Vault is available.
     env.rendered.local_kek = false;
     env.render_and_wait(&daemon, &token).await;
     server.kill();

@@ -1,4 +1,4 @@
-//! Vault says no, or has lost the key.
+//! Vault refuses access, or the key is deleted.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,20 @@ use testkit::{
     eventually, policy,
 };
 
-/// How long kube-apiserver writes under a seed that Status no longer vouches for, and how often it
-/// looks. Source: `kmsv2PluginWriteDEKSourceMaxTTL` in k8s.io/apiserver
+/// How long kube-apiserver writes with a DEK seed after the last successful Status.
+/// Source: `kmsv2PluginWriteDEKSourceMaxTTL` in k8s.io/apiserver
 /// `pkg/server/options/encryptionconfig/config.go`.
-const WRITES_GO_ON_FOR: Duration = Duration::from_secs(180);
-/// What the test's own clocks may add: a probe of ours, and the pace of its writes.
+const DEK_SEED_MAX_TTL: Duration = Duration::from_secs(180);
+/// What one health check and the interval of the test's writes may add.
 const MARGIN: Duration = Duration::from_secs(5);
-/// Between two writes of the test; each is a moment at which writing may have stopped.
-const PACE: Duration = Duration::from_millis(500);
+/// The time between two writes of the test, and so the precision of the measurement.
+const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
 #[tokio::test]
-async fn revoked_access_is_told_at_once_and_heals() {
+async fn a_revoked_policy_is_reported_immediately_and_recovers_when_granted_again() {
     let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
     let (daemon, _) = env.ready([]).await;
-    // Below this it does not say why a plugin is not healthy.
+    // At lower levels, kube-apiserver does not log why a plugin is unhealthy.
     let options = ApiServerOptions::arguments(["--v=2"]);
     let mut server = cluster.api_server(&EncryptionConfig::with_kms(daemon.socket()), options);
     server.wait_ready(READY_WITHIN).await;
@@ -34,34 +34,38 @@ async fn revoked_access_is_told_at_once_and_heals() {
     env.bao.policy(POLICY, &rules).await;
 
     let begun = Instant::now();
-    let reason = eventually("our /readyz says why", RELOAD_TIMEOUT, async || {
+    let reason = eventually("the plugin's /readyz has the reason", RELOAD_TIMEOUT, async || {
         let (status, text) = daemon.admin("/readyz").await;
         if status == 503 { Ok(text) } else { Err(text) }
     })
     .await;
-    let told = begun.elapsed();
-    let words = "policy does not allow decrypt: grant `update` on transit/decrypt/kms";
-    assert!(reason.contains(words), "{reason}");
+    let reported = begun.elapsed();
+    let expected = "policy does not allow decrypt: grant `update` on transit/decrypt/kms";
+    assert!(reason.contains(expected), "{reason}");
     eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
         let (status, text) = server.api().text("/readyz?verbose").await;
         if status == 500 && text.contains("[-]kms-providers failed") { Ok(()) } else { Err(text) }
     })
     .await;
-    eventually("it logs our reason", RELOAD_TIMEOUT, async || server.log().contains(words)).await;
-    // What is cached is served on.
+    eventually("kube-apiserver logs the reason", RELOAD_TIMEOUT, async || server.log().contains(expected))
+        .await;
+    // kube-apiserver still reads with the DEK seeds in its cache.
     assert_eq!(server.api().secret("before").await.unwrap(), "written before");
 
     env.bao.policy(POLICY, &policy(MOUNT, KEY)).await;
     server.wait_ready(READY_WITHIN).await;
     record_measurement(
         "8 revoked",
-        &format!("our /readyz has the reason {:.2} s after the policy has it", told.as_secs_f64()),
+        &format!(
+            "the plugin's /readyz has the reason {:.2} s after the policy changes",
+            reported.as_secs_f64()
+        ),
     );
 }
 
-/// It takes the three minutes that kube-apiserver takes.
+/// Takes three minutes, because kube-apiserver waits that long before it refuses writes.
 #[tokio::test]
-async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_heals() {
+async fn a_deleted_key_stops_writes_and_everything_is_readable_after_it_is_restored() {
     let mut control_plane = ControlPlane::ready([]).await;
     let bao = &control_plane.env.bao;
     let key = format!("{MOUNT}/keys/{KEY}");
@@ -75,22 +79,22 @@ async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_he
     bao.api("DELETE", &key, Value::Null).await;
     let deleted = Instant::now();
     let error = eventually("Status is an error", RELOAD_TIMEOUT, async || {
-        control_plane.caller.status().await.err().ok_or("it is not")
+        control_plane.caller.status().await.err().ok_or("Status is ok")
     })
     .await;
     assert!(error.message().contains("does not exist") || error.message().contains("not found"), "{error}");
 
-    // Clients go on writing, as long as they may.
-    let refusal = eventually("writes stop", WRITES_GO_ON_FOR + MARGIN, async || {
-        drop(tokio::time::timeout(PACE, std::future::pending::<()>()).await);
-        write(&api, &mut written).await.err().ok_or("they do not")
+    // Clients write until kube-apiserver refuses.
+    let refusal = eventually("writes stop", DEK_SEED_MAX_TTL + MARGIN, async || {
+        drop(tokio::time::timeout(WRITE_INTERVAL, std::future::pending::<()>()).await);
+        write(&api, &mut written).await.err().ok_or("the write succeeded")
     })
     .await;
     let stopped = deleted.elapsed();
     assert!(refusal.contains("expired"), "{refusal}");
     let stored = control_plane.cluster.etcd.all_stored(SECRETS).await.len();
     assert_eq!(stored, written.len());
-    // From now on none: what would be stored, nobody could read.
+    // kube-apiserver stores nothing more, because it could not be decrypted later.
     for _ in 0..10 {
         write(&api, &mut written).await.unwrap_err();
     }
@@ -100,9 +104,9 @@ async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_he
     control_plane.env.bao.api("POST", &format!("{MOUNT}/restore/{KEY}"), restored).await;
     let begun = Instant::now();
     control_plane.server.wait_ready(READY_WITHIN).await;
-    let healed = begun.elapsed();
+    let recovered = begun.elapsed();
     write(&api, &mut written).await.unwrap();
-    // With nothing cached.
+    // Restart, so that kube-apiserver has nothing cached.
     control_plane.server.kill();
     control_plane.server.start_again();
     control_plane.server.wait_ready(READY_WITHIN).await;
@@ -113,16 +117,16 @@ async fn a_deleted_key_stops_writes_before_they_cannot_be_read_and_its_return_he
     record_measurement(
         "8 deleted",
         &format!(
-            "writes stop {:.0} s after the key is deleted ({} were stored until then), and go on {:.1} s after it is \
+            "writes stop {:.0} s after the key is deleted ({} were stored until then), and succeed again {:.1} s after it is \
              restored; all are readable after a restart",
             stopped.as_secs_f64(),
             stored - 1,
-            healed.as_secs_f64(),
+            recovered.as_secs_f64(),
         ),
     );
 }
 
-/// Writes one more Secret, and notes it if that was confirmed.
+/// Writes another Secret, and adds it to `written` if the API server confirms the write.
 async fn write(api: &Api, written: &mut Vec<(String, String)>) -> Result<(), String> {
     let (name, value) = (format!("secret-{}", written.len()), format!("value {}", written.len()));
     api.create_secret(&name, &value).await.map_err(|error| error.to_string())?;

@@ -1,10 +1,10 @@
-//! The real kube-apiserver and a real etcd before the real daemon, agent and OpenBao.
+//! End-to-end tests with a real kube-apiserver, etcd, daemon, agent and OpenBao.
 //!
-//! What the KMS contract says counts once the client that it is about has been seen to do it: each
-//! file here is a scenario or two, and looks at what etcd holds and at what clients of the API see.
-//! `testkit::cluster` starts and stops the parts; `scripts/e2e-tools` gets the binaries.
+//! The KMS contract describes how kube-apiserver uses a plugin. These tests show that it does so. Each file has one
+//! or a few scenarios, and checks what etcd stores and what clients of the API see.
+//! `testkit::cluster` starts and stops the components; `scripts/e2e-tools` gets the binaries.
 //!
-//! `cfg(test)` always holds here; written out, it lets clippy know these modules for tests.
+//! `cfg(test)` is always true here. It is written out so that clippy treats these modules as tests.
 
 #[cfg(test)]
 mod api_server_restart;

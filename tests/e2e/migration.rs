@@ -1,4 +1,4 @@
-//! From other providers to this one, without encrypting anything anew first.
+//! Migration from other KMS providers, without rewriting data first.
 
 use std::{path::Path, time::Instant};
 
@@ -12,22 +12,22 @@ use testkit::{
 };
 use tokio::task::JoinSet;
 
-use crate::stand_in::StandIn;
+use crate::stand_in::FakePlugin;
 
-/// The name that Trousseau's documentation gives the provider; it is in every value.
+/// The provider name in Trousseau's documentation. It is part of every stored value.
 const TROUSSEAU: &str = "vaultprovider";
-/// The same of vault-kubernetes-kms.
+/// The provider name in the documentation of vault-kubernetes-kms.
 const VAULT_KUBERNETES_KMS: &str = "vault-kubernetes-kms";
-/// Secrets, each with a DEK of its own: the one real storm of Decrypts.
+/// The number of Secrets. KMS v1 has a DEK for each, so a list makes as many Decrypts.
 const COUNT: usize = 5000;
-/// Clients that write at once.
+/// The number of concurrent writers.
 const WRITERS: usize = 8;
 
 #[tokio::test]
-async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
+async fn values_of_trousseau_are_read_with_kms_v1_and_rewritten_with_kms_v2() {
     let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("migration-"));
     let old = dir.path().join("trousseau@localhost");
-    let trousseau = StandIn::trousseau(&env.bao, &old);
+    let trousseau = FakePlugin::trousseau(&env.bao, &old);
     let before = EncryptionConfig::new([Provider::v1(TROUSSEAU, &old), Provider::identity()]);
     let mut server = cluster.api_server(&before, with_kms_v1());
     server.wait_ready(READY_WITHIN).await;
@@ -39,12 +39,13 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
     server.kill();
     drop(trousseau);
 
-    // The name stays, for it is in every value; the endpoint is ours, and new values go to KMS v2.
+    // The provider name stays, because it is part of every value. Its endpoint is transit-kms, and KMS v2 encrypts new
+    // values.
     let new = dir.path().join("v1@localhost");
     let daemon = daemon_with_v1(&env, &new).await;
-    let ours = Provider::v2(NAME, daemon.socket());
+    let v2 = Provider::v2(NAME, daemon.socket());
     server.configure(&EncryptionConfig::new([
-        ours.clone(),
+        v2.clone(),
         Provider::v1(TROUSSEAU, &new),
         Provider::identity(),
     ]));
@@ -57,10 +58,10 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
     assert_eq!(read.len(), COUNT);
     assert!(read.iter().all(|(name, value)| *value == format!("value of {name}")));
     let decrypts = daemon.metric("transit_kms_requests_total", &[("method", "v1_decrypt")]).await;
-    assert!(decrypts as usize >= COUNT, "a DEK for each: {decrypts}");
-    let failed =
+    assert!(decrypts as usize >= COUNT, "a Decrypt for each DEK: {decrypts}");
+    let succeeded =
         daemon.metric("transit_kms_requests_total", &[("method", "v1_decrypt"), ("code", "OK")]).await;
-    assert_eq!(failed.to_bits(), decrypts.to_bits(), "none failed");
+    assert_eq!(succeeded.to_bits(), decrypts.to_bits(), "a Decrypt failed");
     record_measurement(
         "11 migration from KMS v1",
         &format!(
@@ -72,7 +73,7 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
         ),
     );
 
-    // Rewritten, nothing needs KMS v1 any more, and kube-apiserver does without it.
+    // Rewritten objects do not need KMS v1.
     let kubectl = server.kubectl();
     for name in ["secret-0", "secret-1"] {
         let object = kubectl.run(&["get", "secret", name, "-o", "json"]).await;
@@ -85,10 +86,10 @@ async fn values_of_trousseau_are_read_over_kms_v1_and_rewritten_under_v2() {
 }
 
 #[tokio::test]
-async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoint() {
+async fn values_of_vault_kubernetes_kms_are_read_after_a_change_of_the_endpoint_only() {
     let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("migration-"));
     let old = dir.path().join("vaultkms.socket");
-    let theirs = StandIn::vault_kubernetes_kms(&env.bao, &old);
+    let fake = FakePlugin::vault_kubernetes_kms(&env.bao, &old);
     let config = |socket: &Path| {
         EncryptionConfig::new([Provider::v2(VAULT_KUBERNETES_KMS, socket), Provider::identity()])
     };
@@ -96,7 +97,7 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
     write(server.api(), 20).await;
     assert_eq!(cluster.etcd.stored(SECRETS, "secret-0").await.object().key_id, "1");
     server.kill();
-    drop(theirs);
+    drop(fake);
 
     let (daemon, caller) = env.ready([]).await;
     server.configure(&config(daemon.socket()));
@@ -105,7 +106,7 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
     let read = server.api().secrets().await.unwrap();
     assert_eq!(read.len(), 20);
     assert!(read.iter().all(|(name, value)| *value == format!("value of {name}")));
-    // The same provider, and our key_id from now on.
+    // New values have the same provider name, and the key_id of transit-kms.
     server.api().rewrite_secret("secret-0").await.unwrap();
     let stored = cluster.etcd.stored(SECRETS, "secret-0").await;
     assert_eq!(stored.prefix(), format!("k8s:enc:kms:v2:{VAULT_KUBERNETES_KMS}:"));
@@ -113,9 +114,9 @@ async fn values_of_vault_kubernetes_kms_are_read_with_nothing_but_another_endpoi
     assert_eq!(server.api().secret("secret-0").await.unwrap(), "value of secret-0");
 }
 
-/// `docs/migration.md` says which names a socket for KMS v1 may have; this is where that is known from.
+/// Proves which names a socket for KMS v1 may have, as `docs/migration.md` says.
 #[tokio::test]
-async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
+async fn kube_apiservers_kms_v1_client_needs_an_abstract_socket_or_a_name_with_localhost() {
     let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("names-"));
     for socket in [port::abstract_name(), dir.path().join("v1@localhost")] {
         let daemon = daemon_with_v1(&env, &socket).await;
@@ -127,12 +128,12 @@ async fn the_names_that_kube_apiservers_kms_v1_client_can_use() {
         assert_eq!(server.api().secret(&name).await.unwrap(), name, "{}", socket.display());
     }
 
-    // And one that it cannot use; our own flag refuses it, so a stand-in serves there.
+    // kube-apiserver cannot use other names. `--kms-v1-listen` rejects them, so a fake plugin listens here.
     let plain = dir.path().join("v1.sock");
-    let _stand_in = StandIn::trousseau(&env.bao, &plain);
+    let _fake = FakePlugin::trousseau(&env.bao, &plain);
     let config = EncryptionConfig::new([Provider::v1(TROUSSEAU, &plain), Provider::identity()]);
     let server = cluster.api_server(&config, with_kms_v1());
-    eventually("kube-apiserver's client is refused", READY_WITHIN, async || {
+    eventually("the client of kube-apiserver is rejected", READY_WITHIN, async || {
         let (status, text) = server.api().text("/readyz?verbose").await;
         let refused = server.log().contains("PROTOCOL_ERROR");
         if status == 500 && text.contains("[-]kms-provider") && refused { Ok(()) } else { Err(text) }
@@ -152,7 +153,7 @@ async fn daemon_with_v1(env: &TestEnv, socket: &Path) -> Daemon {
     daemon
 }
 
-/// Writes Secrets with names from 0 on that hold `value of` their name.
+/// Writes `count` Secrets `secret-0`, `secret-1` and so on, with the value `value of <name>`.
 async fn write(api: &Api, count: usize) {
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {

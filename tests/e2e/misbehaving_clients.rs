@@ -1,4 +1,4 @@
-//! Broken and hostile clients share the socket with kube-apiserver.
+//! Broken and malicious clients use the same socket as kube-apiserver.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -14,16 +14,16 @@ use testkit::{
     temp_dir, unix_url,
 };
 
-/// Twice what is let in.
-const CROWD: usize = 1000;
-/// A user that is nobody here.
+/// Twice the limit of open connections.
+const IDLE_CONNECTIONS: usize = 1000;
+/// The user `nobody`, which may not call the plugin.
 const NOBODY: u32 = 65_534;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
-    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("hostile-"));
-    // Anybody may knock, so that it is us who refuse.
+async fn kube_apiserver_is_served_while_other_clients_misbehave() {
+    let (cluster, env, dir) = (Cluster::start().await, TestEnv::start().await, temp_dir("clients-"));
+    // Every user may connect, so that the daemon itself has to reject them.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let socket = dir.path().join("kms.sock");
     let options = DaemonOptions::arguments([
@@ -41,18 +41,18 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
     let load = Load::start_on(&socket, 2, Duration::from_millis(10)).await;
 
-    noise(&socket).await;
-    oversize(&socket).await;
-    wrong_uid(&socket, dir.path(), &daemon).await;
-    let mut crowd = Vec::new();
-    for number in 0..CROWD {
-        // Half of them greet, half stop in the middle of it.
+    send_random_bytes(&socket).await;
+    send_oversize_messages(&socket).await;
+    connect_as_wrong_uid(&socket, dir.path(), &daemon).await;
+    let mut idle = Vec::new();
+    for number in 0..IDLE_CONNECTIONS {
+        // Half of them send a complete HTTP/2 preface, half only a part of it.
         let mut client = RawClient::silent(&socket).await;
         client.send(if number % 2 == 0 { &PREFACE[..12] } else { PREFACE }).await;
-        crowd.push(client);
+        idle.push(client);
     }
 
-    // Through all of it, a rotation reaches kube-apiserver: it is still, or again, a client.
+    // kube-apiserver learns of a rotation meanwhile, so it is connected.
     let caller = Caller::of(&daemon).await;
     let before = caller.key_id().await;
     env.bao.rotate_key(KEY).await;
@@ -62,11 +62,11 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     api.requests.assert_nothing_failed();
     calls.assert_nothing_failed();
     assert!(!daemon.log().contains("a panic: "), "{}", daemon.log());
-    drop(crowd);
+    drop(idle);
     record_measurement(
-        "13 hostile clients",
+        "13 misbehaving clients",
         &format!(
-            "beside noise, oversize messages, a wrong uid and {CROWD} idle connections: {} requests to kube-apiserver \
+            "beside random bytes, oversize messages, a wrong uid and {IDLE_CONNECTIONS} idle connections: {} requests to kube-apiserver \
              and {} KMS calls, 0 failed, the longest {:.3} s and {:.3} s",
             api.requests.calls,
             calls.calls,
@@ -76,8 +76,8 @@ async fn whatever_comes_on_the_socket_kube_apiserver_is_served_on() {
     );
 }
 
-/// Raw bytes, before a preface and behind one, and half of one.
-async fn noise(socket: &Path) {
+/// Sends random bytes, other protocols, random bytes after a preface, and half a preface.
+async fn send_random_bytes(socket: &Path) {
     let mut noise = vec![0; 100_000];
     rand::fill(&mut noise[..]);
     for bytes in [&noise[..], b"GET / HTTP/1.1\r\n\r\n", &[PREFACE, SETTINGS, &noise].concat()] {
@@ -94,8 +94,8 @@ async fn noise(socket: &Path) {
     half.closed(PATIENCE).await;
 }
 
-/// Messages beyond every limit, honest and announced only.
-async fn oversize(socket: &Path) {
+/// Sends messages beyond the size limits: some completely, and one as its length only.
+async fn send_oversize_messages(socket: &Path) {
     let mut kms = kms_client(socket).await;
     for bytes in [1000, 100_000, 3_000_000] {
         let plaintext = Bytes::from(vec![7; bytes]);
@@ -107,7 +107,7 @@ async fn oversize(socket: &Path) {
     }
     let mut client = RawClient::greeted(socket).await;
     client.send(&raw::call_headers("Encrypt", "localhost").bytes()).await;
-    // Of 4 GiB only the length comes.
+    // The length says 4 GiB, but no data follows.
     client
         .send(
             &raw::Frame { kind: raw::DATA, flags: 0, stream: 1, payload: vec![0, 255, 255, 255, 255] }
@@ -117,10 +117,10 @@ async fn oversize(socket: &Path) {
     while client.frame().await.expect("an answer").kind != raw::HEADERS {}
 }
 
-/// Somebody who may reach the socket, but not call.
-async fn wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
+/// Calls as a user that may connect to the socket, but is not allowed to call.
+async fn connect_as_wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
     if !rustix::process::geteuid().is_root() {
-        // Only root can become another user; `tests/it/socket.rs` has the test for others.
+        // Only root can become another user. `tests/it/socket.rs` has a test that needs no root.
         return;
     }
     let url = unix_url(socket).into_string().unwrap();

@@ -1,4 +1,4 @@
-//! Vault is away while API servers run.
+//! Vault is unavailable while API servers run.
 
 use std::time::Instant;
 use testkit::{
@@ -8,15 +8,15 @@ use testkit::{
 };
 
 #[tokio::test]
-async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
+async fn api_servers_work_while_vault_is_sealed_and_status_reports_it_after_the_grace_period() {
     let mut control_plane = ControlPlane::ready(["--outage-grace", "5s"]).await;
     let api = control_plane.server.api().clone();
     api.create_secret("before", "written before").await.unwrap();
     control_plane.env.bao.seal().await;
     let sealed = Instant::now();
 
-    // In the grace: well, and it says what is amiss.
-    eventually("our /readyz tells of the outage", RELOAD_TIMEOUT, async || {
+    // During the grace period, the plugin is healthy and its `/readyz` reports the outage.
+    eventually("the plugin's /readyz reports the outage", RELOAD_TIMEOUT, async || {
         let (status, text) = control_plane.daemon.admin("/readyz").await;
         if status == 200 && text.contains("Vault does not answer right now") { Ok(()) } else { Err(text) }
     })
@@ -24,9 +24,9 @@ async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
     assert_eq!(control_plane.caller.health().await, "ok");
     assert_eq!(api.text("/readyz").await.0, 200);
 
-    // After it: not well, with the reason; and yet all goes on that needs no new seed.
+    // After the grace period, Status is an error with the reason. Requests that need no new DEK seed still succeed.
     control_plane.caller.wait_health("Vault is sealed", RELOAD_TIMEOUT).await;
-    let told = sealed.elapsed();
+    let reported = sealed.elapsed();
     assert_eq!(control_plane.daemon.admin("/readyz").await.0, 503);
     eventually("kube-apiserver's /readyz fails", READY_WITHIN, async || {
         let (status, text) = api.text("/readyz?verbose").await;
@@ -47,15 +47,15 @@ async fn a_sealed_vault_is_outlived_and_told_after_the_grace() {
         &format!(
             "with --outage-grace 5s Status has the reason after {:.1} s; kube-apiserver is ready {:.1} s after \
              the unseal",
-            told.as_secs_f64(),
+            reported.as_secs_f64(),
             unsealed.elapsed().as_secs_f64(),
         ),
     );
 }
 
-/// What `docs/operations.md` tells of: what a load balancer sees of API servers that share an outage.
+/// Shows what a load balancer sees of API servers that share an outage, as `docs/operations.md` describes.
 #[tokio::test]
-async fn a_shared_outage_behind_a_load_balancer() {
+async fn a_load_balancer_that_excludes_kms_providers_keeps_api_servers_during_an_outage() {
     let (cluster, mut env) = (Cluster::start().await, TestEnv::start().await);
     let daemons = [env.ready([]).await.0, env.ready([]).await.0];
     let configs = daemons.each_ref().map(|daemon| EncryptionConfig::with_kms(daemon.socket()));
@@ -70,34 +70,34 @@ async fn a_shared_outage_behind_a_load_balancer() {
             if status == 500 { Ok(()) } else { Err(text) }
         })
         .await;
-        // A load balancer that asks so takes none of them away.
+        // A load balancer that uses this health check removes none of them.
         assert_eq!(server.api().text("/readyz?exclude=kms-providers").await.0, 200);
-        // `/livez` does not ask plugins, so nobody restarts them.
+        // `/livez` does not include plugins, so kubelet restarts no API server.
         assert_eq!(server.api().text("/livez").await.0, 200);
     }
-    // And it is right: seeds that a server has seen are enough, whoever made them.
+    // This is right: a server needs Vault only for DEK seeds that it has not seen.
     for (number, server) in servers.iter().enumerate() {
         server.api().create_secret(&format!("during-{number}"), "written during the outage").await.unwrap();
         assert_eq!(server.api().secret("before").await.unwrap(), "written before");
         assert_eq!(server.api().secret("during-0").await.unwrap(), "written during the outage");
     }
-    // But what the second one wrote is the first under its seed, which nobody else can have seen.
+    // The second server's first write uses a DEK seed that the first server has not seen.
     assert_eq!(servers[1].api().secret("during-1").await.unwrap(), "written during the outage");
     let unseen = servers[0].api().secret("during-1").await.unwrap_err();
     assert_eq!(unseen.status, 500, "{unseen}");
     assert!(unseen.message.contains("cannot be reached"), "{unseen}");
 
-    // What does not work: a server that starts now knows no seed.
+    // A server that starts now has no DEK seed.
     servers[0].kill();
     servers[0].start_again();
-    // Newer ones wait for their storage for a minute, and then come up without it.
-    eventually("the restarted server waits for nothing but its informers", READY_WITHIN * 3, async || {
+    // Newer versions wait for their storage for a minute, and then start without it.
+    eventually("the restarted server waits for its informers only", READY_WITHIN * 3, async || {
         let (_, text) = servers[0].api().text("/readyz?verbose&exclude=kms-providers").await;
         let failed: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
         if failed == ["informer-sync failed: reason withheld"] { Ok(()) } else { Err(text) }
     })
     .await;
-    // So it is not the check that is excluded that keeps clients away from it.
+    // So `informer-sync`, and not the excluded check, keeps clients away from this server.
     assert_eq!(servers[0].api().text("/livez").await.0, 200);
     let error = servers[0].api().secret("before").await.unwrap_err();
     assert_eq!(error.status, 500, "{error}");

@@ -1,4 +1,4 @@
-//! Tokens and keys rotate while clients work.
+//! Tokens and keys are rotated under load.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use transit_client::key_id::key_id_hash;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
+async fn no_request_fails_when_an_agent_replaces_the_token() {
     let rotations = if full() { 100 } else { 15 };
     let (bao, dir) = (Bao::start().await, temp_dir("rendered-"));
     let mut agent = Agent::start(&bao, &dir.path().join("config.yaml"), AgentOptions::default()).await;
@@ -24,16 +24,16 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
     let (daemon_pid, server_pid) = (daemon.pid(), server.pid());
 
     let api_load = ApiLoad::start(&[server.api().clone(), server.api().clone()], "load");
-    // kube-apiserver asks for a seed but once; these ask all the time.
+    // kube-apiserver decrypts a seed only once. This load calls all the time.
     let load = Load::start(&daemon, 2, Duration::from_millis(20)).await;
     for _ in 0..rotations {
         let (old, generation) = (agent.token(), daemon.generation().await);
         agent.log_in_again().await;
         wait_for_session_after(&daemon, generation).await;
         bao.revoke(&old).await;
-        // On both sides of each death there are calls.
+        // Make sure that there are calls between two revocations.
         let (api_calls, calls) = (api_load.calls(), load.calls());
-        eventually("load goes on", PATIENCE, async || {
+        eventually("the load continues", PATIENCE, async || {
             api_load.calls() >= api_calls + 4 && load.calls() >= calls + 8
         })
         .await;
@@ -48,7 +48,7 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
     record_measurement(
         "3 token rotation",
         &format!(
-            "{rotations} tokens in {:.1} s, each revoked behind its successor: {} requests to kube-apiserver and {} \
+            "{rotations} tokens in {:.1} s, each revoked after its replacement was in use: {} requests to kube-apiserver and {} \
              KMS calls, 0 failed; the longest took {:.3} s and {:.3} s",
             took.as_secs_f64(),
             api.requests.calls,
@@ -60,7 +60,7 @@ async fn tokens_rotate_by_a_real_agent_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn a_key_rotation_moves_new_writes_and_leaves_old_ones_readable() {
+async fn after_a_key_rotation_new_writes_use_the_new_version_and_old_values_are_readable() {
     let control_plane = ControlPlane::ready([]).await;
     let ControlPlane { caller, cluster, daemon, server, env } = &control_plane;
     server.api().create_secret("old", "written before").await.unwrap();
@@ -74,14 +74,14 @@ async fn a_key_rotation_moves_new_writes_and_leaves_old_ones_readable() {
     assert_eq!(version_of_ciphertext(&source), 2);
     assert_eq!(server.api().secret(&name).await.unwrap(), name);
 
-    // Old values stay as they are, and are read; a rewrite moves them.
+    // Old values stay unchanged and readable. A rewrite encrypts them with the new version.
     assert_eq!(cluster.etcd.stored(SECRETS, "old").await.object().key_id, old);
     assert_eq!(server.api().secret("old").await.unwrap(), "written before");
     server.api().rewrite_secret("old").await.unwrap();
     assert_eq!(cluster.etcd.stored(SECRETS, "old").await.object().key_id, new);
     assert_eq!(server.api().secret("old").await.unwrap(), "written before");
 
-    // The dashboard's join: kube-apiserver's hash of the key_id is ours.
+    // The dashboard joins metrics on this hash, so transit-kms and kube-apiserver must compute the same.
     let hash = key_id_hash(&new);
     let labels = [("key_id_hash", hash.as_str())];
     assert_eq!(daemon.metric("transit_kms_key_id_hash_info", &labels).await, 1.0);

@@ -1,7 +1,7 @@
-//! What users move in from: plugins that answer as Trousseau v1 and vault-kubernetes-kms do.
+//! Fake plugins that respond as Trousseau v1 and vault-kubernetes-kms do, from which users migrate.
 //!
-//! Stand-ins, because neither can be had here: of Trousseau nothing is left that builds, and the other is not in
-//! a package registry. What they store is known from their sources, and little: what Transit answers, bare.
+//! The real ones cannot be used in a test: Trousseau does not build any more, and vault-kubernetes-kms is in no package
+//! registry. According to their sources, both store the ciphertext of Transit unchanged.
 
 use std::{path::Path, sync::Arc};
 
@@ -22,21 +22,23 @@ use transit_kms::{
     },
 };
 
-/// A plugin on a socket of its own; it ends with this value.
-pub(crate) struct StandIn {
+/// A plugin that listens on a socket. It stops when it is dropped.
+pub(crate) struct FakePlugin {
     serving: JoinHandle<()>,
 }
 
-impl StandIn {
-    /// KMS v1, as Trousseau: the ciphertext is what Transit answers.
+impl FakePlugin {
+    /// Serves KMS v1 as Trousseau does: the ciphertext is Transit's.
     pub(crate) fn trousseau(bao: &Bao, socket: &Path) -> Self {
-        let service = v1beta1::key_management_service_server::KeyManagementServiceServer::new(Bare::of(bao));
+        let service =
+            v1beta1::key_management_service_server::KeyManagementServiceServer::new(Forwarder::of(bao));
         Self::serve(service, socket)
     }
 
-    /// KMS v2, as vault-kubernetes-kms: the same, and the key_id is the number of the key version.
+    /// Serves KMS v2 as vault-kubernetes-kms does: the ciphertext is Transit's, and the key_id is the key version.
     pub(crate) fn vault_kubernetes_kms(bao: &Bao, socket: &Path) -> Self {
-        let service = proto::key_management_service_server::KeyManagementServiceServer::new(Bare::of(bao));
+        let service =
+            proto::key_management_service_server::KeyManagementServiceServer::new(Forwarder::of(bao));
         Self::serve(service, socket)
     }
 
@@ -64,27 +66,27 @@ impl StandIn {
     }
 }
 
-impl Drop for StandIn {
+impl Drop for FakePlugin {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
-/// Transit as it answers.
-struct Bare {
+/// Forwards each call to Transit without any change.
+struct Forwarder {
     address: String,
     client: Client,
     token: String,
 }
 
-impl Bare {
+impl Forwarder {
     fn of(bao: &Bao) -> Self {
         let ca = Certificate::from_pem(&std::fs::read(bao.ca_file()).unwrap()).unwrap();
         let client = client().tls_certs_only([ca]).build().unwrap();
         Self { address: bao.address(), client, token: bao.root_token().to_owned() }
     }
 
-    async fn ask(&self, operation: &str, request: Value) -> Result<Value, Status> {
+    async fn request(&self, operation: &str, request: Value) -> Result<Value, Status> {
         let url = format!("{}/v1/{MOUNT}/{operation}/{KEY}", self.address);
         let request = self.client.post(url).header("X-Vault-Token", &self.token).body(request.to_string());
         let failed = |error: reqwest::Error| Status::unavailable(error.to_string());
@@ -94,19 +96,19 @@ impl Bare {
     }
 
     async fn encrypt(&self, plaintext: &[u8]) -> Result<Vec<u8>, Status> {
-        let answer = self.ask("encrypt", json!({"plaintext": BASE64.encode(plaintext)})).await?;
+        let answer = self.request("encrypt", json!({"plaintext": BASE64.encode(plaintext)})).await?;
         Ok(answer["ciphertext"].as_str().unwrap().as_bytes().to_vec())
     }
 
     async fn decrypt(&self, ciphertext: &[u8]) -> Result<Vec<u8>, Status> {
         let ciphertext = std::str::from_utf8(ciphertext).unwrap();
-        let answer = self.ask("decrypt", json!({"ciphertext": ciphertext})).await?;
+        let answer = self.request("decrypt", json!({"ciphertext": ciphertext})).await?;
         Ok(BASE64.decode(answer["plaintext"].as_str().unwrap()).unwrap())
     }
 }
 
 #[tonic::async_trait]
-impl v1beta1::key_management_service_server::KeyManagementService for Bare {
+impl v1beta1::key_management_service_server::KeyManagementService for Forwarder {
     async fn version(
         &self,
         _: Request<v1beta1::VersionRequest>,
@@ -136,7 +138,7 @@ impl v1beta1::key_management_service_server::KeyManagementService for Bare {
 }
 
 #[tonic::async_trait]
-impl proto::key_management_service_server::KeyManagementService for Bare {
+impl proto::key_management_service_server::KeyManagementService for Forwarder {
     async fn status(
         &self,
         _: Request<proto::StatusRequest>,

@@ -1,4 +1,4 @@
-//! Two API servers on one etcd, each with a daemon of its own.
+//! Two API servers share an etcd, and each has its own daemon.
 
 use std::{
     sync::{
@@ -16,14 +16,14 @@ use testkit::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Between two looks at everything.
-const PACE: Duration = Duration::from_millis(20);
+/// The pause between two reads of all Secrets.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[tokio::test]
-async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() {
+async fn everything_is_readable_on_both_nodes_when_one_sees_a_rotation_first() {
     let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
     let (quick, quick_caller) = env.ready([]).await;
-    // Of itself it would not notice for ten minutes.
+    // Without a hint, this daemon would not notice a rotation for ten minutes.
     let (slow, slow_caller) = env.ready_without_health_checks().await;
     let first = cluster.ready(&EncryptionConfig::with_kms(quick.socket())).await;
     let second = cluster.ready(&EncryptionConfig::with_kms(slow.socket())).await;
@@ -34,15 +34,17 @@ async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() 
     let old = quick_caller.key_id().await;
     assert_eq!(slow_caller.key_id().await, old);
 
-    let polls = Polls::start(&apis);
+    let polls = Poller::start(&apis);
     env.bao.rotate_key(KEY).await;
     let new = quick_caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
-    assert_eq!(slow_caller.key_id().await, old, "the other has not");
+    assert_eq!(slow_caller.key_id().await, old, "the slow daemon does not know of the rotation yet");
     let name = cluster.wait_for_key_id(&apis[0], &new, "new").await;
-    // The server of the slow one has read what it could not know of, and so its daemon looked.
+    // The second server decrypts with a key version that its daemon does not know, so the daemon checks the key.
     assert_eq!(apis[1].secret(&name).await.unwrap(), name);
-    eventually("the other node has seen it", RELOAD_TIMEOUT, async || slow_caller.key_id().await == new)
-        .await;
+    eventually("the slow daemon knows of the rotation", RELOAD_TIMEOUT, async || {
+        slow_caller.key_id().await == new
+    })
+    .await;
     slow.wait_printed("another node has seen a newer key version").await;
     cluster.wait_for_key_id(&apis[1], &new, "newer").await;
     let reads = polls.stop().await;
@@ -59,18 +61,18 @@ async fn a_rotation_seen_by_one_node_first_leaves_everything_readable_on_both() 
     }
     record_measurement(
         "9 two nodes",
-        &format!("{reads} reads of everything on both servers during the rotation, 0 failed"),
+        &format!("{reads} reads on both servers during the rotation, 0 failed"),
     );
 }
 
-/// Reads all Secrets from both servers, over and over.
-struct Polls {
+/// Reads all Secrets from all servers repeatedly.
+struct Poller {
     reads: Arc<AtomicU64>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-impl Polls {
+impl Poller {
     fn start(apis: &[Api]) -> Self {
         let mut polls = Self { reads: Arc::default(), stop: CancellationToken::new(), tasks: JoinSet::new() };
         for api in apis {
@@ -78,22 +80,22 @@ impl Polls {
             polls.tasks.spawn(async move {
                 while !stop.is_cancelled() {
                     for (name, _) in api.secrets().await.unwrap() {
-                        // Uncached: kube-apiserver reads a single object from etcd.
+                        // kube-apiserver does not read single objects from its cache.
                         let value = api.secret(&name).await.unwrap();
                         assert_eq!(value, name);
                         reads.fetch_add(1, Ordering::Relaxed);
                     }
-                    drop(tokio::time::timeout(PACE, stop.cancelled()).await);
+                    drop(tokio::time::timeout(POLL_INTERVAL, stop.cancelled()).await);
                 }
             });
         }
         polls
     }
 
-    /// How many objects were read.
+    /// Returns how many objects were read.
     ///
     /// # Panics
-    /// If a read failed.
+    /// Panics if a read failed.
     async fn stop(mut self) -> u64 {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {

@@ -1,4 +1,4 @@
-//! `transit-kms probe unused`: whoever is about to take the plugin away is told whether it is in use.
+//! `transit-kms probe unused` reports whether API servers still use the plugin, so that it can be removed.
 
 use std::{fs, path::Path};
 
@@ -10,11 +10,13 @@ use testkit::{
 };
 use transit_client::key_id::key_id_hash;
 
-/// The only API server there is.
-const ALONE: [&str; 1] = ["--no-discovery"];
-const OTHER: [&str; 2] = ["--no-discovery", "--other-provider=transit"];
+/// Checks only the API server of `--api-server`.
+const NO_DISCOVERY: [&str; 1] = ["--no-discovery"];
+/// As [`NO_DISCOVERY`], and the provider `transit` is known to be another plugin.
+const OTHER_PROVIDER: [&str; 2] = ["--no-discovery", "--other-provider=transit"];
 
-const MAY_LOOK: &str = r#"
+/// The permissions that the check needs.
+const PERMISSIONS: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata: {name: guard}
@@ -39,53 +41,61 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     assert!(token.good, "{}", token.stderr);
     fs::write(account.path().join("token"), token.stdout).unwrap();
     fs::copy(control_plane.server.ca_file(), account.path().join("ca.crt")).unwrap();
-    let ours = control_plane.daemon.socket().to_owned();
+    let socket = control_plane.daemon.socket().to_owned();
 
-    // A right that is missing is named, and is no yes.
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &[]);
+    // The error names a missing permission, and the plugin counts as used.
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &[]);
     assert_eq!((code, reason_has(&said, "the verb `list` on `endpointslices`")), (1, true), "{said}");
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "nonResourceURL /metrics")), (1, true), "{said}");
     let rights = account.path().join("rights.yaml");
-    fs::write(&rights, MAY_LOOK).unwrap();
+    fs::write(&rights, PERMISSIONS).unwrap();
     assert!(kubectl.run(&["apply", "-f", rights.to_str().unwrap()]).await.good);
 
-    // An API server on the loopback is in no list, so the list is empty, and that is no yes either.
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &[]);
+    // An API server on a loopback address is not listed. With an empty list, the plugin counts as used.
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &[]);
     assert_eq!((code, reason_has(&said, "the list is empty")), (1, true), "{said}");
 
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "as its provider \"transit\"")), (1, true), "{said}");
     assert_eq!(said["key_id_hash"], key_id_hash(&control_plane.caller.key_id().await));
 
     // Another plugin is this one as far as can be told, until it is said to be another.
     let other = TestEnv::start().await;
     let (stranger, _) = other.ready([]).await;
-    let (code, said) = unused(&control_plane.server, account.path(), stranger.socket(), &ALONE);
+    let (code, said) = probe_unused(&control_plane.server, account.path(), stranger.socket(), &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "--other-provider=transit")), (1, true), "{said}");
-    let (code, said) = unused(&control_plane.server, account.path(), stranger.socket(), &OTHER);
+    let (code, said) =
+        probe_unused(&control_plane.server, account.path(), stranger.socket(), &OTHER_PROVIDER);
     assert_eq!(code, 0, "{said}");
 
-    // One that does not say who it is may be.
-    let (code, said) = unused(&control_plane.server, account.path(), Path::new("/nowhere/kms.sock"), &ALONE);
+    // A plugin whose key_id is unknown counts as used.
+    let (code, said) =
+        probe_unused(&control_plane.server, account.path(), Path::new("/nowhere/kms.sock"), &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "cannot be determined")), (1, true), "{said}");
 
-    // After a rotation kube-apiserver has been told the old key_id only, until it asks again.
+    // After a rotation, kube-apiserver knows only the old key_id until its next Status call.
     let old = control_plane.caller.key_id().await;
     control_plane.env.bao.rotate_key(KEY).await;
-    eventually("the daemon has moved", READY_WITHIN, async || control_plane.caller.key_id().await != old)
-        .await;
-    let new = key_id_hash(&control_plane.caller.key_id().await);
-    eventually("kube-apiserver has moved, and was in use all the time", READY_WITHIN * 2, async || {
-        let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
-        assert_eq!((code, &said["key_id_hash"]), (1, &new.as_str().into()), "{said}");
-        if reason_has(&said, "asked this plugin") { Ok(()) } else { Err(said.to_string()) }
+    eventually("the daemon uses the new key_id", READY_WITHIN, async || {
+        control_plane.caller.key_id().await != old
     })
     .await;
+    let new = key_id_hash(&control_plane.caller.key_id().await);
+    eventually(
+        "kube-apiserver uses the new key_id, and the plugin is reported as used until then",
+        READY_WITHIN * 2,
+        async || {
+            let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
+            assert_eq!((code, &said["key_id_hash"]), (1, &new.as_str().into()), "{said}");
+            if reason_has(&said, "asked this plugin") { Ok(()) } else { Err(said.to_string()) }
+        },
+    )
+    .await;
 
-    // Named second, it is still needed for what is not rewritten yet.
-    restart_with(&mut control_plane.server, [Provider::identity(), Provider::v2(NAME, &ours)]).await;
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
+    // As the second provider, the plugin is needed until all data is rewritten.
+    restart_with(&mut control_plane.server, [Provider::identity(), Provider::v2(NAME, &socket)]).await;
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "still names it")), (1, true), "{said}");
     let all = account.path().join("all.json");
     let stored = kubectl.json(&["get", "secrets,configmaps", "-A"]).await;
@@ -94,11 +104,11 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     assert!(rewritten.good, "{}", rewritten.stderr);
 
     restart_with(&mut control_plane.server, [Provider::identity()]).await;
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
     assert_eq!(code, 0, "{said}");
 
     control_plane.server.kill();
-    let (code, said) = unused(&control_plane.server, account.path(), &ours, &ALONE);
+    let (code, said) = probe_unused(&control_plane.server, account.path(), &socket, &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "did not answer")), (2, true), "{said}");
 }
 
@@ -109,8 +119,8 @@ async fn restart_with<const N: usize>(server: &mut ApiServer, providers: [Provid
     server.wait_ready(READY_WITHIN).await;
 }
 
-/// Its exit code and what it has learnt.
-fn unused(server: &ApiServer, account: &Path, socket: &Path, more: &[&str]) -> (i32, Value) {
+/// Runs `transit-kms probe unused` and returns its exit code and JSON output.
+fn probe_unused(server: &ApiServer, account: &Path, socket: &Path, more: &[&str]) -> (i32, Value) {
     let mut command = command(testkit::repository::daemon());
     command.args(["probe", "unused", "-o", "json", "--timeout", "30s", "--api-server", &server.address()]);
     command.arg("--service-account").arg(account).arg("--socket").arg(unix_url(socket)).args(more);

@@ -1,4 +1,4 @@
-//! One daemon follows another under load: beside it, through systemd's listener, or after a stop.
+//! Upgrades of the daemon under load: with `--takeover`, with socket activation, and as a stop and a start.
 
 use std::{
     os::unix::net::UnixListener,
@@ -20,46 +20,46 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Of the kube-apiserver that is started again and again, at least.
-const STARTS: usize = 3;
+/// How often the second kube-apiserver starts at least.
+const MIN_STARTS: usize = 3;
 
 fn upgrades() -> usize {
     if full() { 50 } else { 10 }
 }
 
-/// A control plane on a socket whose daemons come and go.
-struct Scene {
+/// A control plane under load, on a socket whose daemon is replaced.
+struct LoadedControlPlane {
     api_load: ApiLoad,
     load: Load,
-    /// Asks `/readyz` all the time, which makes kube-apiserver ask for Status; what was amiss.
-    ready: JoinHandle<Vec<String>>,
+    /// Gets `/readyz` all the time, which makes kube-apiserver call Status. Returns the failed responses.
+    readyz: JoinHandle<Vec<String>>,
     server: ApiServer,
     stop: CancellationToken,
     cluster: Cluster,
     config: EncryptionConfig,
 }
 
-impl Scene {
-    async fn set(place: &Place) -> Self {
+impl LoadedControlPlane {
+    async fn start(daemons: &DaemonStarter) -> Self {
         let cluster = Cluster::start().await;
-        let config = EncryptionConfig::with_kms(&place.socket);
+        let config = EncryptionConfig::with_kms(&daemons.socket);
         let server = cluster.ready(&config).await;
         let (api, stop) = (server.api().clone(), CancellationToken::new());
         let stopping = stop.clone();
-        let ready = tokio::spawn(async move {
-            let mut amiss = Vec::new();
+        let readyz = tokio::spawn(async move {
+            let mut failures = Vec::new();
             while timeout(Duration::from_millis(500), stopping.cancelled()).await.is_err() {
                 let (status, text) = api.text("/readyz?verbose").await;
                 if status != 200 {
-                    amiss.push(text);
+                    failures.push(text);
                 }
             }
-            amiss
+            failures
         });
         Self {
             api_load: ApiLoad::start(&[server.api().clone(), server.api().clone()], "load"),
-            load: Load::start_on(&place.socket, 2, Duration::from_millis(10)).await,
-            ready,
+            load: Load::start_on(&daemons.socket, 2, Duration::from_millis(10)).await,
+            readyz,
             server,
             stop,
             cluster,
@@ -67,17 +67,17 @@ impl Scene {
         }
     }
 
-    async fn goes_on(&self) {
+    async fn wait_for_more_load(&self) {
         let (requests, calls) = (self.api_load.calls(), self.load.calls());
-        eventually("load goes on", PATIENCE, async || {
+        eventually("the load continues", PATIENCE, async || {
             self.api_load.calls() >= requests + 6 && self.load.calls() >= calls + 40
         })
         .await;
     }
 
-    /// Has `upgrades` done while another kube-apiserver is started again and again: each start asks for
-    /// Status, for an Encrypt, and for every seed so far. One that runs asks for little.
-    async fn restarting<T>(&self, upgrades: impl Future<Output = T>) -> (KmsCalls, T) {
+    /// Runs `upgrades` while a second kube-apiserver restarts repeatedly. Each start calls Status, Encrypt, and Decrypt
+    /// for all DEK seeds; a running kube-apiserver makes few calls.
+    async fn with_restarting_server<T>(&self, upgrades: impl Future<Output = T>) -> (KmsCalls, T) {
         let done = CancellationToken::new();
         let mut other = self.cluster.api_server(&self.config, ApiServerOptions::default());
         let restarts = async {
@@ -86,7 +86,7 @@ impl Scene {
                 starts += 1;
                 other.wait_ready(READY_WITHIN).await;
                 calls = calls.and(KmsCalls::of(other.api()).await);
-                if starts >= STARTS && done.is_cancelled() {
+                if starts >= MIN_STARTS && done.is_cancelled() {
                     return calls;
                 }
                 other.kill();
@@ -101,13 +101,13 @@ impl Scene {
         tokio::join!(restarts, upgrades)
     }
 
-    /// Requests to kube-apiserver, of which none failed, its own KMS calls with those of the other one,
-    /// and what became of ours.
-    async fn end(self, of_other: KmsCalls) -> (u64, KmsCalls, LoadReport) {
+    /// Stops the load and asserts that no request to kube-apiserver failed. Returns the number of these requests, the
+    /// KMS calls of both API servers, and the report of the calls that the test made itself.
+    async fn finish(self, of_other: KmsCalls) -> (u64, KmsCalls, LoadReport) {
         self.stop.cancel();
         let (of_api, calls) = (self.api_load.stop().await, self.load.stop().await);
         of_api.requests.assert_nothing_failed();
-        assert_eq!(self.ready.await.unwrap(), [""; 0], "kube-apiserver was not ready");
+        assert_eq!(self.readyz.await.unwrap(), [""; 0], "kube-apiserver was not ready");
         let api = self.server.api();
         let kms = KmsCalls::of(api).await.and(of_other);
         for (name, value) in &of_api.written {
@@ -117,20 +117,20 @@ impl Scene {
     }
 }
 
-/// Where the daemons listen, one after the other, and what they serve.
-struct Place {
+/// Starts daemons with the same socket and config.
+struct DaemonStarter {
     _dir: TempDir,
     socket: PathBuf,
     env: TestEnv,
 }
 
-impl Place {
+impl DaemonStarter {
     async fn new() -> Self {
         let dir = temp_dir("upgrades-");
         Self { socket: dir.path().join("kms.sock"), env: TestEnv::start().await, _dir: dir }
     }
 
-    async fn daemon(&self, more: &[&str], listener: Option<&UnixListener>) -> Daemon {
+    async fn start(&self, more: &[&str], listener: Option<&UnixListener>) -> Daemon {
         let mut options = DaemonOptions::arguments(["--log-level", "debug", "--health-check-interval", "1s"]);
         options.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         options.listener = listener.map(|listener| listener.try_clone().unwrap());
@@ -141,59 +141,59 @@ impl Place {
 
 #[tokio::test]
 async fn no_request_fails_when_one_daemon_takes_over_from_another() {
-    let place = Place::new().await;
-    let mut daemon = place.daemon(&["--takeover"], None).await;
+    let daemons = DaemonStarter::new().await;
+    let mut daemon = daemons.start(&["--takeover"], None).await;
     daemon.wait_ready().await;
-    let scene = Scene::set(&place).await;
-    let (kms, _last) = scene
-        .restarting(async {
+    let control_plane = LoadedControlPlane::start(&daemons).await;
+    let (kms, _last) = control_plane
+        .with_restarting_server(async {
             for _ in 0..upgrades() {
-                scene.goes_on().await;
-                // As a rollout that surges: the old one is stopped once the new one is ready.
-                let next = place.daemon(&["--takeover"], None).await;
+                control_plane.wait_for_more_load().await;
+                // As in a rollout with `maxSurge`: the old daemon stops once the new one is ready.
+                let next = daemons.start(&["--takeover"], None).await;
                 next.wait_ready().await;
-                scene.goes_on().await;
+                control_plane.wait_for_more_load().await;
                 assert!(daemon.terminate().await.success());
                 daemon = next;
             }
-            scene.goes_on().await;
+            control_plane.wait_for_more_load().await;
             daemon
         })
         .await;
-    tell("--takeover", scene, kms).await;
+    assert_and_record("--takeover", control_plane, kms).await;
 }
 
 #[tokio::test]
 async fn no_request_fails_when_systemd_restarts_the_daemon() {
-    let place = Place::new().await;
-    let listener = UnixListener::bind(&place.socket).unwrap();
-    let mut daemon = place.daemon(&[], Some(&listener)).await;
+    let daemons = DaemonStarter::new().await;
+    let listener = UnixListener::bind(&daemons.socket).unwrap();
+    let mut daemon = daemons.start(&[], Some(&listener)).await;
     daemon.wait_ready().await;
-    let scene = Scene::set(&place).await;
-    let (kms, _last) = scene
-        .restarting(async {
+    let control_plane = LoadedControlPlane::start(&daemons).await;
+    let (kms, _last) = control_plane
+        .with_restarting_server(async {
             for _ in 0..upgrades() {
-                scene.goes_on().await;
+                control_plane.wait_for_more_load().await;
                 assert!(daemon.terminate().await.success());
-                daemon = place.daemon(&[], Some(&listener)).await;
+                daemon = daemons.start(&[], Some(&listener)).await;
             }
-            scene.goes_on().await;
+            control_plane.wait_for_more_load().await;
             daemon
         })
         .await;
-    tell("socket activation", scene, kms).await;
+    assert_and_record("socket activation", control_plane, kms).await;
 }
 
-async fn tell(way: &str, scene: Scene, of_other: KmsCalls) {
-    let (requests, KmsCalls { all, failed }, calls) = scene.end(of_other).await;
+async fn assert_and_record(way: &str, control_plane: LoadedControlPlane, of_other: KmsCalls) {
+    let (requests, KmsCalls { all, failed }, calls) = control_plane.finish(of_other).await;
     calls.assert_nothing_failed();
-    // Status and Encrypt at each start, at least.
-    assert!(all >= 2.0 * (1 + STARTS) as f64, "kube-apiserver made {all} calls");
+    // Each start makes at least a Status call and an Encrypt.
+    assert!(all >= 2.0 * (1 + MIN_STARTS) as f64, "kube-apiserver made {all} calls");
     assert_eq!(failed, 0.0, "of {all} calls of kube-apiserver");
     record_measurement(
         "8 upgrades",
         &format!(
-            "{} in a row by {way}, nothing tried again: of {requests} requests to kube-apiserver 0 failed, of its own \
+            "{} in a row with {way}, without retries: of {requests} requests to kube-apiserver 0 failed, of its own \
              {all} KMS calls 0, of {} made directly 0; the longest of these took {:.0} ms",
             upgrades(),
             calls.calls,
@@ -202,39 +202,39 @@ async fn tell(way: &str, scene: Scene, of_other: KmsCalls) {
     );
 }
 
-/// What a static pod gets: kubelet stops the old one before it starts the new one.
+/// Upgrades of a static pod: kubelet stops the old pod before it starts the new one.
 #[tokio::test]
-async fn a_stop_and_a_start_leave_a_gap_that_kube_apiserver_does_not_notice() {
-    let place = Place::new().await;
-    let mut daemon = place.daemon(&[], None).await;
+async fn no_api_request_fails_when_the_daemon_is_stopped_and_started() {
+    let daemons = DaemonStarter::new().await;
+    let mut daemon = daemons.start(&[], None).await;
     daemon.wait_ready().await;
-    let scene = Scene::set(&place).await;
-    let gaps = Gaps::measure(&place.socket);
+    let control_plane = LoadedControlPlane::start(&daemons).await;
+    let gaps = Gaps::measure(&daemons.socket);
     let (mut ends, mut starts) = (Vec::new(), Vec::new());
-    let (kms, _last) = scene
-        .restarting(async {
+    let (kms, _last) = control_plane
+        .with_restarting_server(async {
             for _ in 0..upgrades() {
-                scene.goes_on().await;
-                let told = Instant::now();
+                control_plane.wait_for_more_load().await;
+                let stopping = Instant::now();
                 assert!(daemon.terminate().await.success());
-                ends.push(told.elapsed());
+                ends.push(stopping.elapsed());
                 let begun = Instant::now();
-                daemon = place.daemon(&[], None).await;
+                daemon = daemons.start(&[], None).await;
                 starts.push(begun.elapsed());
             }
-            scene.goes_on().await;
+            control_plane.wait_for_more_load().await;
             daemon
         })
         .await;
     let mut gaps = gaps.stop(upgrades()).await;
-    let (requests, KmsCalls { all, failed }, calls) = scene.end(kms).await;
+    let (requests, KmsCalls { all, failed }, calls) = control_plane.finish(kms).await;
     gaps.sort();
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let longest = |times: &[Duration]| milliseconds(times.iter().copied().max().unwrap());
     record_measurement(
         "8 upgrades",
         &format!(
-            "{} plain stops and starts at once: for {:.0} ms (median; {:.0} at most) no new call is answered, of which \
+            "{} stops with an immediate start: for {:.0} ms (median; {:.0} at most) no new call is answered, of which \
              the end takes {:.0} and the start until it listens {:.0} at most; of {requests} requests to kube-apiserver \
              0 failed, of its own {all} KMS calls {failed}, of {} made directly without a pause {}",
             upgrades(),

@@ -1,4 +1,4 @@
-//! The control plane of the node: its API server is a static pod, as kubeadm has it.
+//! The control plane of the node. Its API server is a static pod, as with kubeadm.
 
 use std::path::PathBuf;
 
@@ -16,46 +16,46 @@ use crate::{
     node::{self, Node},
 };
 
-/// As the Service `kubernetes` has it.
+/// The port of the Service `kubernetes`.
 const PORT: u16 = 443;
-/// The name of its manifest.
+/// The name of the API server's manifest.
 const API_SERVER: &str = "kube-apiserver";
 
-/// etcd, what API servers are started with, and the controllers; it lasts whatever becomes of the node.
-pub(crate) struct Plane {
+/// etcd, the files of the API server, and the controllers. They run outside of the node.
+pub(crate) struct NodeControlPlane {
     pub(crate) cluster: Cluster,
     pub(crate) kubectl: Kubectl,
     controllers: Vec<Process>,
     dir: TempDir,
 }
 
-impl Plane {
-    /// With an etcd that is empty, and no API server yet.
+impl NodeControlPlane {
+    /// Starts an empty etcd, without an API server.
     pub(crate) async fn start() -> Self {
         let cluster = Cluster::start().await;
         let kubectl = cluster.kubectl_at(PORT);
-        Self { cluster, kubectl, controllers: Vec::new(), dir: temp_dir("plane-") }
+        Self { cluster, kubectl, controllers: Vec::new(), dir: temp_dir("control-plane-") }
     }
 
-    /// Kills what does not run in pods: etcd and the controllers.
+    /// Kills the programs that do not run in pods: etcd and the controllers.
     pub(crate) fn kill(&mut self) {
         self.controllers.clear();
         self.cluster.etcd.kill();
     }
 
-    /// Introduces a node's kubelet.
-    pub(crate) fn admit(&self, node: &Node) {
+    /// Writes the kubeconfig of a node's kubelet.
+    pub(crate) fn write_kubelet_kubeconfig(&self, node: &Node) {
         self.cluster.kubeconfig_of_kubelet(node::NAME, PORT, &node.kubeconfig());
     }
 
-    /// A client of the API server on connections of its own.
+    /// Returns a client of the API server with its own connections.
     pub(crate) fn api(&self) -> Api {
         self.cluster.api_at(PORT)
     }
 
-    /// Has kubelet run an API server with this EncryptionConfiguration. One that runs is killed and started
-    /// again, for kubelet takes half a minute to stop one and start another.
-    pub(crate) fn give_api_server(&self, node: &Node, config: &EncryptionConfig) {
+    /// Makes kubelet run an API server with this EncryptionConfiguration. Kills a running API server, because kubelet
+    /// needs half a minute to replace it.
+    pub(crate) fn run_api_server(&self, node: &Node, config: &EncryptionConfig) {
         let files = self.dir.path();
         let mut command = vec![format!("/programs/{API_SERVER}")];
         command.extend(self.cluster.api_server_flags(config, files, PORT));
@@ -86,11 +86,11 @@ impl Plane {
             "spec": {
                 "containers": [{
                     "name": API_SERVER,
-                    // All that it needs is mounted.
+                    // The program and its files are mounted.
                     "image": "localhost/pause:1",
                     "imagePullPolicy": "Never",
                     "command": command,
-                    // As kubeadm has them.
+                    // The probes of kubeadm.
                     "livenessProbe": {
                         "failureThreshold": 8, "httpGet": probe("/livez"), "initialDelaySeconds": 10,
                         "periodSeconds": 10, "timeoutSeconds": 15,
@@ -128,8 +128,8 @@ impl Plane {
         .await;
     }
 
-    /// Starts what makes pods of DaemonSets and Jobs, gives them nodes, and takes away what nobody owns any more;
-    /// anew, if it runs: to find an API server again that was restarted takes it a minute or two.
+    /// Starts or restarts kube-controller-manager and kube-scheduler. They need a minute or two to reconnect to a
+    /// restarted API server, so it is faster to restart them too.
     pub(crate) fn start_controllers(&mut self) {
         self.controllers.clear();
         let kubeconfig = self.kubectl.config();

@@ -1,4 +1,4 @@
-//! Helm, 3 and 4, and the release that it makes of our chart.
+//! Helm 3 and 4, with the release of the chart.
 
 use std::path::{Path, PathBuf};
 
@@ -9,18 +9,18 @@ use testkit::{
     command, temp_dir,
 };
 
-/// The name of the release, and so of the DaemonSet.
+/// The name of the release and of the DaemonSet.
 pub(crate) const RELEASE: &str = "transit-kms";
-/// Where it is installed.
+/// The namespace of the release.
 pub(crate) const NAMESPACE: &str = "kube-system";
 /// The pods of the DaemonSet.
 pub(crate) const PODS: &str = "app.kubernetes.io/name=transit-kms,app.kubernetes.io/component=kms-provider";
 
 const ROOT: &str = testkit::repository::ROOT;
-/// What `--wait` and hooks are given.
+/// The timeout of `--wait` and of hooks.
 const PATIENCE: &str = "--timeout=90s";
 
-/// A Helm of one major version, and the values that the node needs.
+/// Helm of one major version, with the values that the node needs.
 pub(crate) struct Helm {
     home: TempDir,
     kubeconfig: PathBuf,
@@ -29,7 +29,7 @@ pub(crate) struct Helm {
 }
 
 impl Helm {
-    /// Helm of this major version; its releases use this server.
+    /// Returns Helm of this major version. Its releases use this Vault.
     pub(crate) fn new(major: u8, kubectl: &Kubectl, bao: &Bao) -> Self {
         let program = Path::new(ROOT).join(format!("target/tools/bin/helm{major}"));
         assert!(program.exists(), "no {}: run scripts/install-tools", program.display());
@@ -46,12 +46,12 @@ impl Helm {
         Self { home: temp_dir("helm-"), kubeconfig: kubectl.config(), program, values }
     }
 
-    /// Installs or upgrades, with further values such as `log.level=debug`, and waits until it is done.
+    /// Installs or upgrades the release with additional values such as `log.level=debug`, and waits until it is ready.
     pub(crate) async fn upgrade(&self, values: &[&str]) -> Ran {
         self.upgrade_within(PATIENCE, values).await
     }
 
-    /// As [`Helm::upgrade`], with a time of your own.
+    /// As [`Helm::upgrade`], with a `--timeout` flag.
     pub(crate) async fn upgrade_within(&self, timeout: &str, values: &[&str]) -> Ran {
         let chart = format!("{ROOT}/charts/transit-kms");
         let mut arguments =
@@ -62,12 +62,12 @@ impl Helm {
         self.run(&arguments).await
     }
 
-    /// Goes back to the revision before, and waits until it is done.
+    /// Rolls back to the previous revision, and waits until it is ready.
     pub(crate) async fn rollback(&self) -> Ran {
         self.run(&["rollback", RELEASE, "--wait", PATIENCE]).await
     }
 
-    /// Runs it with these arguments.
+    /// Runs Helm with these arguments.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
         let mut command = command(&self.program);
         command.args(arguments).args(["--namespace", NAMESPACE]).arg("--kubeconfig").arg(&self.kubeconfig);

@@ -1,7 +1,8 @@
-//! A real node: kubelet, containerd, a control plane, and what is installed on it.
+//! Tests on a real node: kubelet, containerd, a control plane, and the chart or the static pod.
 //!
-//! `scripts/test-node` runs it in namespaces of its own. `machine` is what that script has made, `node`
-//! what runs on it, `plane` the control plane; the other files are scenarios.
+//! `scripts/test-node` runs them in their own namespaces. `machine` is the environment that the script makes, `node`
+//! runs kubelet and containerd, `control_plane` runs etcd, kube-apiserver and the controllers, and `node_env` combines
+//! them with a Vault. `background_load`, `helm` and `pods` are helpers. The other files are scenarios.
 
 #[cfg(test)]
 mod background_load;

@@ -1,4 +1,4 @@
-//! kubelet and containerd.
+//! kubelet and containerd on the simulated machine.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ const UP_WITHIN: Duration = Duration::from_secs(30);
 /// How much of a log a failing test shows.
 const TAIL: usize = 40;
 
-/// The programs of a node; with this value everything on it is killed.
+/// The programs of a node. They are killed when it is dropped.
 pub(crate) struct Node {
     containerd: Option<Process>,
     kubelet: Option<Process>,
@@ -28,13 +28,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node that is switched off, and has nothing on its disk but images.
+    /// Returns a node that is powered off, with only images on its disk.
     pub(crate) async fn new() -> Self {
         let mut node = Self { containerd: None, kubelet: None, machine: Machine::new() };
         node.power_off().await;
         for name in ["containerd", "kubelet", "logs", "manifests"] {
             let folder = node.machine.disk(name);
-            // Images are worth to be kept.
+            // Keep the images, because importing them takes long.
             if name != "containerd" {
                 fs::remove_dir_all(&folder).unwrap();
                 fs::create_dir(&folder).unwrap();
@@ -49,18 +49,18 @@ impl Node {
         self.start_kubelet();
     }
 
-    /// Kills everything on it, all at once; its disk stays, what is in memory goes.
+    /// Kills everything on the node at once. Its disk stays, and `/run` is lost.
     pub(crate) async fn power_off(&mut self) {
         self.machine.power_off().await;
         (self.containerd, self.kubelet) = (None, None);
     }
 
-    /// Where kubelet's kubeconfig has to be before it starts.
+    /// Returns the path of kubelet's kubeconfig, which must exist before kubelet starts.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.machine.disk("etc").join("kubelet.kubeconfig")
     }
 
-    /// Kills the processes of pods that run this program, as a crash does; answers how many there were.
+    /// Kills the pod processes that run this program, and returns how many there were.
     pub(crate) fn crash(&self, program: &str) -> usize {
         let found = self.machine.running(program);
         for pid in &found {
@@ -69,25 +69,25 @@ impl Node {
         found.len()
     }
 
-    /// A path on its disk.
+    /// Returns a path for a temporary file on the node's disk.
     pub(crate) fn temp_dir(&self, name: &str) -> PathBuf {
         self.machine.disk("new").join(name)
     }
 
-    /// Writes a pod into the folder that kubelet takes static pods from.
+    /// Writes a manifest into kubelet's directory of static pods.
     pub(crate) fn static_pod(&self, name: &str, manifest: &str) {
-        // Beside the folder first: kubelet is not to see half of it.
+        // Write it elsewhere and rename it, so that kubelet never sees a partial file.
         let new = self.temp_dir(name);
         fs::write(&new, manifest).unwrap();
         fs::rename(new, self.manifest(name)).unwrap();
     }
 
-    /// Takes a pod out of that folder.
+    /// Removes a manifest from that directory.
     pub(crate) fn remove_static_pod(&self, name: &str) {
         fs::remove_file(self.manifest(name)).unwrap();
     }
 
-    /// Runs `ctr` among kubelet's containers.
+    /// Runs `ctr` in the containerd namespace of kubelet.
     fn ctr(&self, arguments: &[&str]) -> String {
         let ran = command("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
         assert!(ran.status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&ran.stderr));
@@ -101,11 +101,11 @@ impl Node {
     async fn start_containerd(&mut self) {
         let root = self.machine.disk("containerd");
         let cni = self.machine.disk("cni");
-        // Nothing here has a network of its own; but without a file kubelet takes the node for not ready.
+        // All pods use the host network, but the node is not ready without a CNI config.
         let network = json!({"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "loopback"}]});
         fs::write(cni.join("none.conflist"), network.to_string()).unwrap();
         let config = self.machine.disk("etc").join("containerd.toml");
-        // JSON's strings and lists are TOML's.
+        // JSON strings are valid TOML strings.
         let text = format!(
             r#"version = 2
 root = {root}
@@ -127,12 +127,12 @@ runtime_type = "io.containerd.runc.v2"
         let mut containerd = self.machine.command(Path::new("containerd"));
         self.containerd = Some(Process::spawn("containerd", containerd.arg("--config").arg(&config)));
         eventually("containerd is up", UP_WITHIN, async || {
-            let asked = command("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
-            if asked.status.success() { Ok(()) } else { Err(String::from_utf8(asked.stderr).unwrap()) }
+            let output = command("ctr").args(["-a", CONTAINERD, "version"]).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(String::from_utf8(output.stderr).unwrap()) }
         })
         .await;
-        let there = self.ctr(&["images", "list", "--quiet"]);
-        if !there.contains("pause") {
+        let images = self.ctr(&["images", "list", "--quiet"]);
+        if !images.contains("pause") {
             for archive in self.machine.archives() {
                 self.ctr(&["images", "import", archive.to_str().unwrap()]);
             }
@@ -166,7 +166,7 @@ runtime_type = "io.containerd.runc.v2"
             "enforceNodeAllocatable": [],
             "failCgroupV1": false,
             "failSwapOn": false,
-            // A disk that others fill is none of ours.
+            // kubelet must not evict pods because other programs fill the host's disk.
             "evictionHard": {"memory.available": "1Mi"},
             "imageGCHighThresholdPercent": 100,
             "localStorageCapacityIsolation": false,
@@ -182,17 +182,17 @@ runtime_type = "io.containerd.runc.v2"
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tell(&self.machine.disk("logs"));
+            print_container_logs(&self.machine.disk("logs"));
         }
     }
 }
 
-/// Shows the ends of all logs of containers.
-fn tell(below: &Path) {
+/// Prints the last lines of each container's log.
+fn print_container_logs(below: &Path) {
     for entry in fs::read_dir(below).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            tell(&path);
+            print_container_logs(&path);
         } else if let Ok(text) = fs::read_to_string(&path) {
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("---- the last of {} lines of {} ----", lines.len(), path.display());

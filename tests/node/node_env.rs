@@ -1,4 +1,4 @@
-//! A node with a control plane, and a Vault somewhere else.
+//! A node with a control plane, and a Vault outside of the node.
 
 use std::{
     fs,
@@ -18,74 +18,73 @@ use testkit::{
 };
 
 use crate::{
-    control_plane::Plane,
+    control_plane::NodeControlPlane,
     helm::{Helm, PODS},
     machine::{CREDENTIALS, SOCKET},
     node::{NAME, Node},
     pods::{Pod, pods},
 };
 
-/// A pod that is started, with what it waits for.
+/// How long a pod may take to start, with everything that it waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// All of it, one of each.
-pub(crate) struct Site {
+/// The whole environment of a test.
+pub(crate) struct NodeEnv {
     pub(crate) bao: Bao,
     pub(crate) node: Node,
-    pub(crate) plane: Plane,
+    pub(crate) control_plane: NodeControlPlane,
 }
 
-impl Site {
-    /// A node that is off, without an API server; the agent's credentials are on its disk, for a role like
-    /// this.
-    pub(crate) async fn dark(role: &Value) -> Self {
-        let (bao, plane) = (Bao::start().await, Plane::start().await);
+impl NodeEnv {
+    /// Returns a node that is powered off, without an API server. The agent's credentials for this role are on its disk.
+    pub(crate) async fn powered_off(role: &Value) -> Self {
+        let (bao, control_plane) = (Bao::start().await, NodeControlPlane::start().await);
         let node = Node::new().await;
-        plane.admit(&node);
+        control_plane.write_kubelet_kubeconfig(&node);
         fs::create_dir_all(CREDENTIALS).unwrap();
         login::approle(&bao, Path::new(CREDENTIALS), role).await;
-        Self { bao, node, plane }
+        Self { bao, node, control_plane }
     }
 
-    /// A cluster that works and encrypts nothing, ready for the chart.
-    pub(crate) async fn plain(role: &Value) -> Self {
-        let mut site = Self::dark(role).await;
-        site.plane.give_api_server(&site.node, &plain());
-        site.node.boot().await;
-        site.plane.wait_ready().await;
-        site.plane.start_controllers();
-        eventually("the node is there", PATIENCE, async || {
-            site.kubectl(&["label", "node", NAME, "node-role.kubernetes.io/control-plane="]).await
+    /// Starts a cluster that encrypts nothing, for the chart to be installed.
+    pub(crate) async fn without_encryption(role: &Value) -> Self {
+        let mut env = Self::powered_off(role).await;
+        env.control_plane.run_api_server(&env.node, &identity_only());
+        env.node.boot().await;
+        env.control_plane.wait_ready().await;
+        env.control_plane.start_controllers();
+        eventually("the node is registered", PATIENCE, async || {
+            env.kubectl(&["label", "node", NAME, "node-role.kubernetes.io/control-plane="]).await
         })
         .await;
         let taint = "node-role.kubernetes.io/control-plane:NoSchedule";
-        site.kubectl(&["taint", "node", NAME, taint]).await.unwrap();
-        site
+        env.kubectl(&["taint", "node", NAME, taint]).await.unwrap();
+        env
     }
 
-    /// As [`Site::plain`], with the chart installed by this Helm, and Secrets encrypted through it.
+    /// As [`NodeEnv::without_encryption`], with the chart installed by this major version of Helm, and Secrets encrypted with it.
     pub(crate) async fn installed(major: u8, role: &Value) -> (Self, Helm) {
-        let mut site = Self::plain(role).await;
-        let helm = Helm::new(major, &site.plane.kubectl, &site.bao);
+        let mut env = Self::without_encryption(role).await;
+        let helm = Helm::new(major, &env.control_plane.kubectl, &env.bao);
         let ran = helm.upgrade(&[]).await;
-        assert!(ran.good, "{ran:?}\n{}", site.described().await);
-        site.encrypt().await;
-        // That has restarted the API server. The controllers of before miss events while they find it again:
-        // one was seen to leave a rollout where it was, with the new pod ready, until the object was changed.
-        site.plane.start_controllers();
-        (site, helm)
+        assert!(ran.good, "{ran:?}\n{}", env.described().await);
+        env.encrypt().await;
+        // The API server was restarted. The old controllers can miss events while they reconnect: a rollout can stop,
+        // with the new pod ready, until the object changes.
+        env.control_plane.start_controllers();
+        (env, helm)
     }
 
-    /// Has the API server write Secrets through our socket, and waits until it does.
+    /// Configures the API server to encrypt Secrets with transit-kms, and waits until it does.
     pub(crate) async fn encrypt(&self) {
-        self.plane.give_api_server(&self.node, &ours());
+        self.control_plane.run_api_server(&self.node, &transit_kms_first());
         self.wait_encrypted("first").await;
     }
 
-    /// Waits until a new Secret, whose name begins with this, is encrypted through us; answers its name.
+    /// Writes new Secrets with this name prefix until one is encrypted with transit-kms. Returns its name.
     pub(crate) async fn wait_encrypted(&self, prefix: &str) -> String {
         let mut tries = 0;
-        eventually("Secrets are encrypted through us", PATIENCE, async || {
+        eventually("transit-kms encrypts Secrets", PATIENCE, async || {
             tries += 1;
             let name = format!("{prefix}-{tries}");
             self.write_secret(&name).await.map(|()| name)
@@ -93,43 +92,44 @@ impl Site {
         .await
     }
 
-    /// Kills all that runs on the node and for it, but for Vault, and empties what is in memory.
+    /// Kills everything that runs on the node, etcd and the controllers, and empties `/run`. Vault continues to run.
     pub(crate) async fn power_off(&mut self) {
         self.node.power_off().await;
-        self.plane.kill();
+        self.control_plane.kill();
     }
 
-    /// Starts all of it again, in the order in which a machine does.
+    /// Starts everything again, in the order of a real boot.
     pub(crate) async fn boot(&mut self) {
-        self.plane.cluster.etcd.start_again().await;
+        self.control_plane.cluster.etcd.start_again().await;
         self.node.boot().await;
-        self.plane.start_controllers();
+        self.control_plane.start_controllers();
     }
 
-    /// Writes a Secret, which must then be encrypted through us in etcd.
+    /// Writes a Secret. Returns an error unless transit-kms encrypted it in etcd.
     pub(crate) async fn write_secret(&self, name: &str) -> Result<(), String> {
-        self.plane.api().create_secret(name, name).await.map_err(|error| error.to_string())?;
-        let prefix = self.plane.cluster.etcd.stored(SECRETS, name).await.prefix();
+        self.control_plane.api().create_secret(name, name).await.map_err(|error| error.to_string())?;
+        let prefix = self.control_plane.cluster.etcd.stored(SECRETS, name).await.prefix();
         if prefix == "k8s:enc:kms:v2:transit:" { Ok(()) } else { Err(format!("{prefix:?}")) }
     }
 
-    /// Runs kubectl: what it printed, or why it failed.
+    /// Runs kubectl. Returns its output, or its error output if it fails.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
-        let Ran { good, stdout, stderr } = self.plane.kubectl.run(arguments).await;
+        let Ran { good, stdout, stderr } = self.control_plane.kubectl.run(arguments).await;
         if good { Ok(stdout) } else { Err(stderr) }
     }
 
-    /// Waits until somebody listens on the socket; answers how long it took.
+    /// Waits until the KMS socket accepts connections. Returns how long it took.
     pub(crate) async fn wait_socket(&self) -> Duration {
         let begun = Instant::now();
-        eventually("the socket is there", PATIENCE, async || connect(Path::new(SOCKET)).await).await;
+        eventually("the socket accepts connections", PATIENCE, async || connect(Path::new(SOCKET)).await)
+            .await;
         begun.elapsed()
     }
 
-    /// Waits until the DaemonSet has one pod, and it is ready.
+    /// Waits until the DaemonSet has exactly one pod and it is ready.
     pub(crate) async fn pod(&self) -> Pod {
         eventually("there is one pod, and it is ready", PATIENCE, async || {
-            let found = pods(&self.plane.kubectl, PODS).await;
+            let found = pods(&self.control_plane.kubectl, PODS).await;
             match &found[..] {
                 [one] if one.ready => Ok(one.clone()),
                 _ => Err(format!("{found:?}")),
@@ -138,14 +138,14 @@ impl Site {
         .await
     }
 
-    /// The sum of the samples of a metric of the daemon that run with the chart's default port.
+    /// Returns the sum of all samples of a metric of the daemon, which listens on the chart's default port.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let http = client().build().unwrap();
         let text = http.get("http://127.0.0.1:9797/metrics").send().await.unwrap().text().await.unwrap();
         samples(&text, name, &[]).iter().sum()
     }
 
-    /// What is said of our pods, for a failure.
+    /// Returns the output of `kubectl describe` for the pods of transit-kms, for failure messages.
     pub(crate) async fn described(&self) -> String {
         let pods = self.kubectl(&[
             "describe",
@@ -159,17 +159,17 @@ impl Site {
     }
 }
 
-/// Nothing is encrypted.
-pub(crate) fn plain() -> EncryptionConfig {
+/// An EncryptionConfiguration that encrypts nothing.
+pub(crate) fn identity_only() -> EncryptionConfig {
     EncryptionConfig::for_secrets([Provider::identity()])
 }
 
-/// Ours writes Secrets, and what is not encrypted is read too.
-pub(crate) fn ours() -> EncryptionConfig {
+/// An EncryptionConfiguration that encrypts Secrets with transit-kms, and reads unencrypted ones too.
+pub(crate) fn transit_kms_first() -> EncryptionConfig {
     EncryptionConfig::for_secrets([Provider::v2(cluster::NAME, Path::new(SOCKET)), Provider::identity()])
 }
 
-/// A role whose tokens die every few seconds.
+/// A role whose tokens expire after a few seconds.
 pub(crate) fn short_lived() -> Value {
     json!({"token_ttl": "4s", "token_max_ttl": "8s"})
 }

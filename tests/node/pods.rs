@@ -1,19 +1,19 @@
-//! What the API server says of pods.
+//! Pods as the API server reports them.
 
 use serde_json::Value;
 use testkit::cluster::Kubectl;
 
-/// A pod that is there.
+/// The state of a pod.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) ready: bool,
-    /// Of all its containers.
+    /// The sum over all containers.
     pub(crate) restarts: u64,
     pub(crate) uid: String,
 }
 
-/// The pods of `kube-system` with these labels.
+/// Returns the pods of `kube-system` that match this label selector.
 pub(crate) async fn pods(kubectl: &Kubectl, selector: &str) -> Vec<Pod> {
     let list = kubectl.json(&["get", "pods", "-n", "kube-system", "-l", selector]).await;
     list["items"].as_array().unwrap().iter().map(Pod::of).collect()

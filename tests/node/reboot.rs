@@ -1,4 +1,4 @@
-//! The node loses its power. With the static pod: `static_pod`.
+//! The node loses power and boots again. `static_pod` has the same test for the static pod.
 
 use std::{
     fs,
@@ -12,22 +12,22 @@ use testkit::{Agent, AgentOptions, Daemon, DaemonOptions, cluster::record_measur
 
 use crate::{
     machine::{SOCKET, SOCKETS},
-    node_env::{Site, ours},
+    node_env::{NodeEnv, transit_kms_first},
 };
 
-/// Whoever waits for us does so for long.
+/// Long, because kubelet and kube-apiserver back off while they wait for the plugin.
 const PATIENCE: Duration = Duration::from_secs(240);
 const CONFIG: &str = "/run/transit-kms-config/config.yaml";
 
-/// What systemd starts before kubelet: the socket unit, the agent's service and ours.
-struct Services {
+/// What systemd starts before kubelet: the socket unit, and the services of the agent and of transit-kms.
+struct SystemdServices {
     _agent: Agent,
     daemon: Daemon,
     _listener: UnixListener,
 }
 
-impl Services {
-    async fn start(site: &Site) -> Self {
+impl SystemdServices {
+    async fn start(env: &NodeEnv) -> Self {
         for folder in [Path::new(SOCKETS), Path::new(CONFIG).parent().unwrap()] {
             fs::create_dir_all(folder).unwrap();
         }
@@ -39,30 +39,30 @@ impl Services {
             ..DaemonOptions::arguments(["--log-level", "debug"])
         };
         let daemon = Daemon::start_with(Path::new(CONFIG), options).await;
-        let agent = Agent::start(&site.bao, Path::new(CONFIG), AgentOptions::default()).await;
+        let agent = Agent::start(&env.bao, Path::new(CONFIG), AgentOptions::default()).await;
         Self { _agent: agent, daemon, _listener: listener }
     }
 }
 
 #[tokio::test]
-async fn with_systemd_it_comes_back_alone() {
-    let mut site = Site::dark(&json!({})).await;
-    let services = Services::start(&site).await;
-    site.plane.give_api_server(&site.node, &ours());
-    site.node.boot().await;
-    site.plane.wait_ready().await;
-    let name = site.wait_encrypted("before").await;
-    site.power_off().await;
+async fn with_systemd_units_the_node_recovers_from_a_reboot() {
+    let mut env = NodeEnv::powered_off(&json!({})).await;
+    let services = SystemdServices::start(&env).await;
+    env.control_plane.run_api_server(&env.node, &transit_kms_first());
+    env.node.boot().await;
+    env.control_plane.wait_ready().await;
+    let name = env.wait_encrypted("before").await;
+    env.power_off().await;
     drop(services);
-    assert!(!Path::new(SOCKETS).exists(), "it is in memory");
+    assert!(!Path::new(SOCKETS).exists(), "/run is in memory");
 
     let begun = Instant::now();
-    let services = Services::start(&site).await;
-    site.boot().await;
-    site.plane.wait_ready().await;
+    let services = SystemdServices::start(&env).await;
+    env.boot().await;
+    env.control_plane.wait_ready().await;
     let ready = begun.elapsed();
-    assert_eq!(site.plane.api().secret(&name).await.unwrap(), name);
-    site.wait_encrypted("after").await;
+    assert_eq!(env.control_plane.api().secret(&name).await.unwrap(), name);
+    env.wait_encrypted("after").await;
     assert!(services.daemon.log().contains("inherited a listener"));
     record_measurement(
         "node: reboot",
@@ -71,29 +71,29 @@ async fn with_systemd_it_comes_back_alone() {
 }
 
 #[tokio::test]
-async fn with_the_daemon_set_alone_it_comes_back_once_kubelet_is_served() {
-    let (mut site, _helm) = Site::installed(4, &json!({})).await;
-    let name = site.wait_encrypted("before").await;
-    site.power_off().await;
+async fn with_the_daemon_set_alone_the_node_recovers_once_kubelet_has_the_pod() {
+    let (mut env, _helm) = NodeEnv::installed(4, &json!({})).await;
+    let name = env.wait_encrypted("before").await;
+    env.power_off().await;
     let begun = Instant::now();
-    site.boot().await;
-    let api = site.plane.api();
+    env.boot().await;
+    let api = env.control_plane.api();
     eventually("kube-apiserver answers", PATIENCE, async || {
         let (status, text) = api.text("/version").await;
         if status == 200 { Ok(()) } else { Err(format!("{status} {text}")) }
     })
     .await;
     let answers = begun.elapsed();
-    let socket = answers + site.wait_socket().await;
-    site.plane.wait_ready().await;
+    let socket = answers + env.wait_socket().await;
+    env.control_plane.wait_ready().await;
     let ready = begun.elapsed();
     assert_eq!(api.secret(&name).await.unwrap(), name);
-    site.wait_encrypted("after").await;
+    env.wait_encrypted("after").await;
     record_measurement(
         "node: reboot",
         &format!(
-            "the DaemonSet alone: kube-apiserver answers after {:.1} s and is not ready, kubelet learns of the pod and has \
-             the socket after {:.1} s, ready after {:.1} s",
+            "the DaemonSet alone: kube-apiserver answers after {:.1} s and is not ready, the socket exists after \
+             {:.1} s, kube-apiserver is ready after {:.1} s",
             answers.as_secs_f64(),
             socket.as_secs_f64(),
             ready.as_secs_f64(),

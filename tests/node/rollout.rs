@@ -1,27 +1,27 @@
-//! Changes of the DaemonSet under constant load: nobody is to notice.
+//! Changes of the DaemonSet under constant load fail no request.
 
 use std::time::Instant;
 
 use serde_json::json;
 use testkit::cluster::record_measurement;
 
-use crate::{background_load::Scene, helm::RELEASE, node_env::Site};
+use crate::{background_load::BackgroundLoad, helm::RELEASE, node_env::NodeEnv};
 
 async fn restarts_upgrades_and_rollbacks(major: u8) {
-    let (site, helm) = Site::installed(major, &json!({})).await;
-    let mut pod = site.pod().await;
-    let scene = Scene::set(&site).await;
+    let (env, helm) = NodeEnv::installed(major, &json!({})).await;
+    let mut pod = env.pod().await;
+    let load = BackgroundLoad::start(&env).await;
     let mut took = Vec::new();
     for change in ["kubectl rollout restart", "helm upgrade", "helm rollback"] {
-        scene.goes_on().await;
+        load.wait_for_more().await;
         let begun = Instant::now();
         let set = format!("daemonset/{RELEASE}");
         match change {
             "kubectl rollout restart" => {
-                site.kubectl(&["rollout", "restart", "-n", "kube-system", &set]).await.unwrap();
+                env.kubectl(&["rollout", "restart", "-n", "kube-system", &set]).await.unwrap();
                 let status = ["rollout", "status", "-n", "kube-system", "--timeout=5m", &set];
-                if let Err(said) = site.kubectl(&status).await {
-                    panic!("{said}\n{}", site.described().await);
+                if let Err(said) = env.kubectl(&status).await {
+                    panic!("{said}\n{}", env.described().await);
                 }
             }
             "helm upgrade" => {
@@ -34,12 +34,12 @@ async fn restarts_upgrades_and_rollbacks(major: u8) {
             }
         }
         took.push(format!("{change} {:.1} s", begun.elapsed().as_secs_f64()));
-        let next = site.pod().await;
+        let next = env.pod().await;
         assert_ne!(next.uid, pod.uid, "after {change}");
         pod = next;
     }
-    scene.goes_on().await;
-    let counted = scene.end(&site).await;
+    load.wait_for_more().await;
+    let counted = load.finish(&env).await;
     record_measurement("node: rollout", &format!("Helm {major}: {}; {counted}", took.join(", ")));
 }
 

@@ -1,4 +1,4 @@
-//! The static pod, which needs nothing of the cluster.
+//! The static pod, which does not depend on the cluster.
 
 use std::{
     fs,
@@ -14,27 +14,27 @@ use testkit::{
 };
 
 use crate::{
-    background_load::Scene,
+    background_load::BackgroundLoad,
     machine::{CREDENTIALS, SOCKET},
     node::NAME,
-    node_env::{Site, ours},
+    node_env::{NodeEnv, transit_kms_first},
     pods::pods,
 };
 
 const ROOT: &str = testkit::repository::ROOT;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The name of its manifest.
-const KMS: &str = "transit-kms";
-/// That of a manifest beside it, and of the pod in it.
-const NEXT: &str = "transit-kms-next";
-/// Its label.
+/// The name of the manifest.
+const MANIFEST: &str = "transit-kms";
+/// The name of the manifest of an upgrade that runs next to the old pod.
+const NEXT_MANIFEST: &str = "transit-kms-next";
+/// The label selector of both pods.
 const PODS: &str = "app.kubernetes.io/name=transit-kms";
 
 fn upgrades() -> usize {
     if full() { 10 } else { 3 }
 }
 
-/// The manifest that we ship, with the images of this machine, for a pod of this name with this log level.
+/// Returns `manifests/static-pod.yaml` with local images, for a pod of this name with this log level.
 fn manifest(name: &str, log_level: &str) -> String {
     let text = fs::read_to_string(Path::new(ROOT).join("manifests/static-pod.yaml")).unwrap();
     let mut pod: Value = serde_yaml::from_str(&text).unwrap();
@@ -47,25 +47,25 @@ fn manifest(name: &str, log_level: &str) -> String {
     pod.to_string()
 }
 
-/// What an operator puts on the node, as the manifest says.
-fn prepare(site: &Site) {
+/// Writes the files that an operator puts on the node, as the manifest's comments say.
+fn prepare(env: &NodeEnv) {
     let to = Path::new(CREDENTIALS);
     fs::create_dir_all(to.join("ca")).unwrap();
-    fs::copy(site.bao.ca_file(), to.join("ca/ca.pem")).unwrap();
+    fs::copy(env.bao.ca_file(), to.join("ca/ca.pem")).unwrap();
     for (from, name) in [("openbao/approle.hcl", "agent.hcl"), ("config.yaml.ctmpl", "config.yaml.ctmpl")] {
         let text = fs::read_to_string(Path::new(ROOT).join("manifests/agent").join(from)).unwrap();
         let example = "https://vault.example.com:8200";
         assert!(text.contains(example), "{text}");
-        fs::write(to.join(name), text.replace(example, &site.bao.address())).unwrap();
+        fs::write(to.join(name), text.replace(example, &env.bao.address())).unwrap();
     }
 }
 
-/// A node that is off, with the static pod on its disk.
-async fn dark() -> Site {
-    let site = Site::dark(&json!({})).await;
-    prepare(&site);
-    site.node.static_pod(KMS, &manifest(KMS, "info"));
-    site
+/// Returns a node that is powered off, with the static pod on its disk.
+async fn powered_off() -> NodeEnv {
+    let env = NodeEnv::powered_off(&json!({})).await;
+    prepare(&env);
+    env.node.static_pod(MANIFEST, &manifest(MANIFEST, "info"));
+    env
 }
 
 fn seconds(time: Duration) -> String {
@@ -73,77 +73,77 @@ fn seconds(time: Duration) -> String {
 }
 
 #[tokio::test]
-async fn it_is_there_before_the_api_server_and_after_each_boot() {
-    let mut site = dark().await;
-    site.node.boot().await;
-    let socket = site.wait_socket().await;
+async fn a_static_pod_serves_before_the_api_server_starts_and_after_each_boot() {
+    let mut env = powered_off().await;
+    env.node.boot().await;
+    let socket = env.wait_socket().await;
     // There is no API server yet.
-    assert_eq!(site.plane.api().text("/version").await.0, 0);
-    site.plane.give_api_server(&site.node, &ours());
-    site.plane.wait_ready().await;
-    site.write_secret("first").await.unwrap();
-    site.plane.start_controllers();
+    assert_eq!(env.control_plane.api().text("/version").await.0, 0);
+    env.control_plane.run_api_server(&env.node, &transit_kms_first());
+    env.control_plane.wait_ready().await;
+    env.write_secret("first").await.unwrap();
+    env.control_plane.start_controllers();
     eventually("the API server knows the pod, and that it is ready", PATIENCE, async || {
-        let found = pods(&site.plane.kubectl, PODS).await;
+        let found = pods(&env.control_plane.kubectl, PODS).await;
         if found.iter().any(|pod| pod.ready) { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
 
-    // All at once, as a machine boots.
-    site.power_off().await;
+    // Start everything at once, as a real machine does.
+    env.power_off().await;
     let begun = Instant::now();
-    site.boot().await;
-    site.plane.wait_ready().await;
+    env.boot().await;
+    env.control_plane.wait_ready().await;
     let ready = begun.elapsed();
-    assert_eq!(site.plane.api().secret("first").await.unwrap(), "first");
-    site.wait_encrypted("second").await;
+    assert_eq!(env.control_plane.api().secret("first").await.unwrap(), "first");
+    env.wait_encrypted("second").await;
 
-    // And now without Vault.
-    site.power_off().await;
-    site.bao.stop();
-    site.boot().await;
-    let early = site.wait_socket().await;
-    let api = site.plane.api();
-    eventually("kube-apiserver waits for us", PATIENCE, async || {
+    // The same without Vault.
+    env.power_off().await;
+    env.bao.stop();
+    env.boot().await;
+    let early = env.wait_socket().await;
+    let api = env.control_plane.api();
+    eventually("kube-apiserver waits for the plugin", PATIENCE, async || {
         let (status, text) = api.text("/readyz?verbose").await;
         if status == 500 && text.contains("kms-provider") { Ok(()) } else { Err(format!("{status} {text}")) }
     })
     .await;
-    site.bao.start_again().await;
+    env.bao.start_again().await;
     let begun = Instant::now();
-    site.plane.wait_ready().await;
-    let healed = begun.elapsed();
-    assert_eq!(site.plane.api().secret("second-1").await.unwrap(), "second-1");
-    site.wait_encrypted("third").await;
+    env.control_plane.wait_ready().await;
+    let recovered = begun.elapsed();
+    assert_eq!(env.control_plane.api().secret("second-1").await.unwrap(), "second-1");
+    env.wait_encrypted("third").await;
     record_measurement(
         "node: static pod",
         &format!(
             "a socket {} after containerd is up, before there is an API server; after a reboot the API server is ready \
-             in {} and reads its Secrets; with Vault away the socket is there in {}, and all heals {} after Vault is \
-             back",
+             in {} and reads its Secrets; without Vault the socket exists after {}, and the API server is ready {} after Vault \
+             starts",
             seconds(socket),
             seconds(ready),
             seconds(early),
-            seconds(healed),
+            seconds(recovered),
         ),
     );
 }
 
-/// A node with the static pod, and an API server that uses it.
-async fn served() -> Site {
-    let mut site = dark().await;
-    // With it at once: kubelet tells of a static pod that was there before the API server a minute later.
-    site.plane.give_api_server(&site.node, &ours());
-    site.node.boot().await;
-    site.plane.wait_ready().await;
-    site.plane.start_controllers();
-    site
+/// Starts a node with the static pod, and an API server that uses it.
+async fn started() -> NodeEnv {
+    let mut env = powered_off().await;
+    // Start the API server together with the static pod: kubelet reports an earlier static pod a minute later.
+    env.control_plane.run_api_server(&env.node, &transit_kms_first());
+    env.node.boot().await;
+    env.control_plane.wait_ready().await;
+    env.control_plane.start_controllers();
+    env
 }
 
-/// Waits until there is one static pod, it is ready, and it is not `last`; answers its name and uid.
-async fn wait_other(site: &Site, last: &Option<(String, String)>) -> Option<(String, String)> {
+/// Waits until there is exactly one static pod, it is ready, and it is not `last`. Returns its name and uid.
+async fn wait_other(env: &NodeEnv, last: &Option<(String, String)>) -> Option<(String, String)> {
     eventually("there is one new pod, and it is ready", PATIENCE, async || {
-        let found = pods(&site.plane.kubectl, PODS).await;
+        let found = pods(&env.control_plane.kubectl, PODS).await;
         match &found[..] {
             [pod] if pod.ready => {
                 let seen = Some((pod.name.clone(), pod.uid.clone()));
@@ -155,22 +155,22 @@ async fn wait_other(site: &Site, last: &Option<(String, String)>) -> Option<(Str
     .await
 }
 
-/// kubelet starts the new pod ten to fifteen seconds after it has found the old one still there.
+/// Measures the gap: kubelet starts the new pod ten to fifteen seconds after it stops the old one.
 #[tokio::test]
-async fn an_upgrade_in_place_leaves_a_gap_that_is_measured() {
-    let site = served().await;
-    let mut last = wait_other(&site, &None).await;
-    let load = ApiLoad::start(&[site.plane.api(), site.plane.api()], "in-place");
+async fn no_api_request_fails_during_the_gap_of_an_upgrade_in_place() {
+    let env = started().await;
+    let mut last = wait_other(&env, &None).await;
+    let load = ApiLoad::start(&[env.control_plane.api(), env.control_plane.api()], "in-place");
     let gaps = Gaps::measure(Path::new(SOCKET));
     for turn in 0..upgrades() {
         let so_far = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > so_far + 6).await;
-        site.node.static_pod(KMS, &manifest(KMS, if turn % 2 == 0 { "debug" } else { "info" }));
-        last = wait_other(&site, &last).await;
+        eventually("the load continues", PATIENCE, async || load.calls() > so_far + 6).await;
+        env.node.static_pod(MANIFEST, &manifest(MANIFEST, if turn % 2 == 0 { "debug" } else { "info" }));
+        last = wait_other(&env, &last).await;
     }
     let gaps = gaps.stop(upgrades()).await;
     let requests = load.stop().await.requests;
-    // It has its seeds.
+    // kube-apiserver has its DEK seeds in memory.
     requests.assert_nothing_failed();
     let gaps: Vec<_> = gaps.into_iter().map(seconds).collect();
     record_measurement(
@@ -185,20 +185,21 @@ async fn an_upgrade_in_place_leaves_a_gap_that_is_measured() {
     );
 }
 
-/// As docs/upgrades.md has it: under another name the new pod runs beside the old one, and `--takeover` does the rest.
+/// The procedure of docs/upgrades.md: the new pod has another name and runs next to the old one, and `--takeover`
+/// moves the socket.
 #[tokio::test]
-async fn beside_the_old_pod_the_new_one_takes_over_and_no_call_fails() {
-    let site = served().await;
-    let mut last = wait_other(&site, &None).await;
-    let scene = Scene::set(&site).await;
-    let mut names = [KMS, NEXT];
+async fn no_call_fails_when_a_new_pod_takes_over_from_the_old_one() {
+    let env = started().await;
+    let mut last = wait_other(&env, &None).await;
+    let load = BackgroundLoad::start(&env).await;
+    let mut names = [MANIFEST, NEXT_MANIFEST];
     for _ in 0..upgrades() {
-        scene.goes_on().await;
+        load.wait_for_more().await;
         let [old, new] = names;
-        site.node.static_pod(new, &manifest(new, "info"));
-        // It is so once it has the path.
-        eventually("the new one is ready", PATIENCE, async || {
-            let found = pods(&site.plane.kubectl, PODS).await;
+        env.node.static_pod(new, &manifest(new, "info"));
+        // The new pod becomes ready once it owns the socket.
+        eventually("the new pod is ready", PATIENCE, async || {
+            let found = pods(&env.control_plane.kubectl, PODS).await;
             let name = format!("{new}-{NAME}");
             if found.iter().any(|pod| pod.ready && pod.name == name) {
                 Ok(())
@@ -207,11 +208,14 @@ async fn beside_the_old_pod_the_new_one_takes_over_and_no_call_fails() {
             }
         })
         .await;
-        site.node.remove_static_pod(old);
-        last = wait_other(&site, &last).await;
+        env.node.remove_static_pod(old);
+        last = wait_other(&env, &last).await;
         names.reverse();
     }
-    scene.goes_on().await;
-    let counted = scene.end(&site).await;
-    record_measurement("node: static pod", &format!("{} upgrades beside the old pod: {counted}", upgrades()));
+    load.wait_for_more().await;
+    let counted = load.finish(&env).await;
+    record_measurement(
+        "node: static pod",
+        &format!("{} upgrades next to the old pod: {counted}", upgrades()),
+    );
 }
