@@ -1,7 +1,7 @@
 //! Benchmarks of the daemon: `cargo bench -p integration-tests`.
 //!
-//! Absolute numbers depend on the machine. Variants that are compared are measured alternately in one run. No benchmark
-//! passes or fails.
+//! Absolute numbers depend on the machine, so compare the ratios only. The two sides of a ratio are measured in
+//! alternation within one run. No benchmark fails.
 #![allow(
     missing_docs,
     clippy::expect_used,
@@ -10,7 +10,7 @@
     clippy::print_stderr,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a program for people, on the harness of the tests"
+    reason = "a program that prints results, with the helpers of the tests"
 )]
 
 use std::{
@@ -24,11 +24,13 @@ use tempfile::TempDir;
 use testkit::{Bao, ConfigFile, Daemon, DaemonOptions, KEY, Kms, MOUNT};
 
 const STARTS: usize = 20;
-const LATENCY_ROUNDS: usize = 5000;
+const LATENCY_CALLS: usize = 5000;
 const MANY_CALLS: usize = 100_000;
 const CALLERS: usize = 16;
-const ROUNDS: usize = 50;
-const TURNS: usize = 5;
+/// Decrypts of each caller in a measurement of throughput.
+const CALLS_PER_CALLER: usize = 50;
+/// Alternations between the daemons with and without coalescing.
+const ALTERNATIONS: usize = 5;
 
 #[tokio::main]
 async fn main() {
@@ -45,20 +47,20 @@ async fn main() {
     for _ in 0..STARTS {
         starts.push(start_to_listening(&config).await);
     }
-    println!("start to listening: {}", Spread::of(starts));
+    println!("start to listening: {}", Percentiles::of(starts));
 
     let daemon = Daemon::start_with(&config, quiet()).await;
     daemon.wait_ready().await;
     println!("resident when ready: {}", resident(&daemon));
 
     latencies(&bao, &daemon).await;
-    together(&bao, &config).await;
+    throughputs(&bao, &config).await;
 
     let began = Instant::now();
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..CALLERS {
         let mut kms = daemon.kms().await;
-        let request = sealed(&mut kms).await;
+        let request = decrypt_request(&mut kms).await;
         callers.spawn(async move {
             for _ in 0..MANY_CALLS / CALLERS {
                 kms.decrypt(request.clone()).await.unwrap();
@@ -86,21 +88,22 @@ async fn start_to_listening(config: &std::path::Path) -> Duration {
     began.elapsed()
 }
 
-async fn sealed(kms: &mut Kms) -> DecryptRequest {
-    let request = EncryptRequest { plaintext: vec![7; 32].into(), uid: "figures".into() };
+/// Encrypts a DEK seed and returns the request that decrypts it.
+async fn decrypt_request(kms: &mut Kms) -> DecryptRequest {
+    let request = EncryptRequest { plaintext: vec![7; 32].into(), uid: "benchmark".into() };
     let answer = kms.encrypt(request).await.unwrap().into_inner();
     DecryptRequest {
         ciphertext: answer.ciphertext,
-        uid: "figures".into(),
+        uid: "benchmark".into(),
         key_id: answer.key_id,
         annotations: answer.annotations,
     }
 }
 
-/// The same Decrypt through the socket and directly over a kept connection, in turns.
+/// Compares a Decrypt through the daemon's socket with the same request to Vault over an open connection.
 async fn latencies(bao: &Bao, daemon: &Daemon) {
     let mut kms = daemon.kms().await;
-    let request = sealed(&mut kms).await;
+    let request = decrypt_request(&mut kms).await;
     let token = bao.token().await;
     let ca = reqwest::Certificate::from_pem(&fs::read(bao.ca_file()).unwrap()).unwrap();
     let http = testkit::http::client().tls_certs_only([ca]).http1_only().build().unwrap();
@@ -108,7 +111,7 @@ async fn latencies(bao: &Bao, daemon: &Daemon) {
     let body = json!({ "ciphertext": str::from_utf8(&request.ciphertext).unwrap() }).to_string();
 
     let (mut through, mut direct) = (Vec::new(), Vec::new());
-    for _ in 0..LATENCY_ROUNDS {
+    for _ in 0..LATENCY_CALLS {
         let began = Instant::now();
         kms.decrypt(request.clone()).await.unwrap();
         through.push(began.elapsed());
@@ -119,9 +122,9 @@ async fn latencies(bao: &Bao, daemon: &Daemon) {
         answer.bytes().await.unwrap();
         direct.push(began.elapsed());
     }
-    let (through, direct) = (Spread::of(through), Spread::of(direct));
+    let (through, direct) = (Percentiles::of(through), Percentiles::of(direct));
     println!("Decrypt through the socket: {through}");
-    println!("Decrypt directly:           {direct}");
+    println!("Decrypt directly by Vault:  {direct}");
     println!(
         "ratio: p50 {:.2}, p99 {:.2}",
         through.p50.as_secs_f64() / direct.p50.as_secs_f64(),
@@ -129,30 +132,30 @@ async fn latencies(bao: &Bao, daemon: &Daemon) {
     );
 }
 
-/// Different Decrypts at once, with and without coalescing, in turns.
-async fn together(bao: &Bao, config: &std::path::Path) {
+/// Compares the throughput of concurrent, different Decrypts with and without coalescing.
+async fn throughputs(bao: &Bao, config: &std::path::Path) {
     let mut deks = Vec::new();
     for _ in 0..256 {
         deks.push(bao.encrypt(KEY, &[7; 32]).await);
     }
-    let single = ["--log-level", "info", "--no-coalescing"];
+    let without_coalescing = ["--log-level", "info", "--no-coalescing"];
     let daemons = [
         Daemon::start_with(config, quiet()).await,
-        Daemon::start_with(config, DaemonOptions::arguments(single)).await,
+        Daemon::start_with(config, DaemonOptions::arguments(without_coalescing)).await,
     ];
     for daemon in &daemons {
         daemon.wait_ready().await;
     }
     for callers in [1, 8, 64, deks.len()] {
         let mut took = [Duration::ZERO; 2];
-        for _ in 0..TURNS {
+        for _ in 0..ALTERNATIONS {
             for (daemon, took) in daemons.iter().zip(&mut took) {
-                *took += all_by(daemon, &deks, callers).await;
+                *took += time_of_calls(daemon, &deks, callers).await;
             }
         }
-        let rate = took.map(|took| (TURNS * ROUNDS * callers) as f64 / took.as_secs_f64());
+        let rate = took.map(|took| (ALTERNATIONS * CALLS_PER_CALLER * callers) as f64 / took.as_secs_f64());
         println!(
-            "{callers} callers of different Decrypts: {:.0}/s together, {:.0}/s each alone, ratio {:.1}",
+            "{callers} callers with different Decrypts: {:.0}/s with coalescing, {:.0}/s without, ratio {:.1}",
             rate[0],
             rate[1],
             rate[0] / rate[1]
@@ -160,19 +163,19 @@ async fn together(bao: &Bao, config: &std::path::Path) {
     }
 }
 
-/// Returns how long `callers` concurrent callers take for `ROUNDS` Decrypts each. No two Decrypts that run at the same
-/// time are equal.
-async fn all_by(daemon: &Daemon, deks: &[String], callers: usize) -> Duration {
+/// Measures how long `callers` concurrent callers need for `CALLS_PER_CALLER` Decrypts each. Each caller has its own
+/// ciphertext.
+async fn time_of_calls(daemon: &Daemon, deks: &[String], callers: usize) -> Duration {
     let kms = daemon.kms().await;
     let began = Instant::now();
     let mut running = tokio::task::JoinSet::new();
     for ciphertext in deks.iter().take(callers) {
         let (mut kms, ciphertext) = (kms.clone(), bytes::Bytes::from(ciphertext.clone()));
         running.spawn(async move {
-            for _ in 0..ROUNDS {
+            for _ in 0..CALLS_PER_CALLER {
                 let request = DecryptRequest {
                     ciphertext: ciphertext.clone(),
-                    uid: "figures".into(),
+                    uid: "benchmark".into(),
                     key_id: "1".into(),
                     annotations: [].into(),
                 };
@@ -184,6 +187,7 @@ async fn all_by(daemon: &Daemon, deks: &[String], callers: usize) -> Duration {
     began.elapsed()
 }
 
+/// Returns the resident memory of the daemon.
 fn resident(daemon: &Daemon) -> String {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -191,12 +195,12 @@ fn resident(daemon: &Daemon) -> String {
     format!("{:.1} MiB", kib / 1024.0)
 }
 
-struct Spread {
+struct Percentiles {
     p50: Duration,
     p99: Duration,
 }
 
-impl Spread {
+impl Percentiles {
     fn of(mut times: Vec<Duration>) -> Self {
         times.sort();
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
@@ -204,7 +208,7 @@ impl Spread {
     }
 }
 
-impl std::fmt::Display for Spread {
+impl std::fmt::Display for Percentiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
         write!(f, "p50 {:.0} µs, p99 {:.0} µs", micros(self.p50), micros(self.p99))

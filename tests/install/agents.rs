@@ -1,8 +1,8 @@
-//! The agents' configs of `manifests/agent`: each is run by the real agent, logs in to a real server, and keeps the
-//! real daemon in tokens.
+//! The agent configs of `manifests/agent`: a real agent runs each of them, logs in to a real server, and renders
+//! tokens for a real daemon.
 //!
-//! They are run as they are written, but for the address and the folders. Those for Vault's agent are read by
-//! OpenBao's here, which knows all that is in them.
+//! Only the address and the directories are changed. OpenBao's agent also runs the configs for Vault's agent, because
+//! it knows all settings in them.
 
 use std::{
     fs,
@@ -23,27 +23,27 @@ use testkit::{
 
 use crate::units::manifest;
 
-/// A renewal and a new login by then.
+/// Long enough for a renewal and a new login.
 const PATIENCE: Duration = Duration::from_secs(60);
 const KINDS: [&str; 2] = ["openbao", "vault"];
 
-/// Tokens that are renewed a few times, and then replaced.
+/// A role whose tokens are renewed a few times, and then replaced.
 fn short_lived() -> Value {
     json!({"token_ttl": "4s", "token_max_ttl": "8s"})
 }
 
-/// The files of one method on a node, with what it logs in with still to come.
-struct Node {
+/// The files of an agent with one login method, without the credentials.
+struct AgentFiles {
     dir: TempDir,
 }
 
-impl Node {
+impl AgentFiles {
     fn new(bao: &Bao, kind: &str, method: &str) -> Self {
-        let node = Self { dir: temp_dir("node-") };
+        let files = Self { dir: temp_dir("agent-") };
         for folder in ["etc", "run", "credentials"] {
-            fs::create_dir(node.dir.path().join(folder)).unwrap();
+            fs::create_dir(files.dir.path().join(folder)).unwrap();
         }
-        let ca = node.placed(bao, "ca_cert = \"/etc/transit-kms/ca/ca.pem\"");
+        let ca = files.localized(bao, "ca_cert = \"/etc/transit-kms/ca/ca.pem\"");
         let ca = Path::new(ca.split('"').nth(1).unwrap());
         fs::create_dir_all(ca.parent().unwrap()).unwrap();
         fs::copy(bao.ca_file(), ca).unwrap();
@@ -51,13 +51,13 @@ impl Node {
             (format!("agent/{kind}/{method}.hcl"), "agent.hcl"),
             ("agent/config.yaml.ctmpl".into(), "config.yaml.ctmpl"),
         ] {
-            fs::write(node.etc().join(file), node.placed(bao, &manifest(&manifest_of))).unwrap();
+            fs::write(files.etc().join(file), files.localized(bao, &manifest(&manifest_of))).unwrap();
         }
-        node
+        files
     }
 
-    /// A manifest, with this node's folders and this server.
-    fn placed(&self, bao: &Bao, text: &str) -> String {
+    /// Replaces the directories and the server of a manifest.
+    fn localized(&self, bao: &Bao, text: &str) -> String {
         let folder = |name: &str| format!("{}/{name}/", self.dir.path().display());
         text.replace("/etc/transit-kms/", &folder("etc"))
             .replace("/run/transit-kms-config/", &folder("run"))
@@ -85,22 +85,22 @@ impl Node {
         daemon
     }
 
-    /// An agent that renders for a daemon with load on it, until the first token has been replaced: nothing fails, and
-    /// neither is started anew.
-    async fn lives_through_a_change_of_tokens(&self) -> (Agent, Daemon) {
+    /// Runs an agent, and a daemon under load, until the first token is renewed and then replaced. Asserts that no call
+    /// fails and that neither program ends.
+    async fn assert_tokens_change_without_failures(&self) -> (Agent, Daemon) {
         let mut agent = self.agent().await;
         let mode = fs::metadata(self.rendered()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o600, "nobody else may read the token");
+        assert_eq!(mode & 0o7777, 0o600, "other users may read the token");
         let daemon = self.daemon().await;
         let load = Load::start(&daemon, 2, Duration::from_millis(20)).await;
         let first = agent.token();
         let renewals = || agent.output().matches("renewed auth token").count();
         eventually("the token is renewed", PATIENCE, async || renewals() > 1).await;
-        assert_eq!(agent.token(), first, "a renewal changes nothing");
+        assert_eq!(agent.token(), first, "a renewal changed the token");
         let second = agent.wait_for_another_token(&first, PATIENCE).await;
         eventually("the daemon uses the new token", PATIENCE, async || daemon.generation().await > 1).await;
         let calls = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > calls + 20).await;
+        eventually("the load continues", PATIENCE, async || load.calls() > calls + 20).await;
         load.stop().await.assert_nothing_failed();
         assert_eq!(agent.exited(), None);
         daemon.assert_never_printed(&[&first, &second]);
@@ -109,49 +109,55 @@ impl Node {
 }
 
 #[tokio::test]
-async fn approle() {
+async fn an_agent_logs_in_with_approle() {
     for kind in KINDS {
         let bao = Bao::start().await;
-        let node = Node::new(&bao, kind, "approle");
-        login::approle(&bao, &node.etc(), &short_lived()).await;
-        node.lives_through_a_change_of_tokens().await;
-        assert!(node.etc().join("secret_id").exists(), "it must work after a restart too");
+        let files = AgentFiles::new(&bao, kind, "approle");
+        login::approle(&bao, &files.etc(), &short_lived()).await;
+        files.assert_tokens_change_without_failures().await;
+        assert!(
+            files.etc().join("secret_id").exists(),
+            "the agent removed its credentials, so it cannot log in after a restart"
+        );
     }
 }
 
 #[tokio::test]
-async fn jwt() {
+async fn an_agent_logs_in_with_jwt_and_reads_a_renewed_token() {
     for kind in KINDS {
         let bao = Bao::start().await;
-        let node = Node::new(&bao, kind, "jwt");
-        let mut jwt = Jwt::issued(&bao, &node.etc().join("token"), &short_lived()).await;
-        let (mut agent, _daemon) = node.lives_through_a_change_of_tokens().await;
-        // As whoever issues them does; the next login is with it.
+        let files = AgentFiles::new(&bao, kind, "jwt");
+        let mut jwt = Jwt::issued(&bao, &files.etc().join("token"), &short_lived()).await;
+        let (mut agent, _daemon) = files.assert_tokens_change_without_failures().await;
+        // The issuer replaces the token. The next login uses it.
         jwt.renew();
         let token = agent.token();
         agent.wait_for_another_token(&token, PATIENCE).await;
-        assert!(node.etc().join("token").exists(), "it must work after a restart too");
+        assert!(
+            files.etc().join("token").exists(),
+            "the agent removed its credentials, so it cannot log in after a restart"
+        );
     }
 }
 
 #[tokio::test]
-async fn cert() {
+async fn an_agent_logs_in_with_a_certificate_and_reads_a_renewed_one() {
     for kind in KINDS {
         let bao = Bao::start().await;
-        let node = Node::new(&bao, kind, "cert");
+        let files = AgentFiles::new(&bao, kind, "cert");
         bao.api("POST", "sys/auth/cert", json!({"type": "cert"})).await;
         let certified = async |name: &str| {
             let (chain, key) = bao.client_certificate(name);
-            fs::copy(key, node.etc().join("client-key.pem")).unwrap();
-            fs::copy(chain, node.etc().join("client.pem")).unwrap();
+            fs::copy(key, files.etc().join("client-key.pem")).unwrap();
+            fs::copy(chain, files.etc().join("client.pem")).unwrap();
             let mut role = login::role(&short_lived());
             role["certificate"] = fs::read_to_string(bao.ca_file()).unwrap().into();
             role["allowed_common_names"] = json!([name]);
             bao.api("POST", &format!("auth/cert/certs/{ROLE}"), role).await;
         };
         certified("first").await;
-        let (mut agent, _daemon) = node.lives_through_a_change_of_tokens().await;
-        // From here on the old certificate is good for nothing, and the agent has read it long ago.
+        let (mut agent, _daemon) = files.assert_tokens_change_without_failures().await;
+        // The old certificate is no longer accepted, so the agent must read the new one.
         certified("second").await;
         let token = agent.token();
         agent.wait_for_another_token(&token, PATIENCE).await;
@@ -159,21 +165,21 @@ async fn cert() {
 }
 
 #[tokio::test]
-async fn kubernetes() {
+async fn an_agent_logs_in_with_a_service_account_token() {
     let cluster = Cluster::start().await;
     let server = cluster.ready(&EncryptionConfig::new([Provider::identity()])).await;
     for kind in KINDS {
         let bao = Bao::start().await;
-        let node = Node::new(&bao, kind, "kubernetes");
-        trust(&bao, &server).await;
+        let files = AgentFiles::new(&bao, kind, "kubernetes");
+        enable_kubernetes_auth(&bao, &server).await;
         let token = service_account_token(&server, &["--audience", "transit-kms"]).await;
-        fs::write(node.dir.path().join("credentials/token"), token).unwrap();
-        node.lives_through_a_change_of_tokens().await;
+        fs::write(files.dir.path().join("credentials/token"), token).unwrap();
+        files.assert_tokens_change_without_failures().await;
     }
 }
 
-/// Has this server ask the API server whose a service account's token is.
-async fn trust(bao: &Bao, server: &ApiServer) {
+/// Configures Vault to review service account tokens with this API server.
+async fn enable_kubernetes_auth(bao: &Bao, server: &ApiServer) {
     let kubectl = server.kubectl();
     for create in [
         &["create", "serviceaccount", ROLE][..],
@@ -211,19 +217,17 @@ async fn service_account_token(server: &ApiServer, more: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn an_outage_that_outlives_the_token_ends_neither_agent_nor_daemon() {
+async fn agent_and_daemon_recover_from_an_outage_that_is_longer_than_the_tokens_ttl() {
     let mut bao = Bao::start().await;
-    let node = Node::new(&bao, "openbao", "approle");
-    login::approle(&bao, &node.etc(), &json!({"token_ttl": "6s"})).await;
-    let (mut agent, daemon) = (node.agent().await, node.daemon().await);
+    let files = AgentFiles::new(&bao, "openbao", "approle");
+    login::approle(&bao, &files.etc(), &json!({"token_ttl": "6s"})).await;
+    let (mut agent, daemon) = (files.agent().await, files.daemon().await);
     let first = agent.token();
     bao.stop();
-    eventually("it finds no way to log in", PATIENCE, async || {
-        agent.output().matches("error authenticating").count() > 2
-    })
-    .await;
+    eventually("logins fail", PATIENCE, async || agent.output().matches("error authenticating").count() > 2)
+        .await;
     assert_eq!(agent.exited(), None, "{}", agent.output());
-    assert_eq!(agent.token(), first, "what is rendered stays");
+    assert_eq!(agent.token(), first, "the agent changed the rendered config");
     bao.start_again().await;
     agent.wait_for_another_token(&first, PATIENCE).await;
     daemon.wait_ready_within(PATIENCE).await;
@@ -231,37 +235,40 @@ async fn an_outage_that_outlives_the_token_ends_neither_agent_nor_daemon() {
 }
 
 #[tokio::test]
-async fn an_agent_that_starts_too_early_tries_until_it_is_let_in() {
+async fn an_agent_without_credentials_or_server_retries_until_it_can_log_in() {
     let mut bao = Bao::start().await;
-    let node = Node::new(&bao, "openbao", "approle");
-    login::approle(&bao, &node.etc(), &json!({})).await;
-    let secret_id = fs::read(node.etc().join("secret_id")).unwrap();
-    fs::remove_file(node.etc().join("secret_id")).unwrap();
+    let files = AgentFiles::new(&bao, "openbao", "approle");
+    login::approle(&bao, &files.etc(), &json!({})).await;
+    let secret_id = fs::read(files.etc().join("secret_id")).unwrap();
+    fs::remove_file(files.etc().join("secret_id")).unwrap();
     bao.stop();
-    let mut agent = Agent::of_file_unrendered(&node.etc().join("agent.hcl"), &node.rendered());
-    let said = async |words: &str| {
+    let mut agent = Agent::of_file_unrendered(&files.etc().join("agent.hcl"), &files.rendered());
+    let wait_output = async |words: &str| {
         eventually(words, PATIENCE, async || {
             if agent.output().contains(words) { Ok(()) } else { Err(agent.output()) }
         })
         .await;
     };
-    said("no known secret ID").await;
-    fs::write(node.etc().join("secret_id"), secret_id).unwrap();
-    said("connection refused").await;
+    wait_output("no known secret ID").await;
+    fs::write(files.etc().join("secret_id"), secret_id).unwrap();
+    wait_output("connection refused").await;
     bao.start_again().await;
     agent.wait_for_another_token("", PATIENCE).await;
-    node.daemon().await;
+    files.daemon().await;
 }
 
 #[tokio::test]
-async fn a_revoked_token_is_replaced_at_its_next_renewal() {
+async fn an_agent_replaces_a_revoked_token_at_its_next_renewal() {
     let bao = Bao::start().await;
-    let node = Node::new(&bao, "openbao", "approle");
-    login::approle(&bao, &node.etc(), &json!({"token_ttl": "10s"})).await;
-    let (mut agent, daemon) = (node.agent().await, node.daemon().await);
+    let files = AgentFiles::new(&bao, "openbao", "approle");
+    login::approle(&bao, &files.etc(), &json!({"token_ttl": "10s"})).await;
+    let (mut agent, daemon) = (files.agent().await, files.daemon().await);
     let first = agent.token();
     bao.revoke(&first).await;
-    eventually("Vault's refusal is seen", PATIENCE, async || daemon.admin("/readyz").await.0 != 200).await;
+    eventually("the daemon notices that its token is invalid", PATIENCE, async || {
+        daemon.admin("/readyz").await.0 != 200
+    })
+    .await;
     agent.wait_for_another_token(&first, PATIENCE).await;
     daemon.wait_ready_within(PATIENCE).await;
     assert_eq!(agent.exited(), None);

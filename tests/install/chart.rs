@@ -1,4 +1,4 @@
-//! The Helm chart: lint, golden files, what its schema refuses, what an API server takes.
+//! The Helm chart: lint, golden files, values that the schema rejects, and objects that an API server accepts.
 
 mod api_server;
 mod golden;
@@ -9,9 +9,9 @@ mod readme;
 pub(crate) mod rules;
 pub(crate) mod tools;
 
-pub(crate) use api_server::ControlPlane;
+pub(crate) use api_server::ChartControlPlane;
 
-/// The chart's folder.
+/// The directory of the chart.
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/transit-kms");
-/// Value sets, each rendered into a golden file of its name.
+/// The value sets. Each has a golden file of the same name.
 const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/install/chart/values");

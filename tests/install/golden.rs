@@ -1,10 +1,10 @@
-//! The golden vectors are what their scripts compute, so that nobody edits them by hand to fit the code.
+//! The golden vectors are the output of their scripts, so that they are not edited by hand to fit the code.
 
 use std::fs;
 use testkit::{command, temp_dir};
 
 #[test]
-fn golden_vectors_are_what_their_scripts_compute() {
+fn golden_vectors_match_the_output_of_their_scripts() {
     let folder = testkit::repository::path("tests/golden");
     let mut scripts = 0;
     for entry in fs::read_dir(&folder).unwrap() {

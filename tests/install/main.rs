@@ -1,8 +1,8 @@
-//! What an operator installs: the image, the chart, the manifests, the dashboards, and what the
-//! documents say of them.
+//! Tests of everything that an operator installs: the image, the chart, the manifests, the alerts and the dashboard,
+//! and of the documents.
 //!
-//! `scripts/install-tools` gets the programs. `cfg(test)` always holds here; written out, it lets clippy
-//! know these modules for tests.
+//! `scripts/install-tools` gets the programs. `cfg(test)` is always true here. It is written out so that clippy treats
+//! these modules as tests.
 
 #[cfg(test)]
 mod agents;

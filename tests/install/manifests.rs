@@ -1,4 +1,4 @@
-//! What `manifests/` holds is what its sources say.
+//! The files of `manifests/`: generated from the chart, valid, and safe.
 
 use std::{
     fs,
@@ -9,25 +9,25 @@ use serde_json::Value;
 use testkit::{command, temp_dir};
 
 use crate::chart::{
-    ControlPlane,
+    ChartControlPlane,
     objects::{container, containers, list, objects, one, pod, text},
-    rules::{keeps_the_rules, valid_for_every_minor},
+    rules::{assert_pod_follows_the_rules, assert_valid_for_every_minor},
     tools::{run, tool},
 };
 
 const ROOT: &str = testkit::repository::ROOT;
-/// Those that are Kubernetes objects.
-const PODS: [&str; 3] = ["daemonset", "hosted-control-plane", "static-pod"];
+/// The manifests of Kubernetes objects.
+const PODS: [&str; 3] = ["daemonset", "hosted-control-control_plane", "static-pod"];
 
 #[test]
-fn manifests_are_what_their_sources_say() {
+fn manifests_match_the_output_of_scripts_manifests() {
     let ran = run(command("scripts/manifests").arg("--check"));
     assert!(ran.good, "run scripts/manifests:\n{}{}", ran.stdout, ran.stderr);
 }
 
-/// The test above would be worth nothing if it did not see a difference.
+/// Proves that the test above detects a difference.
 #[test]
-fn a_manifest_that_was_changed_by_hand_is_shown() {
+fn a_manifest_that_was_changed_by_hand_is_detected() {
     let copy = temp_dir("manifests-");
     for folder in ["charts", "manifests", "scripts"] {
         run(command("cp").arg("-r").arg(format!("{ROOT}/{folder}")).arg(copy.path())).stdout();
@@ -41,25 +41,25 @@ fn a_manifest_that_was_changed_by_hand_is_shown() {
 }
 
 #[test]
-fn both_helms_render_the_same_manifests() {
+fn helm_4_renders_the_same_manifests() {
     let helm = format!("{ROOT}/target/tools/bin/helm4");
     let ran = run(command("scripts/manifests").arg("--check").env("HELM", helm));
     assert!(ran.good, "{}{}", ran.stdout, ran.stderr);
 }
 
 #[test]
-fn pods_keep_the_rules() {
+fn pods_follow_the_rules() {
     for name in PODS {
         let object = pod_of(name);
         let pod = pod(&object).unwrap();
-        keeps_the_rules(name, pod);
+        assert_pod_follows_the_rules(name, pod);
         assert!(list(&pod["volumes"]).all(|volume| volume.get("secret").is_none()), "{name}");
     }
 }
 
-/// kubelet refuses a static pod that names anything of the API.
+/// kubelet rejects a static pod that refers to API objects.
 #[test]
-fn the_static_pod_needs_nothing_of_the_cluster() {
+fn the_static_pod_refers_to_no_api_objects() {
     let object = pod_of("static-pod");
     let pod = pod(&object).unwrap();
     assert_eq!(pod["automountServiceAccountToken"], false);
@@ -76,27 +76,27 @@ fn the_static_pod_needs_nothing_of_the_cluster() {
     assert_eq!(pod["priority"], 2_000_001_000);
 }
 
-/// The agent's files are for systemd and for the static pod alike, so its pod must see what they name.
+/// systemd and the static pod use the same agent files, so the pod must mount all paths in them.
 #[test]
-fn the_static_pod_sees_every_file_that_the_agents_files_name() {
+fn the_static_pod_mounts_every_path_of_the_agents_files() {
     let object = pod_of("static-pod");
     let pod = pod(&object).unwrap();
     let (agent, daemon) = (container(pod, "agent").unwrap(), container(pod, "transit-kms").unwrap());
-    let mut seen = 0;
+    let mut paths = 0;
     for file in ["agent/openbao/approle.hcl", "agent/vault/cert.hcl", "agent/config.yaml.ctmpl"] {
         let text = fs::read_to_string(manifest(file)).unwrap();
         for path in text.split('"').filter(|part| part.starts_with("/")) {
-            seen += 1;
-            assert!(sees(agent, path), "{file}: {path}");
+            paths += 1;
+            assert!(mounts(agent, path), "{file}: {path}");
         }
     }
-    assert!(seen > 8, "{seen}");
-    assert!(sees(daemon, "/etc/transit-kms/ca/ca.pem") && !sees(daemon, "/etc/transit-kms/secret_id"));
+    assert!(paths > 8, "{paths}");
+    assert!(mounts(daemon, "/etc/transit-kms/ca/ca.pem") && !mounts(daemon, "/etc/transit-kms/secret_id"));
 }
 
 #[test]
-fn the_hosted_control_plane_starts_the_plugin_first_and_is_not_unready_with_it() {
-    let object = pod_of("hosted-control-plane");
+fn the_hosted_control_plane_starts_the_plugin_first_without_a_readiness_probe() {
+    let object = pod_of("hosted-control-control_plane");
     let pod = pod(&object).unwrap();
     let first: Vec<_> = list(&pod["initContainers"]).collect();
     assert_eq!(
@@ -109,28 +109,28 @@ fn the_hosted_control_plane_starts_the_plugin_first_and_is_not_unready_with_it()
 }
 
 #[test]
-fn objects_are_what_kubernetes_1_32_to_1_37_know() {
+fn objects_match_the_schemas_of_kubernetes_1_32_to_1_37() {
     let texts = PODS.map(|name| fs::read_to_string(manifest(&format!("{name}.yaml"))).unwrap());
-    valid_for_every_minor(&texts.join("\n---\n"));
+    assert_valid_for_every_minor(&texts.join("\n---\n"));
 }
 
 #[tokio::test]
-async fn the_api_server_takes_them() {
-    let plane = ControlPlane::ready().await;
-    plane.kubectl(&["create", "namespace", "tenant"]).await.stdout();
-    // The strictest level: who keeps control planes of others will have it.
+async fn an_api_server_accepts_all_manifests() {
+    let control_plane = ChartControlPlane::ready().await;
+    control_plane.kubectl(&["create", "namespace", "tenant"]).await.stdout();
+    // Providers of hosted control planes use the strictest level.
     let label = "pod-security.kubernetes.io/enforce=restricted";
-    plane.kubectl(&["label", "namespace", "tenant", label]).await.stdout();
-    // What a controller would make: kubelet's copies of static pods are of this account.
-    plane.kubectl(&["-n", "kube-system", "create", "serviceaccount", "default"]).await.stdout();
+    control_plane.kubectl(&["label", "namespace", "tenant", label]).await.stdout();
+    // Mirror pods use this account. No controller creates it here.
+    control_plane.kubectl(&["-n", "kube-system", "create", "serviceaccount", "default"]).await.stdout();
     for name in PODS {
         let yaml = fs::read_to_string(manifest(&format!("{name}.yaml"))).unwrap();
-        assert_eq!(plane.takes(name, &yaml).await, objects(&yaml).len(), "{name}");
+        assert_eq!(control_plane.dry_run(name, &yaml).await, objects(&yaml).len(), "{name}");
     }
 }
 
 #[test]
-fn yamllint_has_nothing_to_say() {
+fn yamllint_reports_nothing() {
     let config = format!("{ROOT}/tests/install/chart/yamllint.yaml");
     let files = PODS.map(|name| manifest(&format!("{name}.yaml")).display().to_string());
     tool(
@@ -140,12 +140,12 @@ fn yamllint_has_nothing_to_say() {
     .stdout();
 }
 
-/// Whether a path is on a volume that this container has.
-fn sees(container: &Value, path: &str) -> bool {
+/// Returns whether a path is below a volume mount of this container.
+fn mounts(container: &Value, path: &str) -> bool {
     list(&container["volumeMounts"]).any(|mount| Path::new(path).starts_with(text(&mount["mountPath"])))
 }
 
-/// The object of a manifest that is or makes a pod.
+/// Returns the object of a manifest that is a pod or has a pod template.
 fn pod_of(name: &str) -> Value {
     let all = objects(&fs::read_to_string(manifest(&format!("{name}.yaml"))).unwrap());
     let kind = match name {

@@ -1,4 +1,4 @@
-//! The alerting rules and the dashboard, against what a daemon really says.
+//! The alerting rules and the dashboard, with the metrics of real daemons.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,14 +27,14 @@ const RULES: &str = "charts/transit-kms/files/rules.yaml";
 const DASHBOARD: &str = "charts/transit-kms/files/dashboard.json";
 const RULE_TESTS: &str = "tests/install/rules";
 
-/// What Prometheus makes itself.
-const OF_PROMETHEUS: [&str; 2] = ["ALERTS", "up"];
+/// The metrics that Prometheus itself makes.
+const PROMETHEUS_METRICS: [&str; 2] = ["ALERTS", "up"];
 
-/// How long a busy machine may take for a few scrapes.
+/// How long a few scrapes may take on a busy machine.
 const SCRAPED_WITHIN: Duration = Duration::from_secs(60);
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_rules() {
+fn promtool_accepts_the_rules_and_their_tests_pass() {
     promtool(&["check", "rules", RULES]);
     let tests = rule_tests();
     let mut arguments = vec!["test", "rules"];
@@ -43,77 +43,80 @@ fn promtool_finds_nothing_wrong_with_the_rules() {
 }
 
 #[test]
-fn each_alert_is_tested_where_it_fires_and_where_it_does_not() {
+fn each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not() {
     let mut fires: BTreeMap<String, BTreeSet<bool>> = BTreeMap::new();
     for path in rule_tests() {
         for test in yaml(&path)["tests"].as_array().unwrap() {
             let name = test["name"].as_str().unwrap();
             let alert = name.split(':').next().unwrap();
-            for look in test["promql_expr_test"].as_array().unwrap() {
-                let expr = look["expr"].as_str().unwrap();
+            for check in test["promql_expr_test"].as_array().unwrap() {
+                let expr = check["expr"].as_str().unwrap();
                 assert!(expr.contains(&format!("alertname=\"{alert}\"")), "{name}: {expr}");
-                let fired = !look["exp_samples"].as_array().unwrap().is_empty();
+                let fired = !check["exp_samples"].as_array().unwrap().is_empty();
                 fires.entry(alert.to_owned()).or_default().insert(fired);
             }
         }
     }
     let alerts: BTreeSet<String> = alerts().iter().map(|rule| text(rule, "alert")).collect();
     assert_eq!(alerts, fires.keys().cloned().collect());
-    for (alert, looks) in fires {
-        assert_eq!(looks.len(), 2, "{alert} is seen only one way: {looks:?}");
+    for (alert, outcomes) in fires {
+        assert_eq!(outcomes.len(), 2, "{alert} is tested with one outcome only: {outcomes:?}");
     }
 }
 
 #[test]
-fn each_alert_says_how_bad_it_is_what_it_means_and_where_more_is_told() {
+fn each_alert_has_a_severity_a_summary_a_description_and_a_runbook() {
     for rule in alerts() {
         let alert = text(&rule, "alert");
         assert!(["critical", "warning"].contains(&text(&rule["labels"], "severity").as_str()), "{alert}");
         let annotations = &rule["annotations"];
         let expected = format!("docs/troubleshooting.md#{}", alert.to_lowercase());
         assert_eq!(text(annotations, "runbook"), expected);
-        assert!(text(annotations, "summary").len() < 120, "{alert}: a summary is a line");
-        assert!(text(annotations, "description").len() > 80, "{alert}: cause and next step");
-        let documented = fs::read_to_string(rooted("docs/metrics.md")).unwrap();
+        assert!(text(annotations, "summary").len() < 120, "{alert}: the summary is longer than a line");
+        assert!(
+            text(annotations, "description").len() > 80,
+            "{alert}: the description is too short for the cause and the next step"
+        );
+        let documented = fs::read_to_string(repository_path("docs/metrics.md")).unwrap();
         assert!(documented.contains(&format!("| `{alert}` |")), "{alert} is not in docs/metrics.md");
     }
 }
 
-/// A dashboard is of use only if its panels show something: each of their queries is put to a real
-/// Prometheus that scrapes two real daemons and a real kube-apiserver, under load, across a rotation.
+/// Runs the query of each panel in a real Prometheus that scrapes two real daemons and a real kube-apiserver, under load
+/// and during a rotation.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_panel_shows_something_and_every_metric_that_is_named_exists() {
-    let mut node = Node::start().await;
+async fn every_panel_shows_data_and_every_metric_of_rules_and_panels_exists() {
+    let mut monitored = MonitoredCluster::start().await;
     let prometheus = Prometheus::start(vec![
-        Target::daemon("one", &node.daemons[0]).await,
-        Target::daemon("other", &node.daemons[1]).await,
-        Target::api_server("one", node.api_server.api()).await,
+        Target::daemon("one", &monitored.daemons[0]).await,
+        Target::daemon("other", &monitored.daemons[1]).await,
+        Target::api_server("one", monitored.api_server.api()).await,
     ])
     .await;
     let _loads = [
-        Load::start(&node.daemons[0], 2, Duration::from_millis(20)).await,
-        Load::start(&node.daemons[1], 2, Duration::from_millis(20)).await,
+        Load::start(&monitored.daemons[0], 2, Duration::from_millis(20)).await,
+        Load::start(&monitored.daemons[1], 2, Duration::from_millis(20)).await,
     ];
-    let caller = Caller::of(&node.daemons[0]).await;
+    let caller = Caller::of(&monitored.daemons[0]).await;
     let old = caller.key_id().await;
-    prometheus.wait(&expr_of("API servers by key_id"), 1).await;
-    node.env.bao.rotate_key(KEY).await;
+    prometheus.wait(&query_of_panel("API servers by key_id"), 1).await;
+    monitored.env.bao.rotate_key(KEY).await;
     let new = caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
-    node.cluster.wait_for_key_id(node.api_server.api(), &new, "after").await;
-    let later = node.env.bao.token().await;
-    config_file::by_rename(&node.env.config, &node.env.rendered.with_token(&later).yaml());
+    monitored.cluster.wait_for_key_id(monitored.api_server.api(), &new, "after").await;
+    let later = monitored.env.bao.token().await;
+    config_file::by_rename(&monitored.env.config, &monitored.env.rendered.with_token(&later).yaml());
     let unreadable =
         EncryptResponse { ciphertext: "vault:v1:bm9uc2Vuc2U=".into(), ..caller.round_trip().await };
-    let mut known = node.metrics().await;
-    known.extend(OF_PROMETHEUS.map(str::to_owned));
+    let mut known = monitored.metrics().await;
+    known.extend(PROMETHEUS_METRICS.map(str::to_owned));
 
     for (title, expr) in panels() {
         let named = metrics_in(&expr);
-        assert!(!named.is_empty(), "{title} looks at nothing: {expr}");
+        assert!(!named.is_empty(), "{title} has no metric: {expr}");
         let missing: Vec<_> = named.difference(&known).collect();
-        assert!(missing.is_empty(), "{title}: nobody has {missing:?}");
-        eventually(&format!("`{title}` shows something: {expr}"), SCRAPED_WITHIN, async || {
-            // A value that cannot be read: else there would be no failed calls to show.
+        assert!(missing.is_empty(), "{title}: nothing exposes {missing:?}");
+        eventually(&format!("`{title}` shows data: {expr}"), SCRAPED_WITHIN, async || {
+            // Make a call fail, for the panels of failed calls.
             caller.decrypt(&unreadable).await.unwrap_err();
             let found = prometheus.query(&expr).await?;
             if found.iter().any(|(_, value)| value.is_finite()) { Ok(()) } else { Err(format!("{found:?}")) }
@@ -123,53 +126,54 @@ async fn every_panel_shows_something_and_every_metric_that_is_named_exists() {
     for rule in alerts() {
         let expr = text(&rule, "expr");
         let missing: Vec<_> = metrics_in(&expr).difference(&known).cloned().collect();
-        assert!(missing.is_empty(), "{}: nobody has {missing:?}", text(&rule, "alert"));
+        assert!(missing.is_empty(), "{}: nothing exposes {missing:?}", text(&rule, "alert"));
     }
-    // A rotation is seen as one: both nodes and kube-apiserver are where it led.
+    // After the rotation, both nodes and kube-apiserver have the new key_id.
     let hash = key_id_hash(&new);
     for (title, many) in [("Nodes by key_id", 2.0), ("API servers by key_id", 1.0)] {
-        let expr = expr_of(title);
+        let expr = query_of_panel(title);
         eventually(title, SCRAPED_WITHIN, async || {
             let found = prometheus.query(&expr).await?;
-            let there = found.iter().any(|(labels, value)| labels["key_id_hash"] == hash && *value == many);
-            if there { Ok(()) } else { Err(format!("{found:?}")) }
+            let matches = found.iter().any(|(labels, value)| labels["key_id_hash"] == hash && *value == many);
+            if matches { Ok(()) } else { Err(format!("{found:?}")) }
         })
         .await;
     }
-    prometheus.assert_rules_are_well().await;
+    prometheus.assert_rules_are_healthy().await;
 
-    // What they are there for is seen: a file that does not parse, and a Vault that is gone, by the
-    // daemon that says so and by the one whose Status stays `ok` with its local KEK.
-    config_file::by_rename(&node.env.config, "vault: [");
+    // Alerts become pending for a config that does not parse, and for an unreachable Vault: also for the daemon with a
+    // local KEK, whose Status stays `ok`.
+    config_file::by_rename(&monitored.env.config, "vault: [");
     prometheus.wait_pending("TransitKMSReloadRefused", 1).await;
-    node.env.bao.stop();
+    monitored.env.bao.stop();
     prometheus.wait_pending("TransitKMSVaultUnreachable", 2).await;
     let ok = "transit_kms_health{instance=\"other\", state=\"ok\"} == 1";
     assert_eq!(prometheus.query(ok).await.unwrap().len(), 1);
 }
 
-/// All metrics that a rule or panel names, in words that look like one.
+/// Returns all metrics in the expression of a rule or panel.
 fn metrics_in(expr: &str) -> BTreeSet<String> {
-    // Label values are not names of metrics.
+    // Skip label values.
     let outside: String = expr.split('"').step_by(2).collect::<Vec<_>>().join(" ");
     outside
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .filter(|word| {
             ["apiserver_", "process_", "transit_kms_"].iter().any(|prefix| word.starts_with(prefix))
-                || OF_PROMETHEUS.contains(word)
+                || PROMETHEUS_METRICS.contains(word)
         })
         .map(str::to_owned)
         .collect()
 }
 
-/// Title and query of everything that the dashboard shows, variables filled in.
+/// Returns the title and each query of all panels, with the variables replaced.
 fn panels() -> Vec<(String, String)> {
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string(rooted(DASHBOARD)).unwrap()).unwrap();
+    let dashboard: Value =
+        serde_json::from_str(&fs::read_to_string(repository_path(DASHBOARD)).unwrap()).unwrap();
     let mut found = Vec::new();
     let mut ids = BTreeSet::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         let title = text(panel, "title");
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: an id is there twice");
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: duplicate id");
         if panel["type"] == "row" {
             continue;
         }
@@ -186,7 +190,7 @@ fn panels() -> Vec<(String, String)> {
             found.push((title.clone(), filled));
         }
     }
-    // Every process has `process_…`: of all jobs only those are meant that have ours.
+    // Every program has `process_…` metrics, so "All" must mean the jobs that have metrics of transit-kms.
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let job = variables.iter().find(|variable| variable["name"] == "job").unwrap();
     assert_eq!((&job["allValue"], &job["includeAll"]), (&Value::Null, &json!(true)), "{job}");
@@ -196,24 +200,25 @@ fn panels() -> Vec<(String, String)> {
     found
 }
 
-fn expr_of(title: &str) -> String {
+fn query_of_panel(title: &str) -> String {
     panels().into_iter().find(|(found, _)| found == title).unwrap_or_else(|| panic!("no panel {title}")).1
 }
 
 fn alerts() -> Vec<Value> {
-    let rules = yaml(&rooted(RULES));
+    let rules = yaml(&repository_path(RULES));
     let groups = rules["groups"].as_array().unwrap();
     groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
 fn rule_tests() -> Vec<PathBuf> {
-    let mut found: Vec<_> = fs::read_dir(rooted(RULE_TESTS)).unwrap().map(|it| it.unwrap().path()).collect();
+    let mut found: Vec<_> =
+        fs::read_dir(repository_path(RULE_TESTS)).unwrap().map(|it| it.unwrap().path()).collect();
     found.sort();
     assert!(!found.is_empty());
     found
 }
 
-fn rooted(path: &str) -> PathBuf {
+fn repository_path(path: &str) -> PathBuf {
     testkit::repository::path(path)
 }
 
@@ -228,15 +233,15 @@ fn text(of: &Value, key: &str) -> String {
 fn promtool(arguments: &[&str]) {
     let output = command("promtool")
         .args(arguments)
-        .current_dir(rooted(""))
+        .current_dir(repository_path(""))
         .output()
         .unwrap_or_else(|error| panic!("promtool: {error}: scripts/install-tools gets it"));
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
 }
 
-/// Two daemons, the second with a local KEK, and an API server at the first.
-struct Node {
+/// Two daemons, of which the second has a local KEK, and an API server that uses the first.
+struct MonitoredCluster {
     api_server: ApiServer,
     cluster: Cluster,
     daemons: [Arc<Daemon>; 2],
@@ -244,7 +249,7 @@ struct Node {
     _other: TempDir,
 }
 
-impl Node {
+impl MonitoredCluster {
     async fn start() -> Self {
         let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
         let other = temp_dir("other-config-");
@@ -259,7 +264,7 @@ impl Node {
         Self { api_server, cluster, daemons, env, _other: other }
     }
 
-    /// The names of everything that daemons and API server have on `/metrics`.
+    /// Returns the names of all metrics of the daemons and the API server.
     async fn metrics(&self) -> BTreeSet<String> {
         let mut pages = vec![self.api_server.api().text("/metrics").await.1];
         for daemon in &self.daemons {
@@ -271,11 +276,11 @@ impl Node {
     }
 }
 
-/// What is scraped: job and instance, and who answers.
+/// A scrape target: its job, its instance, and its server.
 struct Target(&'static str, String, HttpServer);
 
 impl Target {
-    /// A daemon's own admin listener is a unix socket here, which Prometheus does not know.
+    /// Forwards to the daemon's admin listener, which is a unix socket that Prometheus cannot scrape.
     async fn daemon(instance: &str, daemon: &Arc<Daemon>) -> Self {
         let daemon = Arc::clone(daemon);
         let server = HttpServer::start(move |_| {
@@ -304,7 +309,7 @@ impl Target {
     }
 }
 
-/// A real Prometheus with our rules; it ends with this value.
+/// A real Prometheus with the alerting rules. It stops when it is dropped.
 struct Prometheus {
     address: String,
     http: reqwest::Client,
@@ -314,12 +319,12 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes each second, and is up.
+    /// Starts Prometheus with a scrape interval of a second, and waits until it is ready.
     async fn start(targets: Vec<Target>) -> Self {
         let dir = temp_dir("prometheus-");
         let config = json!({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [rooted(RULES)],
+            "rule_files": [repository_path(RULES)],
             "scrape_configs": [{
                 "job_name": "node",
                 "static_configs": targets.iter().map(Target::config).collect::<Vec<_>>(),
@@ -345,7 +350,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// Labels and value of each element of an instant vector.
+    /// Returns the labels and the value of each element of an instant vector.
     async fn query(&self, expr: &str) -> Result<Vec<(Value, f64)>, String> {
         let answer = self.get("query", &[("query", expr)]).await?;
         let found = answer["data"]["result"].as_array().ok_or_else(|| answer.to_string())?;
@@ -353,7 +358,7 @@ impl Prometheus {
         Ok(found.iter().map(element).collect())
     }
 
-    /// Waits until `expr` finds so many.
+    /// Waits until the result of `expr` has `many` elements.
     async fn wait(&self, expr: &str, many: usize) {
         eventually(&format!("{many} of {expr}"), SCRAPED_WITHIN, async || {
             let found = self.query(expr).await?;
@@ -362,13 +367,13 @@ impl Prometheus {
         .await;
     }
 
-    /// Waits until so many alerts of this name are on their way.
+    /// Waits until `many` alerts of this name are pending.
     async fn wait_pending(&self, alert: &str, many: usize) {
         self.wait(&format!("ALERTS{{alertname=\"{alert}\", alertstate=\"pending\"}}"), many).await;
     }
 
-    /// All rules can be evaluated, and with all well none of them fires.
-    async fn assert_rules_are_well(&self) {
+    /// Asserts that all rules can be evaluated and that none fires.
+    async fn assert_rules_are_healthy(&self) {
         let answer = self.get("rules", &[]).await.unwrap();
         let groups = answer["data"]["groups"].as_array().unwrap();
         let rules: Vec<_> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();

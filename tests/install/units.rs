@@ -1,4 +1,4 @@
-//! What goes onto a node without Kubernetes: systemd units, and what tells kube-apiserver of us.
+//! Files that are installed without Kubernetes: systemd units, and the encryption config of kube-apiserver.
 
 mod encryption;
 mod machine;
@@ -6,7 +6,7 @@ mod systemd;
 
 use std::fs;
 
-/// A file of `manifests/`.
+/// Returns the content of a file of `manifests/`.
 pub(crate) fn manifest(path: &str) -> String {
     let path = testkit::repository::path("manifests").join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

@@ -1,4 +1,4 @@
-//! What a real API server makes of the chart. There is no kubelet here: see tests/node.
+//! The chart with a real API server. Tests with kubelet are in tests/node.
 
 use std::{fs, path::PathBuf};
 
@@ -18,24 +18,24 @@ use testkit::{
     temp_dir,
 };
 
-/// A control plane that encrypts nothing and runs nothing.
-pub(crate) struct ControlPlane {
-    // In this order they go: an API server that outlives its etcd says so at length.
+/// A control control_plane without encryption and without nodes.
+pub(crate) struct ChartControlPlane {
+    // Fields are dropped in this order. The API server comes first, because it logs many errors without etcd.
     server: ApiServer,
     _cluster: Cluster,
     dir: TempDir,
 }
 
-impl ControlPlane {
+impl ChartControlPlane {
     pub(crate) async fn ready() -> Self {
         let cluster = Cluster::start().await;
         let encryption = EncryptionConfig::new([Provider::identity()]);
         let mut server = cluster.api_server(&encryption, ApiServerOptions::default());
         server.wait_ready(READY_WITHIN).await;
-        let plane = Self { server, _cluster: cluster, dir: temp_dir("plane-") };
-        let config = plane.kubectl(&["config", "view", "--raw", "--flatten"]).await.stdout();
-        fs::write(plane.kubeconfig(), config).unwrap();
-        plane
+        let control_plane = Self { server, _cluster: cluster, dir: temp_dir("control-control_plane-") };
+        let config = control_plane.kubectl(&["config", "view", "--raw", "--flatten"]).await.stdout();
+        fs::write(control_plane.kubeconfig(), config).unwrap();
+        control_plane
     }
 
     /// Runs kubectl as an administrator.
@@ -44,12 +44,12 @@ impl ControlPlane {
         Ran { good: ran.good, stderr: ran.stderr, stdout: ran.stdout }
     }
 
-    /// Has these objects taken as they would be, without their being made; answers how many.
+    /// Applies these objects in a server-side dry run, and returns their number.
     ///
     /// # Panics
-    /// If one is refused, or taken with a warning.
+    /// Panics if the API server rejects an object or prints a warning.
     #[track_caller]
-    pub(crate) fn takes(&self, what: &str, yaml: &str) -> impl Future<Output = usize> {
+    pub(crate) fn dry_run(&self, what: &str, yaml: &str) -> impl Future<Output = usize> {
         let file = self.dir.path().join("objects.yaml");
         fs::write(&file, yaml).unwrap();
         let what = what.to_owned();
@@ -60,8 +60,8 @@ impl ControlPlane {
         }
     }
 
-    /// Creates, without making it, a pod of this spec in a new namespace with this level of Pod Security.
-    async fn pod_at(&self, level: &str, spec: &Value) -> Ran {
+    /// Creates a pod with this spec in a dry run, in a new namespace with this level of Pod Security.
+    async fn dry_run_pod_at_level(&self, level: &str, spec: &Value) -> Ran {
         let label = format!("pod-security.kubernetes.io/enforce={level}");
         self.kubectl(&["create", "namespace", level]).await.stdout();
         self.kubectl(&["label", "namespace", level, &label]).await.stdout();
@@ -73,7 +73,7 @@ impl ControlPlane {
         self.kubectl(&["create", "--dry-run=server", "-f", file.to_str().unwrap()]).await
     }
 
-    /// Runs Helm against it.
+    /// Runs Helm against this API server.
     fn helm(&self, helm: Helm, arguments: &[&str]) -> Ran {
         let kubeconfig = self.kubeconfig();
         helm.run(
@@ -81,13 +81,13 @@ impl ControlPlane {
         )
     }
 
-    /// What there is of the release, or is labelled as its.
-    async fn left(&self) -> String {
+    /// Returns the names of all objects of the release, and of Helm's Secrets.
+    async fn objects_of_release(&self) -> String {
         let kinds =
             "configmaps,daemonsets,jobs,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings";
         let label = format!("app.kubernetes.io/instance={RELEASE}");
-        let ours = self.kubectl(&["get", kinds, "-A", "-l", &label, "-o", "name"]).await.stdout();
-        ours + &self.kubectl(&["get", "secrets", "-A", "-l", "owner=helm", "-o", "name"]).await.stdout()
+        let objects = self.kubectl(&["get", kinds, "-A", "-l", &label, "-o", "name"]).await.stdout();
+        objects + &self.kubectl(&["get", "secrets", "-A", "-l", "owner=helm", "-o", "name"]).await.stdout()
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -96,23 +96,24 @@ impl ControlPlane {
 }
 
 #[tokio::test]
-async fn the_api_server_takes_every_value_set() {
-    let plane = ControlPlane::ready().await;
+async fn an_api_server_accepts_every_value_set() {
+    let control_plane = ChartControlPlane::ready().await;
     for set in sets() {
         let yaml = without_custom(&Helm::V3.render(&set));
-        assert_eq!(plane.takes(&set, &yaml).await, objects(&yaml).len(), "{set}");
+        assert_eq!(control_plane.dry_run(&set, &yaml).await, objects(&yaml).len(), "{set}");
     }
 }
 
-/// What is printed after an install names the label that a namespace needs, and what is seen without it.
+/// The notes name the label that a namespace needs, and the error without it.
 #[tokio::test]
-async fn the_notes_say_what_comes_next_and_what_pod_security_wants() {
-    let plane = ControlPlane::ready().await;
+async fn the_notes_name_the_next_steps_and_the_pod_security_label() {
+    let control_plane = ChartControlPlane::ready().await;
     for helm in Helm::BOTH {
         let notes = |namespace: &str, set: &str| {
             let install = ["install", RELEASE, CHART, "--dry-run=server", "--namespace", namespace];
-            let said =
-                plane.helm(helm, &[&install[..], &["--values", &values("minimal"), set]].concat()).stdout();
+            let said = control_plane
+                .helm(helm, &[&install[..], &["--values", &values("minimal"), set]].concat())
+                .stdout();
             said.split_once("NOTES:").unwrap().1.to_owned()
         };
         let plain = notes(NAMESPACE, "--set=log.level=info");
@@ -134,10 +135,10 @@ async fn the_notes_say_what_comes_next_and_what_pod_security_wants() {
     }
     let rendered = objects(&Helm::V3.render("minimal"));
     let spec = &one(&rendered, "DaemonSet")["spec"]["template"]["spec"];
-    let admitted = plane.pod_at("privileged", spec).await;
+    let admitted = control_plane.dry_run_pod_at_level("privileged", spec).await;
     assert!(admitted.good, "{admitted:?}");
     for level in ["baseline", "restricted"] {
-        let refused = plane.pod_at(level, spec).await;
+        let refused = control_plane.dry_run_pod_at_level(level, spec).await;
         let words = format!("violates PodSecurity \"{level}:latest\": host namespaces (hostNetwork=true)");
         assert!(!refused.good && refused.stderr.contains(&words), "{refused:?}");
         assert!(refused.stderr.contains("hostPath"), "{refused:?}");
@@ -145,11 +146,11 @@ async fn the_notes_say_what_comes_next_and_what_pod_security_wants() {
 }
 
 #[tokio::test]
-async fn helm_goes_from_any_value_set_to_the_next_and_back() {
-    let plane = ControlPlane::ready().await;
+async fn helm_upgrades_between_all_value_sets_rolls_back_and_uninstalls() {
+    let control_plane = ChartControlPlane::ready().await;
     for helm in Helm::BOTH {
         let upgrade = |set: &str| {
-            let ran = plane.helm(
+            let ran = control_plane.helm(
                 helm,
                 &[
                     "upgrade",
@@ -165,24 +166,25 @@ async fn helm_goes_from_any_value_set_to_the_next_and_back() {
             assert!(ran.good, "{helm:?}, to {set}: {}", ran.stderr);
         };
         upgrade("minimal");
-        // Not that of Prometheus's operator, which is not here.
+        // `monitored` needs the custom resources of the Prometheus operator.
         for set in sets().iter().filter(|set| *set != "monitored") {
             upgrade(set);
         }
-        plane.helm(helm, &["rollback", RELEASE, "1"]).stdout();
-        let daemon_sets = plane.kubectl(&["-n", NAMESPACE, "get", "daemonsets", "-o", "name"]).await.stdout();
+        control_plane.helm(helm, &["rollback", RELEASE, "1"]).stdout();
+        let daemon_sets =
+            control_plane.kubectl(&["-n", NAMESPACE, "get", "daemonsets", "-o", "name"]).await.stdout();
         assert_eq!(daemon_sets, "daemonset.apps/transit-kms\n");
-        assert_ne!(plane.left().await, "");
-        // There is nobody here who would run the guard.
-        plane.helm(helm, &["uninstall", RELEASE, "--no-hooks"]).stdout();
-        assert_eq!(plane.left().await, "");
+        assert_ne!(control_plane.objects_of_release().await, "");
+        // No controller runs the Job of the uninstall guard here.
+        control_plane.helm(helm, &["uninstall", RELEASE, "--no-hooks"]).stdout();
+        assert_eq!(control_plane.objects_of_release().await, "");
     }
 }
 
-/// What the guard runs, with its own token, on its own rights.
+/// Runs the command of the uninstall guard with the guard's own token and permissions.
 #[tokio::test]
-async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
-    let plane = ControlPlane::ready().await;
+async fn the_uninstall_guard_may_read_metrics_and_endpointslices_only() {
+    let control_plane = ChartControlPlane::ready().await;
     let rendered = Helm::V3.render("minimal");
     let guards: Vec<_> =
         rendered.split("\n---\n").filter(|text| text.contains("helm.sh/hook: pre-delete")).collect();
@@ -192,17 +194,18 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
     let (accounts, rest): (Vec<&str>, Vec<&str>) =
         rights.iter().partition(|text| text.contains("kind: ServiceAccount"));
     let apply = async |yaml: &[&str]| {
-        let file = plane.dir.path().join("rights.yaml");
+        let file = control_plane.dir.path().join("rights.yaml");
         fs::write(&file, yaml.join("\n---\n")).unwrap();
-        plane.kubectl(&["apply", "-f", file.to_str().unwrap()]).await.stdout();
+        control_plane.kubectl(&["apply", "-f", file.to_str().unwrap()]).await.stdout();
     };
     apply(&accounts).await;
     let guard = "system:serviceaccount:kube-system:transit-kms-unused";
-    let token = plane.kubectl(&["-n", NAMESPACE, "create", "token", "transit-kms-unused"]).await.stdout();
-    fs::write(plane.dir.path().join("token"), token).unwrap();
-    fs::copy(plane.server.ca_file(), plane.dir.path().join("ca.crt")).unwrap();
+    let token =
+        control_plane.kubectl(&["-n", NAMESPACE, "create", "token", "transit-kms-unused"]).await.stdout();
+    fs::write(control_plane.dir.path().join("token"), token).unwrap();
+    fs::copy(control_plane.server.ca_file(), control_plane.dir.path().join("ca.crt")).unwrap();
     let job = &objects(jobs[0])[0]["spec"]["template"]["spec"];
-    let asked = |more: &[&str]| {
+    let run_guard = |more: &[&str]| {
         run(command(daemon())
             .args(
                 job["containers"][0]["args"]
@@ -213,30 +216,31 @@ async fn the_guard_may_look_at_metrics_and_api_servers_and_no_more() {
             )
             .args([
                 "--api-server",
-                &plane.server.address(),
+                &control_plane.server.address(),
                 "--service-account",
-                plane.dir.path().to_str().unwrap(),
+                control_plane.dir.path().to_str().unwrap(),
             ])
             .args(more))
     };
-    // An API server on the loopback is in no list.
-    let alone = ["--no-discovery"];
+    // An API server on a loopback address is not listed.
+    let no_discovery = ["--no-discovery"];
 
     for (more, says) in
-        [(&[][..], "the verb `list` on `endpointslices`"), (&alone, "nonResourceURL /metrics")]
+        [(&[][..], "the verb `list` on `endpointslices`"), (&no_discovery, "nonResourceURL /metrics")]
     {
-        let refused = asked(more);
+        let refused = run_guard(more);
         assert!(!refused.good && format!("{refused:?}").contains(says), "{refused:?}");
     }
     apply(&rest).await;
-    let unlisted = asked(&[]);
+    let unlisted = run_guard(&[]);
     assert!(!unlisted.good && format!("{unlisted:?}").contains("the list is empty"), "{unlisted:?}");
-    // No plugin is used here, so the guard has nothing against it.
-    let free = asked(&alone);
-    assert!(free.good, "{free:?}");
+    // No plugin is in use, so the guard allows the uninstall.
+    let allowed = run_guard(&no_discovery);
+    assert!(allowed.good, "{allowed:?}");
 
     let can = async |arguments: &[&str]| {
-        plane.kubectl(&[&["auth", "can-i", "--as", guard], arguments].concat()).await.stdout.trim() == "yes"
+        control_plane.kubectl(&[&["auth", "can-i", "--as", guard], arguments].concat()).await.stdout.trim()
+            == "yes"
     };
     assert!(can(&["list", "endpointslices.discovery.k8s.io", "-n", "default"]).await);
     for beyond in [

@@ -1,4 +1,4 @@
-//! What becomes of each value set, word by word. `TRANSIT_KMS_BLESS=1` writes the golden files anew.
+//! Compares the output of each value set with its golden file. `TRANSIT_KMS_BLESS=1` rewrites the golden files.
 
 use std::{fs, path::PathBuf};
 
@@ -8,35 +8,35 @@ use super::{
     objects::{objects, objects_in, one},
 };
 
-/// What stands in golden files for what comes from a file of the chart.
-const FROM_FILES: &str = "# (from a file of the chart)";
+/// Replaces the content of files of the chart in golden files.
+const FILE_PLACEHOLDER: &str = "# (from a file of the chart)";
 
 #[test]
-fn every_value_set_is_rendered_as_its_golden_file_has_it_by_helm_3_and_4() {
+fn helm_3_and_4_render_every_value_set_as_its_golden_file() {
     let bless = std::env::var_os("TRANSIT_KMS_BLESS").is_some();
-    let mut amiss = Vec::new();
+    let mut changed = Vec::new();
     for set in sets() {
         let text = Helm::V3.render(&set);
-        assert_eq!(text, Helm::V4.render(&set), "{set}: what Helm 3 and 4 make of it");
+        assert_eq!(text, Helm::V4.render(&set), "{set}: Helm 3 and 4 differ");
         let (text, file) = (without_files(&text), golden(&set));
         if bless {
             fs::write(&file, &text).unwrap();
         }
         if fs::read_to_string(&file).unwrap_or_default() != text {
-            amiss.push(set);
+            changed.push(set);
         }
     }
-    assert!(amiss.is_empty(), "{amiss:?}: look at what has changed with TRANSIT_KMS_BLESS=1 and git diff");
+    assert!(changed.is_empty(), "{changed:?} changed: set TRANSIT_KMS_BLESS=1 and read the git diff");
 }
 
 #[test]
-fn there_is_no_golden_file_without_a_value_set() {
+fn every_golden_file_has_a_value_set() {
     let folder = fs::read_dir(golden("minimal").parent().unwrap()).unwrap();
     assert_eq!(folder.count(), sets().len());
 }
 
 #[test]
-fn rules_and_dashboard_are_those_of_the_files() {
+fn rendered_rules_and_dashboard_match_the_files_of_the_chart() {
     let rendered = objects(&Helm::V3.render("monitored"));
     let rules = objects_in(&PathBuf::from(format!("{CHART}/files/rules.yaml")));
     assert_eq!(rules.len(), 1);
@@ -46,7 +46,7 @@ fn rules_and_dashboard_are_those_of_the_files() {
     assert_eq!(shown.unwrap().trim(), dashboard.trim());
 }
 
-/// Golden files need not change with what others write: see the test above.
+/// Removes the rules and the dashboard, so that golden files do not change with them. The test above compares them.
 fn without_files(text: &str) -> String {
     let mut kept = String::new();
     let mut cut = false;
@@ -60,7 +60,7 @@ fn without_files(text: &str) -> String {
         }
         let rule = line == "spec:" && kept.rsplit("---\n").next().unwrap().contains("kind: PrometheusRule\n");
         if rule || line == "  transit-kms.json: |" {
-            kept.push_str(&format!("    {FROM_FILES}\n"));
+            kept.push_str(&format!("    {FILE_PLACEHOLDER}\n"));
             cut = true;
         }
     }

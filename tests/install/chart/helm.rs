@@ -1,4 +1,4 @@
-//! Helm, of either major version, on our chart.
+//! Helm 3 and 4 with the chart.
 
 use std::{fs, path::Path};
 
@@ -7,12 +7,12 @@ use super::{
     tools::{Ran, tool},
 };
 
-/// The name of every release here, and so of what is in it.
+/// The name of every release, and of the objects in it.
 pub(super) const RELEASE: &str = "transit-kms";
-/// Its namespace.
+/// The namespace of every release.
 pub(super) const NAMESPACE: &str = "kube-system";
 
-/// A Helm by its major version.
+/// A major version of Helm.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Helm {
     V3,
@@ -22,7 +22,7 @@ pub(super) enum Helm {
 impl Helm {
     pub(super) const BOTH: [Self; 2] = [Self::V3, Self::V4];
 
-    /// Runs it with these arguments.
+    /// Runs Helm with these arguments.
     pub(super) fn run(self, arguments: &[&str]) -> Ran {
         let name = match self {
             Self::V3 => "bin/helm3",
@@ -31,22 +31,22 @@ impl Helm {
         tool(name, arguments)
     }
 
-    /// `helm template`, with further arguments.
+    /// Runs `helm template` with additional arguments.
     pub(super) fn template(self, arguments: &[&str]) -> Ran {
         self.run(&[&["template", RELEASE, CHART, "--namespace", NAMESPACE], arguments].concat())
     }
 
-    /// What it makes of a value set, without the empty lines between objects, of which the two have not the same.
+    /// Renders a value set, without the empty lines between objects, in which Helm 3 and 4 differ.
     pub(super) fn render(self, set: &str) -> String {
         let text = self.template(&["--values", &values(set)]).stdout();
-        // Not "---\n": a certificate ends like that.
+        // Split at whole lines, because a PEM certificate also ends with "---\n".
         let text = format!("\n{text}");
         let objects: Vec<_> = text.split("\n---\n").map(str::trim).filter(|text| !text.is_empty()).collect();
         objects.join("\n---\n") + "\n"
     }
 }
 
-/// The names of all value sets.
+/// Returns the names of all value sets.
 pub(super) fn sets() -> Vec<String> {
     let entries = fs::read_dir(VALUES).unwrap();
     let mut names: Vec<_> = entries.map(|entry| stem(&entry.unwrap().path())).collect();
@@ -55,7 +55,7 @@ pub(super) fn sets() -> Vec<String> {
     names
 }
 
-/// The file of a value set.
+/// Returns the path of a value set.
 pub(super) fn values(set: &str) -> String {
     format!("{VALUES}/{set}.yaml")
 }

@@ -3,7 +3,7 @@
 use super::helm::{Helm, RELEASE, sets, values};
 
 /// Helm's arguments in addition to the value set `minimal`, and parts of the expected error message.
-const REFUSED: &[(&[&str], &[&str])] = &[
+const INVALID_VALUES: &[(&[&str], &[&str])] = &[
     // Unknown values, above all a token.
     (&["--set=token=hvs.x"], &["additional properties 'token' not allowed"]),
     (&["--set=vault.token=hvs.x"], &["'/vault'", "additional properties 'token' not allowed"]),
@@ -127,41 +127,41 @@ const REFUSED: &[(&[&str], &[&str])] = &[
 ];
 
 #[test]
-fn a_value_that_cannot_work_is_refused_by_name() {
+fn an_invalid_value_is_rejected_with_its_name() {
     let minimal = values("minimal");
-    let mut amiss = Vec::new();
-    for (arguments, words) in REFUSED {
+    let mut failures = Vec::new();
+    for (arguments, words) in INVALID_VALUES {
         for helm in Helm::BOTH {
             let ran = helm.template(&[&["--values", &minimal], *arguments].concat());
             if ran.good || words.iter().any(|words| !ran.stderr.contains(words)) {
-                amiss.push(format!("{helm:?} {arguments:?} should say {words:?}:\n{}", ran.stderr));
+                failures.push(format!("{helm:?} {arguments:?} should say {words:?}:\n{}", ran.stderr));
             }
         }
     }
-    assert!(amiss.is_empty(), "{}", amiss.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
-fn without_values_it_says_that_an_address_is_missing() {
+fn without_values_the_error_says_that_an_address_is_missing() {
     for helm in Helm::BOTH {
         let ran = helm.template(&[]);
         assert!(!ran.good && ran.stderr.contains("'/vault/addresses': minItems: got 0, want 1"), "{ran:?}");
-        assert_eq!(ran.stderr.matches("- at").count(), 2, "one thing is missing: {}", ran.stderr);
+        assert_eq!(ran.stderr.matches("- at").count(), 2, "more than one error: {}", ran.stderr);
     }
 }
 
-/// A key is removed by `null`, as Helm's own documents say, and by `--set` as well as by a file.
+/// In Helm, the value `null` removes a key.
 #[test]
-fn what_may_be_left_out_can_be_removed() {
+fn optional_values_can_be_removed() {
     for key in ["affinity", "extraArgs", "nodeSelector", "priorityClassName", "resources", "tolerations"] {
         let null = format!("--set={key}=null");
         Helm::V3.template(&["--values", &values("minimal"), &null]).stdout();
     }
 }
 
-/// The namespace `global` is Helm's own, for charts that contain this one.
+/// A chart with subcharts sets `global` values, which the schema must allow.
 #[test]
-fn another_chart_may_contain_it() {
+fn the_chart_works_as_a_subchart() {
     let set = ["--values", &values("minimal"), "--set=global.imageRegistry=x"];
     for helm in Helm::BOTH {
         helm.template(&set).stdout();
@@ -169,7 +169,7 @@ fn another_chart_may_contain_it() {
 }
 
 #[test]
-fn lint_has_nothing_to_say_about_any_value_set() {
+fn helm_lint_reports_nothing_for_any_value_set() {
     for set in sets() {
         for helm in Helm::BOTH {
             let arguments = ["lint", "--strict", "--quiet", super::CHART, "--values", &values(&set)];

@@ -1,4 +1,4 @@
-//! Kubernetes objects in YAML, and the pods in them.
+//! Kubernetes objects in YAML, and their pod specs.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 /// The kinds that need a CustomResourceDefinition.
 const CUSTOM: [&str; 2] = ["PodMonitor", "PrometheusRule"];
 
-/// Every object of a text.
+/// Parses all objects of a YAML text.
 pub(crate) fn objects(yaml: &str) -> Vec<Value> {
     let documents = serde_yaml::Deserializer::from_str(yaml);
     let objects: Vec<Value> = documents.map(|document| Value::deserialize(document).unwrap()).collect();
@@ -16,18 +16,18 @@ pub(crate) fn objects(yaml: &str) -> Vec<Value> {
     objects
 }
 
-/// Every object of a file.
+/// Parses all objects of a YAML file.
 pub(crate) fn objects_in(path: &Path) -> Vec<Value> {
     objects(&std::fs::read_to_string(path).unwrap())
 }
 
-/// The text without the objects that only Prometheus's operator knows.
+/// Returns the text without the custom resources of the Prometheus operator.
 pub(crate) fn without_custom(yaml: &str) -> String {
     let kept = |text: &&str| !CUSTOM.iter().any(|kind| text.contains(&format!("\nkind: {kind}\n")));
     yaml.split("\n---\n").filter(kept).collect::<Vec<_>>().join("\n---\n")
 }
 
-/// The one object of this kind.
+/// Returns the only object of this kind.
 #[track_caller]
 pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let found: Vec<_> = objects.iter().filter(|object| object["kind"] == kind).collect();
@@ -35,7 +35,7 @@ pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     found[0]
 }
 
-/// The spec of the pod that an object is or makes.
+/// Returns the pod spec of a pod or of an object with a pod template.
 pub(crate) fn pod(object: &Value) -> Option<&Value> {
     match object["kind"].as_str() {
         Some("Pod") => Some(&object["spec"]),
@@ -44,22 +44,22 @@ pub(crate) fn pod(object: &Value) -> Option<&Value> {
     }
 }
 
-/// The elements of a list; none if it is not there.
+/// Returns the elements of a list, or none if it is absent.
 pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// The containers of a pod, those that come first included.
+/// Returns the init containers and containers of a pod.
 pub(crate) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     list(&pod["initContainers"]).chain(list(&pod["containers"]))
 }
 
-/// A container by its name.
+/// Returns a container by its name.
 pub(crate) fn container<'a>(pod: &'a Value, name: &str) -> Option<&'a Value> {
     containers(pod).find(|container| container["name"] == name)
 }
 
-/// A string, or nothing.
+/// Returns a string, or an empty one if the value is no string.
 pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The chart's README and other words of it.
+//! The README, metadata and package of the chart.
 
 use std::{fs, path::Path};
 
@@ -11,16 +11,19 @@ use super::{
 use testkit::command;
 
 #[test]
-fn the_readme_is_what_helm_docs_makes_of_the_values() {
+fn the_readme_matches_the_output_of_helm_docs() {
     let arguments =
         ["--chart-search-root=charts", "--sort-values-order=file", "--dry-run", "--log-level=warning"];
     let made = tool("bin/helm-docs", arguments).stdout();
     let readme = fs::read_to_string(format!("{CHART}/README.md")).unwrap();
-    assert!(made.trim() == readme.trim(), "helm-docs --chart-search-root=charts --sort-values-order=file");
+    assert!(
+        made.trim() == readme.trim(),
+        "run helm-docs --chart-search-root=charts --sort-values-order=file"
+    );
 }
 
 #[test]
-fn every_value_is_explained() {
+fn every_value_has_a_description() {
     let readme = fs::read_to_string(format!("{CHART}/README.md")).unwrap();
     let rows: Vec<_> = readme
         .lines()
@@ -35,7 +38,7 @@ fn every_value_is_explained() {
 }
 
 #[test]
-fn it_runs_the_version_of_cargo_toml_and_supports_what_we_support() {
+fn the_chart_has_the_version_of_cargo_toml_and_supports_kubernetes_1_32_and_later() {
     let chart = &objects_in(Path::new(&format!("{CHART}/Chart.yaml")))[0];
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
     assert_eq!(chart["kubeVersion"], ">=1.32.0-0");
@@ -48,7 +51,7 @@ fn it_runs_the_version_of_cargo_toml_and_supports_what_we_support() {
 }
 
 #[test]
-fn yamllint_has_nothing_to_say() {
+fn yamllint_reports_nothing() {
     let root = testkit::repository::ROOT;
     let config = format!("{root}/tests/install/chart/yamllint.yaml");
     let (chart, values) = (format!("{CHART}/Chart.yaml"), format!("{CHART}/values.yaml"));
@@ -56,9 +59,9 @@ fn yamllint_has_nothing_to_say() {
     tool("venv/bin/yamllint", ["--strict", "-c", &config, &chart, &values, VALUES, &golden]).stdout();
 }
 
-/// Helm ships what is in the folder: nothing that only its making needs.
+/// Helm packages the whole directory, except the files of `.helmignore`.
 #[test]
-fn the_package_holds_what_an_installation_needs() {
+fn the_package_contains_only_files_that_an_installation_needs() {
     let dir = testkit::temp_dir("package-");
     let to = dir.path().to_str().unwrap();
     Helm::V3.run(&["package", CHART, "--destination", to]).stdout();

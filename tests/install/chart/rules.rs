@@ -1,4 +1,4 @@
-//! What holds for whatever is rendered.
+//! Rules for all rendered objects.
 
 use serde_json::Value;
 
@@ -10,36 +10,36 @@ use super::{
 use testkit::command;
 use testkit::repository::daemon;
 
-/// The sets that ask for what is otherwise never done.
+/// The only value set that mounts a Secret.
 const WITH_SECRET: &str = "secret";
 
 #[test]
-fn pods_of_every_value_set_keep_the_rules() {
+fn pods_of_every_value_set_follow_the_rules() {
     for set in sets() {
         for object in objects(&Helm::V3.render(&set)) {
             let Some(pod) = pod(&object) else { continue };
             let what = format!("{set}: {}", object["kind"]);
-            keeps_the_rules(&what, pod);
+            assert_pod_follows_the_rules(&what, pod);
             let secret = list(&pod["volumes"]).any(|volume| volume.get("secret").is_some());
             assert_eq!(secret, set == WITH_SECRET && object["kind"] == "DaemonSet", "{what}");
             let token = pod["automountServiceAccountToken"] == true;
             assert_eq!(
                 token,
                 object["kind"] == "Job",
-                "{what}: only who asks the API server has a token for it"
+                "{what}: only a pod that calls the API server has a token"
             );
         }
     }
 }
 
-/// What has to hold for each pod of ours.
+/// Asserts the rules for a pod of the chart or of `manifests/`.
 #[track_caller]
-pub(crate) fn keeps_the_rules(what: &str, pod: &Value) {
+pub(crate) fn assert_pod_follows_the_rules(what: &str, pod: &Value) {
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{what}");
     let volumes: Vec<_> = list(&pod["volumes"]).map(|volume| text(&volume["name"])).collect();
     for container in containers(pod) {
         let what = format!("{what}, container {}", container["name"]);
-        // The scheduler counts the ports of pods on the node's network, and would not put two on one.
+        // The scheduler never places two pods with the same host port on a node, so an update could not surge.
         assert!(container.get("ports").is_none(), "{what}");
         let context = &container["securityContext"];
         assert_eq!(context["allowPrivilegeEscalation"], false, "{what}");
@@ -51,7 +51,7 @@ pub(crate) fn keeps_the_rules(what: &str, pod: &Value) {
         }
         let mut paths = Vec::new();
         for mount in list(&container["volumeMounts"]) {
-            // What is mounted so never changes.
+            // A container does not see changes of a file that is mounted with subPath.
             assert!(mount.get("subPath").is_none() && mount.get("subPathExpr").is_none(), "{what}");
             assert!(volumes.contains(&text(&mount["name"])), "{what}: {mount}");
             paths.push(text(&mount["mountPath"]));
@@ -62,11 +62,11 @@ pub(crate) fn keeps_the_rules(what: &str, pod: &Value) {
         assert_eq!(paths.len(), all, "{what}: {paths:?}");
     }
     if let Some(daemon) = container(pod, "transit-kms") {
-        daemon_keeps_the_rules(what, pod, daemon);
+        assert_daemon_follows_the_rules(what, pod, daemon);
     }
 }
 
-fn daemon_keeps_the_rules(what: &str, pod: &Value, daemon: &Value) {
+fn assert_daemon_follows_the_rules(what: &str, pod: &Value, daemon: &Value) {
     let arguments: Vec<_> = list(&daemon["args"]).map(text).collect();
     let private = "unix:///run/transit-kms-admin/admin.sock";
     assert!(arguments.contains(&"--takeover"), "{what}");
@@ -81,25 +81,28 @@ fn daemon_keeps_the_rules(what: &str, pod: &Value, daemon: &Value) {
         );
     }
     for probe in ["livenessProbe", "readinessProbe"] {
-        // `probe` itself gives up after three seconds, and says why.
+        // `probe` times out after three seconds, and prints the reason.
         assert!(daemon[probe]["timeoutSeconds"].as_u64().is_none_or(|seconds| seconds > 3), "{what}");
     }
     let grace = arguments.iter().find_map(|argument| argument.strip_prefix("--shutdown-grace=")).unwrap();
     let grace: u64 = grace.trim_end_matches('s').parse().unwrap();
     assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > grace, "{what}");
     let volume = |name: &str| list(&pod["volumes"]).find(|volume| volume["name"] == name).unwrap();
-    assert!(volume("admin").get("emptyDir").is_some(), "{what}: of this pod alone");
+    assert!(volume("admin").get("emptyDir").is_some(), "{what}: the admin socket must be private to the pod");
     let Some(agent) = container(pod, "agent") else { return };
     assert_eq!(agent["restartPolicy"], "Always", "{what}");
     assert_eq!(volume("config")["emptyDir"]["medium"], "Memory", "{what}");
     assert!(volume("config")["emptyDir"].get("sizeLimit").is_some(), "{what}");
     let sees =
         |container: &Value, name: &str| list(&container["volumeMounts"]).any(|mount| mount["name"] == name);
-    assert!(!sees(daemon, "credentials") && !sees(daemon, "agent"), "{what}: the agent's alone");
+    assert!(
+        !sees(daemon, "credentials") && !sees(daemon, "agent"),
+        "{what}: only the agent may see its credentials and config"
+    );
 }
 
 #[test]
-fn the_daemon_set_surges_and_goes_where_kube_apiserver_is() {
+fn the_daemon_set_surges_and_runs_on_control_plane_nodes() {
     let rendered = objects(&Helm::V3.render("minimal"));
     let daemon_set = &one(&rendered, "DaemonSet")["spec"];
     let rolling = &daemon_set["updateStrategy"]["rollingUpdate"];
@@ -110,9 +113,9 @@ fn the_daemon_set_surges_and_goes_where_kube_apiserver_is() {
     assert_eq!((&pod["hostNetwork"], &pod["dnsPolicy"]), (&true.into(), &"Default".into()));
 }
 
-/// A DaemonSet's selector cannot change, and must not find the guard's pod.
+/// The selector of a DaemonSet is immutable, and must not match the pod of the uninstall guard.
 #[test]
-fn no_value_but_the_names_changes_the_selector() {
+fn no_value_set_changes_the_selector() {
     let wanted = objects(&Helm::V3.render("minimal"));
     let wanted = &one(&wanted, "DaemonSet")["spec"]["selector"]["matchLabels"];
     for set in sets() {
@@ -129,7 +132,7 @@ fn no_value_but_the_names_changes_the_selector() {
 }
 
 #[test]
-fn another_config_of_the_agent_rolls_the_pods() {
+fn a_changed_agent_config_restarts_the_pods() {
     let file = |set: &str| {
         let rendered = Helm::V3.template(&["--values", &super::helm::values("minimal"), set]).stdout();
         let daemon_set = one(&objects(&rendered), "DaemonSet").clone();
@@ -141,9 +144,8 @@ fn another_config_of_the_agent_rolls_the_pods() {
     assert_ne!(file("--set=vault.keyNames={other}"), before);
 }
 
-/// Every flag is one that the program has.
 #[test]
-fn the_program_knows_every_flag() {
+fn the_program_has_every_flag_of_the_chart() {
     let help = |arguments: &[&str]| run(command(daemon()).args(arguments).arg("--help")).stdout();
     let (serve, probe, unused) = (help(&["serve"]), help(&["probe"]), help(&["probe", "unused"]));
     for set in sets() {
@@ -171,16 +173,15 @@ fn the_program_knows_every_flag() {
     }
 }
 
-/// The minors of Kubernetes that are supported, by the schemas of each.
 #[test]
-fn objects_are_what_kubernetes_1_32_to_1_37_know() {
+fn objects_match_the_schemas_of_kubernetes_1_32_to_1_37() {
     let rendered: Vec<_> = sets().iter().map(|set| Helm::V3.render(set)).collect();
-    valid_for_every_minor(&rendered.join("\n---\n"));
+    assert_valid_for_every_minor(&rendered.join("\n---\n"));
 }
 
-/// Checks all objects but custom ones against the schemas of every supported minor.
+/// Checks all objects except custom resources against the schemas of every supported minor version.
 #[track_caller]
-pub(crate) fn valid_for_every_minor(yaml: &str) {
+pub(crate) fn assert_valid_for_every_minor(yaml: &str) {
     let yaml = super::objects::without_custom(yaml);
     let dir = testkit::temp_dir("valid-");
     let file = dir.path().join("objects.yaml");

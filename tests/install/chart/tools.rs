@@ -1,4 +1,4 @@
-//! The programs that charts are tried with.
+//! Runs the programs that check charts and manifests.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,7 +6,7 @@ use std::{
 };
 use testkit::command;
 
-/// What a run left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) good: bool,
@@ -15,10 +15,10 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// What it printed.
+    /// Returns the standard output.
     ///
     /// # Panics
-    /// Unless it ended well.
+    /// Panics if the command failed.
     #[track_caller]
     pub(crate) fn stdout(self) -> String {
         assert!(self.good, "{}{}", self.stdout, self.stderr);
@@ -26,7 +26,7 @@ impl Ran {
     }
 }
 
-/// Runs a program that `scripts/install-tools` gets, such as `bin/helm3`, in the repository's folder.
+/// Runs a program that `scripts/install-tools` gets, such as `bin/helm3`, in the root of the repository.
 pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, arguments: I) -> Ran {
     let root = Path::new(testkit::repository::ROOT);
     let program: PathBuf = root.join("target/tools").join(name);
@@ -34,7 +34,7 @@ pub(crate) fn tool<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(name: &str, ar
     run(command(program).args(arguments))
 }
 
-/// Runs a command in the repository's folder.
+/// Runs a command in the root of the repository.
 pub(crate) fn run(command: &mut Command) -> Ran {
     let output = command.current_dir(testkit::repository::ROOT).output().unwrap();
     Ran {

@@ -1,4 +1,4 @@
-//! What `scripts/image` builds, unpacked.
+//! The unpacked output of `scripts/image`.
 
 use std::{
     fs,
@@ -12,20 +12,20 @@ use testkit::{
     process_dir,
 };
 
-/// The project.
+/// The root of the repository.
 pub(super) const ROOT: &str = testkit::repository::ROOT;
 
-/// An image as those get it who are given its archive.
-pub(super) struct Built {
-    /// For `podman load` and the like.
+/// An image as an archive and as unpacked files.
+pub(super) struct BuiltImage {
+    /// The archive, for example for `podman load`.
     pub(super) archive: PathBuf,
-    /// The image's configuration, as the OCI has it.
+    /// The OCI image configuration.
     pub(super) config: Value,
     layer: PathBuf,
     files: PathBuf,
 }
 
-/// One line of the layer's table of contents.
+/// A file or directory of the image.
 pub(super) struct Entry {
     pub(super) mode: String,
     /// `uid/gid`.
@@ -35,43 +35,43 @@ pub(super) struct Entry {
     pub(super) time: String,
 }
 
-impl Built {
-    /// For the machine that we are on.
+impl BuiltImage {
+    /// Returns the image for this machine. The first call builds it.
     pub(super) fn here() -> &'static Self {
-        static BUILT: OnceLock<Built> = OnceLock::new();
+        static BUILT: OnceLock<BuiltImage> = OnceLock::new();
         BUILT.get_or_init(|| Self::with("here", &[]))
     }
 
-    /// For another one.
+    /// Builds the image for another architecture.
     pub(super) fn for_arch(arch: &str) -> Self {
         Self::with(arch, &["--arch", arch])
     }
 
     fn with(name: &str, arguments: &[&str]) -> Self {
-        let place = process_dir(&format!("image-{name}"));
-        let files = place.join("files");
+        let dir = process_dir(&format!("image-{name}"));
+        let files = dir.join("files");
         fs::create_dir_all(&files).unwrap();
-        let archive = place.join("transit-kms.tar");
+        let archive = dir.join("transit-kms.tar");
         scripts_image(&[&["--output", archive.to_str().unwrap()], arguments].concat());
-        tar(&["--extract", "--file"], &archive, &place);
+        tar(&["--extract", "--file"], &archive, &dir);
         let read = |file: &str| -> Value {
-            serde_json::from_str(&fs::read_to_string(place.join(file)).unwrap()).unwrap()
+            serde_json::from_str(&fs::read_to_string(dir.join(file)).unwrap()).unwrap()
         };
         let manifest = read("manifest.json");
         let layers = manifest[0]["Layers"].as_array().unwrap();
         assert_eq!(layers.len(), 1, "{manifest}");
-        let layer = place.join(layers[0].as_str().unwrap());
+        let layer = dir.join(layers[0].as_str().unwrap());
         tar(&["--extract", "--file"], &layer, &files);
         let config = read(manifest[0]["Config"].as_str().unwrap());
         Self { archive, config, layer, files }
     }
 
-    /// What is at this path in the image.
+    /// Returns the unpacked file of this path in the image.
     pub(super) fn file(&self, path: &str) -> PathBuf {
         self.files.join(path)
     }
 
-    /// All that is in the image, by path.
+    /// Returns all files and directories of the image, sorted by path.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let list = ["--list", "--verbose", "--numeric-owner", "--full-time", "--utc", "--file"];
         let mut entries: Vec<_> = tar(&list, &self.layer, &self.files).lines().map(Entry::of_line).collect();
@@ -88,7 +88,7 @@ impl Entry {
     }
 }
 
-/// Runs `scripts/image --local-base` with these arguments besides: what it has to say.
+/// Runs `scripts/image --local-base` with additional arguments, and returns its output.
 pub(super) fn scripts_image(arguments: &[&str]) -> String {
     let mut command = downloading_script("image");
     let ran = command.arg("--local-base").args(arguments).output().unwrap();

@@ -1,4 +1,4 @@
-//! What there is on the network of a container that has one to itself: a name server, and a way to one server.
+//! The network of a container that is otherwise alone on it: a DNS server, and a port that is forwarded to Vault.
 
 use std::{
     fs::File,
@@ -13,23 +13,24 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use super::podman::Container;
 
-/// Where names are asked for.
+/// The port of DNS.
 const DNS: u16 = 53;
-/// The type and class of a question for an IPv4 address.
+/// The type and class of a DNS question for an IPv4 address.
 const A_IN: [u8; 4] = [0, 1, 0, 1];
 
-/// It ends with this value.
+/// The servers on the network. They stop when it is dropped.
 pub(super) struct Network {
-    asked: Arc<Mutex<Vec<String>>>,
+    resolved: Arc<Mutex<Vec<String>>>,
     _serving: JoinSet<()>,
 }
 
 impl Network {
-    /// On the loopback of `container`: every name is that of the loopback, and `port` leads to `to` (`host:port`) on
-    /// ours.
+    /// Starts the servers on the loopback address of `container`. Every name resolves to that address, and `port` is
+    /// forwarded to `to` (`host:port`) on the host.
     pub(super) fn within(container: &Container<'_>, port: u16, to: String) -> Self {
         let namespace = format!("/proc/{}/ns/net", container.proc().pid);
-        // A socket is for ever of the network that its thread was in, and the thread is for nothing else.
+        // A socket stays in the network namespace of the thread that created it. The thread ends after that, because it
+        // stays in the namespace too.
         let bind = move || -> io::Result<_> {
             move_into_link_name_space(File::open(namespace)?.as_fd(), Some(LinkNameSpaceType::Network))?;
             let names = UdpSocket::bind((Ipv4Addr::LOCALHOST, DNS))?;
@@ -38,20 +39,20 @@ impl Network {
         let (names, way) = std::thread::spawn(bind).join().unwrap().unwrap();
         names.set_nonblocking(true).unwrap();
         way.set_nonblocking(true).unwrap();
-        let asked = Arc::<Mutex<Vec<String>>>::default();
+        let resolved = Arc::<Mutex<Vec<String>>>::default();
         let mut serving = JoinSet::new();
-        serving.spawn(answer(tokio::net::UdpSocket::from_std(names).unwrap(), asked.clone()));
-        serving.spawn(lead(tokio::net::TcpListener::from_std(way).unwrap(), to));
-        Self { asked, _serving: serving }
+        serving.spawn(answer(tokio::net::UdpSocket::from_std(names).unwrap(), resolved.clone()));
+        serving.spawn(forward(tokio::net::TcpListener::from_std(way).unwrap(), to));
+        Self { resolved, _serving: serving }
     }
 
-    /// The names that were asked for.
-    pub(super) fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the names that were resolved.
+    pub(super) fn resolved(&self) -> Vec<String> {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-async fn answer(socket: tokio::net::UdpSocket, asked: Arc<Mutex<Vec<String>>>) {
+async fn answer(socket: tokio::net::UdpSocket, resolved: Arc<Mutex<Vec<String>>>) {
     let mut packet = [0; 512];
     loop {
         let (length, from) = socket.recv_from(&mut packet).await.unwrap();
@@ -67,12 +68,12 @@ async fn answer(socket: tokio::net::UdpSocket, asked: Arc<Mutex<Vec<String>>>) {
             name += &format!("{}.", String::from_utf8_lossy(label));
             labels = others;
         }
-        asked.lock().unwrap_or_else(PoisonError::into_inner).push(name);
-        let is_ours = question[end..].starts_with(&A_IN);
-        let mut reply = [&packet[..2], &[0x81, 0x80, 0, 1, 0, is_ours.into(), 0, 0, 0, 0]].concat();
+        resolved.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        let is_ipv4 = question[end..].starts_with(&A_IN);
+        let mut reply = [&packet[..2], &[0x81, 0x80, 0, 1, 0, is_ipv4.into(), 0, 0, 0, 0]].concat();
         reply.extend(&question[..end + A_IN.len()]);
-        if is_ours {
-            // The name of the question, for a minute, four bytes.
+        if is_ipv4 {
+            // A pointer to the name of the question, a TTL of a minute, and a length of four bytes.
             reply.extend(
                 [&[0xc0, 12], &A_IN[..], &[0, 0, 0, 60, 0, 4], &Ipv4Addr::LOCALHOST.octets()].concat(),
             );
@@ -81,7 +82,7 @@ async fn answer(socket: tokio::net::UdpSocket, asked: Arc<Mutex<Vec<String>>>) {
     }
 }
 
-async fn lead(listener: tokio::net::TcpListener, to: String) {
+async fn forward(listener: tokio::net::TcpListener, to: String) {
     let mut connections = JoinSet::new();
     loop {
         let (mut near, _) = listener.accept().await.unwrap();

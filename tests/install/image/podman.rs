@@ -1,4 +1,4 @@
-//! Containers of the image, with as little as a container can have.
+//! Containers of the image, with as few privileges as possible.
 
 use std::{
     fs,
@@ -14,9 +14,9 @@ use testkit::{cgroup, cli::Ran, command, eventually, process::Process};
 
 /// How long a container may take to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where its own admin socket is, in it.
+/// The admin socket in the container.
 pub(super) const ADMIN: &str = "unix:///run/transit-kms-admin/admin.sock";
-/// What every container gets: nothing to write to, no power, no more than a few processes and this much memory.
+/// The flags of every container: no writable files, no privileges, few processes, and little memory.
 const HARDENED: [&str; 14] = [
     "--read-only",
     "--read-only-tmpfs=false",
@@ -28,42 +28,42 @@ const HARDENED: [&str; 14] = [
     "32m",
     "--pids-limit",
     "50",
-    // podman would raise these to what it wants, which it may not everywhere.
+    // Otherwise podman raises these limits, which fails on some machines.
     "--ulimit",
     "nofile=1024:1024",
     "--ulimit",
     "nproc=1024:1024",
 ];
 
-/// The settings that have no flag.
+/// The settings without a command-line flag.
 const CONF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/containers.conf");
-/// The flags that say where podman keeps what, and the folder of each.
-const PLACES: [(&str, &str); 5] = [
+/// The flags of podman's directories, and the directory names.
+const DIRECTORIES: [(&str, &str); 5] = [
     ("--network-config-dir", "networks"),
     ("--root", "root"),
     ("--runroot", "run"),
     ("--tmpdir", "tmp"),
     ("--volumepath", "volumes"),
 ];
-/// Its own temporary files, and those of runc.
+/// The directory for temporary files of podman and runc.
 const SCRATCH: &str = "temp_dir";
 
-/// A podman that knows one image. All that it has is its own: its files are in a folder and its processes are in a
-/// control group that go with this value, so it shares nothing with another podman of this machine.
+/// A podman with one image. It shares nothing with other podmans of this machine: its files are in its own directory,
+/// and its processes in its own cgroup. Both are removed when it is dropped.
 pub(super) struct Podman {
     dir: TempDir,
     image: String,
     wrapper: Vec<String>,
 }
 
-/// A daemon in a container. It is removed with this value.
+/// A container that runs a daemon. It is removed when it is dropped.
 pub(super) struct Container<'a> {
     name: String,
     podman: &'a Podman,
     process: Process,
 }
 
-/// Bytes.
+/// The memory of a container, in bytes.
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) limit: u64,
@@ -72,23 +72,23 @@ pub(super) struct Memory {
 }
 
 impl Podman {
-    /// With the image of this archive.
+    /// Loads the image of this archive.
     pub(super) fn with(archive: &Path) -> Self {
         Self::wrapped(&[], archive)
     }
 
-    /// As [`Podman::with`], each command behind these words.
+    /// As [`Podman::with`], with these words before each command.
     pub(super) fn wrapped(wrapper: &[&str], archive: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("pod-").tempdir().unwrap();
         fs::create_dir(dir.path().join(SCRATCH)).unwrap();
         let wrapper = wrapper.iter().map(|&word| word.into()).collect();
         let mut podman = Self { dir, image: String::new(), wrapper };
-        let loaded = podman.told(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+        let loaded = podman.stdout(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
         podman.image = loaded.trim().rsplit(' ').next().unwrap().into();
         podman
     }
 
-    /// Runs the image to its end, without a network.
+    /// Runs the image without a network until it ends.
     pub(super) fn run_once(&self, options: &[&str], arguments: &[&str]) -> Ran {
         let mut command = self.run(&["--network", "none"]);
         command.args(HARDENED).args(options).arg(&self.image).args(arguments);
@@ -104,7 +104,7 @@ impl Podman {
         Container { name, podman: self, process: Process::spawn("the container", &mut command) }
     }
 
-    fn told(&self, arguments: &[&str]) -> String {
+    fn stdout(&self, arguments: &[&str]) -> String {
         let ran = ran(self.command(arguments).output().unwrap_or_else(|e| {
             panic!("podman: {e}: scripts/install-tools node gets what containers need");
         }));
@@ -118,7 +118,7 @@ impl Podman {
         command
     }
 
-    /// The control group of its containers, named after its folder.
+    /// Returns the parent cgroup of the containers. It has the name of the directory.
     fn group(&self) -> &str {
         self.dir.path().file_name().unwrap().to_str().unwrap()
     }
@@ -128,7 +128,7 @@ impl Podman {
         let mut command = command(words.next().unwrap());
         command.args(words).env("CONTAINERS_CONF", CONF).env("HOME", self.dir.path());
         command.env("TMPDIR", self.dir.path().join(SCRATCH));
-        for (flag, folder) in PLACES {
+        for (flag, folder) in DIRECTORIES {
             command.arg(flag).arg(self.dir.path().join(folder));
         }
         command.args(["--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc"]);
@@ -144,27 +144,27 @@ impl Drop for Podman {
 }
 
 impl Container<'_> {
-    /// What `transit-kms probe` says in it.
+    /// Runs `transit-kms probe` in the container.
     pub(super) fn probe(&self, what: &str) -> Ran {
         let arguments = ["exec", &self.name, "/transit-kms", "probe", what, "--admin", ADMIN];
         ran(self.podman.command(&arguments).output().unwrap())
     }
 
     /// # Panics
-    /// If it has ended.
+    /// Panics if the container has ended.
     pub(super) fn assert_running(&mut self) {
         if let Some(status) = self.process.exited() {
             panic!("the container ended: {status}");
         }
     }
 
-    /// Its one process.
+    /// Returns the only process of the container.
     pub(super) fn proc(&self) -> Proc {
-        let pid = self.podman.told(&["inspect", "--format", "{{.State.Pid}}", &self.name]);
+        let pid = self.podman.stdout(&["inspect", "--format", "{{.State.Pid}}", &self.name]);
         Proc::new(pid.trim().parse().unwrap()).unwrap()
     }
 
-    /// What it takes, and what it may.
+    /// Returns the memory use and the limit.
     pub(super) fn memory(&self) -> Memory {
         let proc = self.proc();
         let status = proc.status().unwrap();
@@ -186,9 +186,9 @@ impl Container<'_> {
         }
     }
 
-    /// Asks it to end, as kubelet would, and waits for that: its exit code.
+    /// Stops the container as kubelet does, and returns its exit code.
     pub(super) async fn stop(mut self) -> Option<i32> {
-        self.podman.told(&["stop", &self.name]);
+        self.podman.stdout(&["stop", &self.name]);
         let process = &mut self.process;
         eventually("the container ends", PATIENCE, async || process.exited()).await.code()
     }
@@ -197,7 +197,7 @@ impl Container<'_> {
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         if self.process.exited().is_none() {
-            // The process that we started is but podman's client.
+            // The started process is only a client of podman, so killing it does not end the container.
             drop(self.podman.command(&["rm", "--force", "--time", "0", &self.name]).output());
         }
     }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The first process of a machine that is nothing but namespaces: makes its root, and becomes systemd.
+# The first process of a simulated machine made of namespaces: makes its root file system, and becomes systemd.
 #
-# boot.sh ROOT FILES PROGRAM... : /usr is the host's, FILES are laid over the rest, and PROGRAMs are in /usr/local/bin.
+# boot.sh ROOT FILES PROGRAM... : /usr is the host's, FILES are copied over the rest, and PROGRAMs are in /usr/local/bin.
 set -eu
 root=$1 files=$2
 shift 2
@@ -25,7 +25,7 @@ echo '127.0.0.1 localhost' >etc/hosts
 printf 'passwd: files\ngroup: files\nhosts: files\n' >etc/nsswitch.conf
 cp /etc/ld.so.cache etc
 : >etc/machine-id
-# What would look after a real machine's hardware.
+# Units that manage the hardware of a real machine.
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-logind.service systemd-modules-load.service \
     systemd-sysctl.service modprobe@.service dbus.service dbus.socket; do
     ln -s /dev/null "etc/systemd/system/$unit"

@@ -1,5 +1,5 @@
-//! What kube-apiserver is told, by the files of `manifests/encryption` and `manifests/kubeadm`: each is loaded by a real
-//! one as it is, but for the socket's path.
+//! The files of `manifests/encryption` and `manifests/kubeadm`. A real kube-apiserver loads each of them; only the path
+//! of the socket is changed.
 
 use std::{fs, path::Path};
 
@@ -14,23 +14,23 @@ use testkit::{
     temp_dir, unix_url,
 };
 
-/// A file of `manifests/encryption` with another socket.
-fn told(file: &str, socket: &Path) -> EncryptionConfig {
-    EncryptionConfig::of_text(placed(&manifest(&format!("encryption/{file}.yaml")), socket))
+/// Returns a file of `manifests/encryption` with another socket.
+fn config_of(file: &str, socket: &Path) -> EncryptionConfig {
+    EncryptionConfig::of_text(with_socket(&manifest(&format!("encryption/{file}.yaml")), socket))
 }
 
-fn placed(text: &str, socket: &Path) -> String {
+fn with_socket(text: &str, socket: &Path) -> String {
     assert_eq!(socket.file_name().unwrap(), "kms.sock");
     text.replace("/run/transit-kms", socket.parent().unwrap().to_str().unwrap())
 }
 
-/// An API server, and what its Secrets are stored as.
-struct Told {
+/// An API server and its etcd.
+struct TestedServer {
     cluster: Cluster,
     server: ApiServer,
 }
 
-impl Told {
+impl TestedServer {
     async fn start(config: &EncryptionConfig, options: ApiServerOptions) -> Self {
         let cluster = Cluster::start().await;
         let mut server = cluster.api_server(config, options);
@@ -38,22 +38,22 @@ impl Told {
         Self { cluster, server }
     }
 
-    /// Starts the API server anew with another file.
-    async fn tell(&mut self, config: &EncryptionConfig) {
+    /// Restarts the API server with another configuration.
+    async fn restart_with(&mut self, config: &EncryptionConfig) {
         self.server.kill();
         self.server.configure(config);
         self.server.start_again();
         self.server.wait_ready(READY_WITHIN).await;
     }
 
-    /// Writes a new Secret; what it is stored under.
-    async fn written(&self, name: &str) -> String {
+    /// Writes a new Secret and returns its prefix in etcd.
+    async fn write(&self, name: &str) -> String {
         self.server.api().create_secret(name, name).await.unwrap();
         self.cluster.etcd.stored(SECRETS, name).await.prefix()
     }
 
-    /// Reads and rewrites all; what each is stored under then.
-    async fn rewritten(&self) -> Vec<String> {
+    /// Reads and rewrites all Secrets, and returns their new prefixes in etcd.
+    async fn rewrite_all(&self) -> Vec<String> {
         let mut prefixes = Vec::new();
         for (name, value) in self.server.api().secrets().await.unwrap() {
             assert_eq!(value, name);
@@ -64,42 +64,46 @@ impl Told {
     }
 }
 
-fn ours() -> String {
+fn transit_kms_prefix() -> String {
     format!("k8s:enc:kms:v2:{NAME}:")
 }
 
 #[tokio::test]
-async fn in_from_nothing_and_from_a_key_of_its_own_and_out_again() {
+async fn the_configs_migrate_from_no_encryption_and_aescbc_to_transit_kms_and_back() {
     let env = TestEnv::start().await;
     let (daemon, _caller) = env.ready([]).await;
-    let mut told_now =
-        Told::start(&EncryptionConfig::new([Provider::identity()]), ApiServerOptions::default()).await;
-    assert_eq!(told_now.written("plain").await, "");
+    let mut tested =
+        TestedServer::start(&EncryptionConfig::new([Provider::identity()]), ApiServerOptions::default())
+            .await;
+    assert_eq!(tested.write("plain").await, "");
 
-    told_now.tell(&told("from-aescbc-1-read", daemon.socket())).await;
-    assert_eq!(told_now.written("own-key").await, "k8s:enc:aescbc:v1:key1:");
+    tested.restart_with(&config_of("from-aescbc-1-read", daemon.socket())).await;
+    assert_eq!(tested.write("own-key").await, "k8s:enc:aescbc:v1:key1:");
 
-    told_now.tell(&told("from-aescbc-2-write", daemon.socket())).await;
-    assert_eq!(told_now.written("after").await, ours());
+    tested.restart_with(&config_of("from-aescbc-2-write", daemon.socket())).await;
+    assert_eq!(tested.write("after").await, transit_kms_prefix());
 
-    // One that has not come so far reads it all the same: that is what the first step is for.
-    told_now.tell(&told("from-aescbc-1-read", daemon.socket())).await;
-    assert_eq!(told_now.server.api().secret("after").await.unwrap(), "after");
-    told_now.tell(&told("from-aescbc-2-write", daemon.socket())).await;
-    assert_eq!(told_now.rewritten().await, [ours(), ours(), ours()]);
+    // An API server that is still at the first step can read it, so that several API servers can migrate one by one.
+    tested.restart_with(&config_of("from-aescbc-1-read", daemon.socket())).await;
+    assert_eq!(tested.server.api().secret("after").await.unwrap(), "after");
+    tested.restart_with(&config_of("from-aescbc-2-write", daemon.socket())).await;
+    assert_eq!(
+        tested.rewrite_all().await,
+        [transit_kms_prefix(), transit_kms_prefix(), transit_kms_prefix()]
+    );
 
-    // Nothing is left but ours, so this, which knows no other, reads it all.
-    told_now.tell(&told("new-cluster", daemon.socket())).await;
-    assert_eq!(told_now.written("new").await, ours());
+    // Everything is encrypted with transit-kms, so a configuration with no other provider reads everything.
+    tested.restart_with(&config_of("new-cluster", daemon.socket())).await;
+    assert_eq!(tested.write("new").await, transit_kms_prefix());
 
-    told_now.tell(&told("leaving", daemon.socket())).await;
-    assert_eq!(told_now.rewritten().await, [""; 4]);
-    told_now.tell(&EncryptionConfig::new([Provider::identity()])).await;
-    assert_eq!(told_now.server.api().secrets().await.unwrap().len(), 4);
+    tested.restart_with(&config_of("leaving", daemon.socket())).await;
+    assert_eq!(tested.rewrite_all().await, [""; 4]);
+    tested.restart_with(&EncryptionConfig::new([Provider::identity()])).await;
+    assert_eq!(tested.server.api().secrets().await.unwrap().len(), 4);
 }
 
 #[tokio::test]
-async fn in_from_trousseau() {
+async fn the_config_migrates_from_trousseau() {
     let (env, dir) = (TestEnv::start().await, temp_dir("v1-"));
     let (socket, v1) = (dir.path().join("kms.sock"), dir.path().join("v1@localhost"));
     let arguments = ["--kms-v1-listen", unix_url(&v1).to_str().unwrap(), "--health-check-interval", "1s"]
@@ -111,24 +115,24 @@ async fn in_from_trousseau() {
     };
     let daemon = Daemon::start_with(&env.config, options).await;
     daemon.wait_ready().await;
-    // What is under KMS v1 is of the same form, whoever wrote it: tests/e2e/migration.rs.
+    // Values of transit-kms in KMS v1 have the same format as Trousseau's: see tests/e2e/migration.rs.
     let manifest = manifest("encryption/from-trousseau.yaml");
     let only_v1 =
         manifest.lines().filter(|line| !line.contains("apiVersion: v2")).collect::<Vec<_>>().join("\n");
-    let before = EncryptionConfig::of_text(placed(&only_v1, &socket));
-    let mut told_now =
-        Told::start(&before, ApiServerOptions::arguments(["--feature-gates=KMSv1=true"])).await;
-    assert_eq!(told_now.written("old").await, "k8s:enc:kms:v1:vaultprovider:");
-    told_now.tell(&told("from-trousseau", &socket)).await;
-    assert_eq!(told_now.rewritten().await, [ours()]);
+    let before = EncryptionConfig::of_text(with_socket(&only_v1, &socket));
+    let mut tested =
+        TestedServer::start(&before, ApiServerOptions::arguments(["--feature-gates=KMSv1=true"])).await;
+    assert_eq!(tested.write("old").await, "k8s:enc:kms:v1:vaultprovider:");
+    tested.restart_with(&config_of("from-trousseau", &socket)).await;
+    assert_eq!(tested.rewrite_all().await, [transit_kms_prefix()]);
 }
 
-/// What a pod of kube-apiserver has of ours.
-fn of_pod(pod: &Value) -> Vec<Value> {
+/// Returns the flags, mounts and volumes of a kube-apiserver pod that are about encryption and transit-kms.
+fn encryption_parts(pod: &Value) -> Vec<Value> {
     let container = &pod["spec"]["containers"][0];
     let named = |list: &Value| {
-        let ours = |it: &&Value| ["encryption", "transit-kms"].iter().any(|name| it["name"] == **name);
-        list.as_array().unwrap().iter().filter(ours).cloned().collect::<Vec<_>>()
+        let relevant = |it: &&Value| ["encryption", "transit-kms"].iter().any(|name| it["name"] == **name);
+        list.as_array().unwrap().iter().filter(relevant).cloned().collect::<Vec<_>>()
     };
     let flags = container["command"].as_array().unwrap().iter();
     let flags = flags.filter(|flag| flag.as_str().unwrap().contains("encryption")).cloned().collect();
@@ -136,9 +140,9 @@ fn of_pod(pod: &Value) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn kubeadms_patch_and_its_configuration_say_the_same() {
+async fn the_patch_and_the_configuration_of_kubeadm_have_the_same_effect() {
     let patch = manifest("kubeadm/patches/kube-apiserver0+json.yaml");
-    // The manifest that kubeadm makes, as far as this is about it.
+    // The relevant part of kubeadm's manifest.
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kube-apiserver"},
         "spec": {
@@ -159,7 +163,7 @@ async fn kubeadms_patch_and_its_configuration_say_the_same() {
     let cluster = Cluster::start().await;
     let server = cluster.ready(&EncryptionConfig::new([Provider::identity()])).await;
     let arguments = ["patch", "--local", "--type=json", "--filename", &pod, "--patch-file", &patch];
-    let patched = of_pod(&server.kubectl().json(&arguments).await);
+    let patched = encryption_parts(&server.kubectl().json(&arguments).await);
 
     let configured: Value = serde_yaml::from_str(&manifest("kubeadm/cluster-configuration.yaml")).unwrap();
     let configured = &configured["apiServer"];

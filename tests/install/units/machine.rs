@@ -1,7 +1,7 @@
-//! A machine that is nothing but namespaces, in which a real systemd is the first process.
+//! A simulated machine made of namespaces, with a real systemd as its first process.
 //!
-//! Its `/usr` is the host's, its network too, so that it finds the test's server; everything else is its own and in
-//! memory. Only root may make one.
+//! It shares `/usr` and the network with the host, so that it reaches the test's server. Everything else is its own and
+//! in memory. It needs root.
 
 use std::{
     fs,
@@ -13,14 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use testkit::{cgroup, command, eventually, process::Process, temp_dir};
 
-/// It takes two seconds on cores that have nothing else to do.
+/// On an idle machine, the boot takes two seconds.
 const UP_WITHIN: Duration = Duration::from_secs(60);
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/install/units/boot.sh");
-/// Moves into the cgroup that is the first argument, and unshares all but the network and the users.
+/// Moves into the cgroup of the first argument, and unshares all namespaces except network and user.
 const UNSHARE: &str = "echo $$ >\"$0/cgroup.procs\" && exec unshare \
     --cgroup --ipc --mount --pid --uts --fork --kill-child -- \"$@\"";
 
-/// It goes with this value, and all that runs in it.
+/// The machine. Everything in it is killed when it is dropped.
 pub(super) struct Machine {
     init: u32,
     process: Process,
@@ -28,7 +28,7 @@ pub(super) struct Machine {
     _dir: TempDir,
 }
 
-/// What a command left behind.
+/// The result of a command.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) good: bool,
@@ -37,12 +37,9 @@ pub(super) struct Ran {
 }
 
 impl Machine {
-    /// A machine that has come up, with these files laid over its root and these programs in `/usr/local/bin`.
+    /// Boots a machine with these files copied over its root and these programs in `/usr/local/bin`.
     pub(super) async fn boot(files: &Path, programs: &[PathBuf]) -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "systemd as the first process of namespaces wants root: run as root"
-        );
+        assert!(rustix::process::geteuid().is_root(), "systemd in namespaces needs root: run as root");
         let (dir, cgroup) = (temp_dir("machine-"), Cgroup::new());
         let mut command = command("sh");
         command
@@ -74,12 +71,12 @@ impl Machine {
         machine
     }
 
-    /// Where a path of the machine is for those outside of it.
+    /// Returns the path on the host for a path of the machine.
     pub(super) fn path(&self, inside: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{inside}", self.init))
     }
 
-    /// Runs a command in it.
+    /// Runs a command in the machine.
     pub(super) async fn run(&self, words: &[&str]) -> Ran {
         let mut nsenter = tokio::process::Command::from(command("nsenter"));
         nsenter.args(["--target", &self.init.to_string(), "--all", "--wd=/", "--"]).args(words);
@@ -91,19 +88,19 @@ impl Machine {
     /// Runs `systemctl`.
     ///
     /// # Panics
-    /// Unless it ends well.
+    /// Panics if it fails.
     pub(super) async fn systemctl<const N: usize>(&self, arguments: [&str; N]) -> String {
         let ran = self.run(&[&["systemctl"], &arguments[..]].concat()).await;
         assert!(ran.good, "systemctl {arguments:?}: {ran:?}");
         ran.stdout.trim().to_owned()
     }
 
-    /// A property of a unit.
+    /// Returns a property of a unit.
     pub(super) async fn property(&self, unit: &str, name: &str) -> String {
         self.systemctl(["show", "--value", "--property", name, unit]).await
     }
 
-    /// A property that is a number.
+    /// Returns a numeric property of a unit.
     pub(super) async fn number(&self, unit: &str, name: &str) -> u64 {
         let found = self.property(unit, name).await;
         found.parse().unwrap_or_else(|_| panic!("{name} of {unit} is {found:?}"))
@@ -122,7 +119,7 @@ impl Drop for Machine {
                 journal.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()
             );
         }
-        // With its first process all others go, and then the one that waits for it.
+        // The kernel kills all processes of a PID namespace with its first one. Then `unshare`, which waits for it, ends.
         if self.process.exited().is_none() {
             let init = Pid::from_raw(i32::try_from(self.init).unwrap()).unwrap();
             kill_process(init, Signal::KILL).ok();
@@ -131,7 +128,7 @@ impl Drop for Machine {
     }
 }
 
-/// A cgroup of its own below that of the test.
+/// A new cgroup below the one of the test.
 struct Cgroup(PathBuf);
 
 impl Cgroup {
@@ -141,8 +138,8 @@ impl Cgroup {
         let mount = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").expect("a mounted cgroup2");
         let own = process.cgroups().unwrap().into_iter().find(|one| one.hierarchy == 0).expect("a cgroup");
         let parent = mount.mount_point.join(own.pathname.trim_start_matches('/'));
-        // A process id would not do for its name: one that was killed leaves its group, and another one of that id
-        // may come, or be there already in another PID namespace.
+        // A process id is not unique enough for the name: a killed test leaves its cgroup, and its id may be used again,
+        // or be used in another PID namespace.
         let new = tempfile::Builder::new().prefix("transit-kms-test-").tempdir_in(&parent);
         Self(new.unwrap_or_else(|error| panic!("{}: {error}", parent.display())).keep())
     }

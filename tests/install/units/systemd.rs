@@ -1,4 +1,4 @@
-//! The units of `manifests/systemd` under a real systemd, with a real agent and a real server.
+//! The units of `manifests/systemd` with a real systemd, agent and server.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const AGENT: &str = "transit-kms-agent.service";
 const SOCKET_PATH: &str = "/run/transit-kms/kms.sock";
 const RESTARTS: usize = 5;
 
-/// Stands in for k3s: notes what it finds on the socket when it is started.
+/// Replaces k3s: records the response of the socket when the unit starts.
 const K3S: &str = "\
 [Service]
 Type=oneshot
@@ -39,14 +39,14 @@ BindReadOnlyPaths=/run/transit-kms
 WantedBy=multi-user.target
 ";
 
-/// A node as an operator leaves it, switched on.
-struct Node {
+/// A machine with the files of `manifests/`, installed as the documents say.
+struct SystemdNode {
     machine: Machine,
     _files: TempDir,
 }
 
-impl Node {
-    /// With the agent of this kind.
+impl SystemdNode {
+    /// Boots a machine with this kind of agent.
     async fn boot(bao: &Bao, kind: &str) -> Self {
         let files = temp_dir("files-");
         let write = |path: &str, text: &str| {
@@ -64,7 +64,7 @@ impl Node {
         write("etc/systemd/system/k3s.service", K3S);
         write("etc/sysusers.d/transit-kms.conf", &manifest("systemd/sysusers.conf"));
         write("etc/tmpfiles.d/transit-kms.conf", &manifest("systemd/tmpfiles.conf"));
-        // As `systemctl enable` does it.
+        // The links that `systemctl enable` makes.
         for (unit, target) in [(SERVICE, "multi-user"), (SOCKET, "sockets"), ("k3s.service", "multi-user")] {
             let wants = files.path().join(format!("etc/systemd/system/{target}.target.wants"));
             fs::create_dir_all(&wants).unwrap();
@@ -74,7 +74,7 @@ impl Node {
         for (file, text) in [
             ("agent.hcl", agent),
             ("config.yaml.ctmpl", manifest("agent/config.yaml.ctmpl")),
-            // It shares the test's network.
+            // A free port, because the machine shares the host's network.
             ("environment", format!("TRANSIT_KMS_ADMIN_LISTEN=127.0.0.1:{}\n", port::unused())),
         ] {
             let text = text.replace("https://vault.example.com:8200", &bao.address());
@@ -98,13 +98,13 @@ impl Node {
 }
 
 #[tokio::test]
-async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
+async fn the_plugin_listens_before_kubernetes_starts_and_uses_the_token_of_the_agent() {
     let bao = Bao::start().await;
-    let node = Node::boot(&bao, "openbao").await;
+    let node = SystemdNode::boot(&bao, "openbao").await;
     node.wait_ok().await;
     let machine = &node.machine;
 
-    // Whoever runs kube-apiserver is started after us, and reaches us through a read-only mount.
+    // The unit of kube-apiserver starts after transit-kms, and reaches the socket through a read-only mount.
     let listening = machine.number(SOCKET, "ActiveEnterTimestampMonotonic").await;
     let serving = machine.number(SERVICE, "ActiveEnterTimestampMonotonic").await;
     let kubernetes = machine.number("k3s.service", "InactiveExitTimestampMonotonic").await;
@@ -113,9 +113,9 @@ async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
         "{listening} {serving} {kubernetes}"
     );
     let saw = fs::read_to_string(machine.path("/run/k3s-saw")).unwrap();
-    assert!(!saw.contains("exit code 2"), "it was not answered: {saw}");
+    assert!(!saw.contains("exit code 2"), "the socket did not respond: {saw}");
 
-    // The agent's own token, for one user only.
+    // Only the user of the service can read the rendered token.
     let uid = fs::metadata(machine.path(&format!("/proc/{}", machine.number(SERVICE, "MainPID").await)))
         .unwrap()
         .uid();
@@ -136,7 +136,7 @@ async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
     let kms = kms_client(&machine.path(SOCKET_PATH)).await;
     calls::round_trip(&kms, "through systemd's socket").await;
 
-    // What the hardening takes away is not missed, and what it gives is used.
+    // The hardening is in effect, and the programs work with it.
     let status = fs::read_to_string(
         machine.path(&format!("/proc/{}/status", machine.number(SERVICE, "MainPID").await)),
     )
@@ -152,7 +152,7 @@ async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
     }
     let may_lock = getrlimit(Resource::Memlock).maximum.is_none()
         || capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
-    assert_eq!(of("VmLck:") != "0 kB", may_lock, "its memory is locked, where systemd may allow it");
+    assert_eq!(of("VmLck:") != "0 kB", may_lock, "memory must be locked exactly if systemd can allow it");
     for unit in [SERVICE, AGENT] {
         let journal = machine.run(&["journalctl", "--no-pager", "--unit", unit]).await.stdout;
         assert_eq!(machine.number(unit, "NRestarts").await, 0, "{journal}");
@@ -160,7 +160,7 @@ async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
         assert!(!refused.iter().any(|words| journal.contains(words)), "{journal}");
     }
 
-    // And systemd has nothing to say against the units.
+    // systemd-analyze reports nothing.
     for unit in [SOCKET, SERVICE, AGENT] {
         let verified =
             machine.run(&["systemd-analyze", "verify", &format!("/etc/systemd/system/{unit}")]).await;
@@ -169,14 +169,14 @@ async fn kubernetes_finds_the_provider_when_it_starts_and_the_agent_renders() {
 }
 
 #[tokio::test]
-async fn restarts_under_load_fail_no_call() {
+async fn no_call_fails_when_the_service_or_the_agent_restarts_under_load() {
     let bao = Bao::start().await;
-    let node = Node::boot(&bao, "openbao").await;
+    let node = SystemdNode::boot(&bao, "openbao").await;
     node.wait_ok().await;
     let load = Load::start_on(&node.machine.path(SOCKET_PATH), 4, Duration::from_millis(5)).await;
     for unit in [[SERVICE; RESTARTS].as_slice(), &[AGENT]].concat() {
         let calls = load.calls();
-        eventually("load goes on", PATIENCE, async || load.calls() > calls + 40).await;
+        eventually("the load continues", PATIENCE, async || load.calls() > calls + 40).await;
         let before = node.machine.number(unit, "MainPID").await;
         node.machine.systemctl(["restart", unit]).await;
         assert_ne!(node.machine.number(unit, "MainPID").await, before);
@@ -186,7 +186,7 @@ async fn restarts_under_load_fail_no_call() {
     report.assert_nothing_failed();
     node.machine.systemctl(["stop", AGENT]).await;
     let rendered = node.machine.path("/run/transit-kms-config/config.yaml");
-    assert!(rendered.exists(), "the service may be restarted while there is no agent");
+    assert!(rendered.exists(), "stopping the agent removed the config, which a restart of the service needs");
     measurements::record_measurement(
         "12 systemd: restarts under load",
         &format!("{RESTARTS} of the service and one of the agent, {} calls, 0 failed", report.calls),
@@ -194,56 +194,56 @@ async fn restarts_under_load_fail_no_call() {
 }
 
 #[tokio::test]
-async fn whatever_ends_the_service_it_comes_back_and_the_socket_stays() {
+async fn systemd_restarts_a_service_that_ended_and_the_socket_stays_open() {
     let bao = Bao::start().await;
-    let node = Node::boot(&bao, "vault").await;
+    let node = SystemdNode::boot(&bao, "vault").await;
     node.wait_ok().await;
     let machine = &node.machine;
     let socket = fs::metadata(machine.path(SOCKET_PATH)).unwrap().ino();
 
     for unit in [SERVICE, AGENT] {
         machine.systemctl(["kill", "--signal=KILL", unit]).await;
-        eventually("it is back", PATIENCE, async || machine.number(unit, "NRestarts").await == 1).await;
+        eventually("the unit restarted", PATIENCE, async || machine.number(unit, "NRestarts").await == 1)
+            .await;
         node.wait_ok().await;
     }
 
-    // One that is stuck is noticed by the watchdog; in a hurry here.
-    let drop_in = "/run/systemd/system/transit-kms.service.d/hurry.conf";
+    // The watchdog restarts a service that hangs. Shorten its timeout for the test.
+    let drop_in = "/run/systemd/system/transit-kms.service.d/short-watchdog.conf";
     fs::create_dir_all(machine.path(drop_in).parent().unwrap()).unwrap();
     fs::write(machine.path(drop_in), "[Service]\nWatchdogSec=1s\nTimeoutAbortSec=1s\n").unwrap();
     machine.systemctl(["daemon-reload"]).await;
     machine.systemctl(["restart", SERVICE]).await;
     node.wait_ok().await;
     machine.systemctl(["kill", "--signal=STOP", SERVICE]).await;
-    eventually("the watchdog has it replaced", PATIENCE, async || {
+    eventually("the watchdog restarted the service", PATIENCE, async || {
         machine.number(SERVICE, "NRestarts").await == 1
     })
     .await;
     node.wait_ok().await;
 
-    // With a flag that cannot be used it ends at once, again and again, while somebody waits on the socket.
+    // With an invalid flag, the service fails repeatedly while a client waits on the socket.
     let environment = machine.path("/etc/transit-kms/environment");
     let good = fs::read_to_string(&environment).unwrap();
     fs::write(&environment, format!("{good}TRANSIT_KMS_HEALTH_CHECK_INTERVAL=never\n")).unwrap();
     let _waiting = std::os::unix::net::UnixStream::connect(machine.path(SOCKET_PATH)).unwrap();
     machine.run(&["systemctl", "restart", SERVICE]).await;
-    eventually("it was tried often", PATIENCE, async || machine.number(SERVICE, "NRestarts").await > 30)
-        .await;
+    eventually("systemd started the service many times", PATIENCE, async || {
+        machine.number(SERVICE, "NRestarts").await > 30
+    })
+    .await;
     assert_eq!(machine.property(SOCKET, "ActiveState").await, "active");
     fs::write(&environment, good).unwrap();
     node.wait_ok().await;
-    assert_eq!(
-        fs::metadata(machine.path(SOCKET_PATH)).unwrap().ino(),
-        socket,
-        "it has been there all the time"
-    );
+    assert_eq!(fs::metadata(machine.path(SOCKET_PATH)).unwrap().ino(), socket, "the socket was replaced");
 }
 
-/// A whole service has 9.6 without any of it, and 0 cannot be had by one that talks to the network.
-const EXPOSED_AT_MOST: f64 = 1.5;
+/// The highest accepted exposure level of systemd-analyze. A service without hardening has 9.6, and one with network
+/// access cannot have 0.
+const MAX_EXPOSURE: f64 = 1.5;
 
 #[test]
-fn little_is_exposed() {
+fn the_units_have_a_low_exposure_level() {
     for unit in [SERVICE, AGENT] {
         let file = testkit::repository::path("manifests/systemd").join(unit);
         let mut command = command("systemd-analyze");
@@ -254,6 +254,6 @@ fn little_is_exposed() {
             said.lines().find_map(|line| line.split_once("Overall exposure level for ")).map(|it| it.1);
         let score = score.and_then(|it| it.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{said}"));
         measurements::record_measurement("12 systemd: exposure", &format!("{unit} {score} of 10"));
-        assert!(score.parse::<f64>().unwrap() <= EXPOSED_AT_MOST, "{said}");
+        assert!(score.parse::<f64>().unwrap() <= MAX_EXPOSURE, "{said}");
     }
 }
