@@ -122,7 +122,7 @@ impl Operation for DecryptWithTransit<'_> {
                     return Err(TransitError::new(ErrorKind::BadCiphertext, message));
                 }
                 Ok(Decrypted { plaintext, request_id }) => {
-                    return Ok(DecryptOutput { plaintext, vault_request_id: Some(request_id) });
+                    return Ok(DecryptOutput { plaintext, vault_request_id: request_id });
                 }
                 Err(error) => {
                     let error = reporter.decrypt_failed(snapshot, entry, error);
@@ -186,7 +186,7 @@ impl Operation for DecryptWithLocalKek<'_> {
         reporter.keks().insert(Arc::clone(&kek), stamp);
         Ok(DecryptOutput {
             plaintext: kek.open(self.key_id, self.sealed)?,
-            vault_request_id: Some(unwrapped.request_id),
+            vault_request_id: unwrapped.request_id,
         })
     }
 }

@@ -88,7 +88,7 @@ impl Operation for Encrypt<'_> {
             .inspect_err(|error| reporter.call_failed(snapshot.generation, error))?;
         Ok(EncryptOutput {
             ciphertext: encrypted.ciphertext.into_bytes(),
-            vault_request_id: Some(encrypted.request_id),
+            vault_request_id: encrypted.request_id,
             wrapped_kek: None,
         })
     }

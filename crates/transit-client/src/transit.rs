@@ -56,8 +56,8 @@ pub struct KeyDescription {
 pub struct Encrypted {
     /// The ciphertext. Its version is the one that was asked for.
     pub ciphertext: Ciphertext,
-    /// `request.id` of the entry in Vault's audit log; empty if Vault has not sent it.
-    pub request_id: String,
+    /// `request.id` of the entry in Vault's audit log; `None` if Vault has not sent it.
+    pub request_id: Option<String>,
 }
 
 /// What Transit decrypted.
@@ -65,8 +65,8 @@ pub struct Encrypted {
 pub struct Decrypted {
     /// The plaintext. It is wiped on drop.
     pub plaintext: Zeroizing<Vec<u8>>,
-    /// `request.id` of the entry in Vault's audit log; empty if Vault has not sent it.
-    pub request_id: String,
+    /// `request.id` of the entry in Vault's audit log; `None` if Vault has not sent it.
+    pub request_id: Option<String>,
 }
 
 impl fmt::Debug for Decrypted {

@@ -89,7 +89,7 @@ fn decrypted(ciphertext: &Ciphertext, single: bool) -> DecryptResult {
         return Err(TransitError::new(ErrorKind::VersionUnavailable, "version is too new"));
     }
     let plaintext = Zeroizing::new(text.as_bytes().to_vec());
-    Ok(Decrypted { plaintext, request_id: "request".into() })
+    Ok(Decrypted { plaintext, request_id: Some("request".into()) })
 }
 
 #[async_trait]

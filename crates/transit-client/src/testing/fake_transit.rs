@@ -197,7 +197,7 @@ fn decrypt(state: &State, key: &KeyRef, ciphertext: &Ciphertext) -> Result<Decry
     if material != key.material.to_be_bytes() {
         return Err(TransitError::new(ErrorKind::BadCiphertext, "message authentication failed"));
     }
-    Ok(Decrypted { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: "request".into() })
+    Ok(Decrypted { plaintext: Zeroizing::new(plaintext.to_vec()), request_id: Some("request".into()) })
 }
 
 #[async_trait]
@@ -248,7 +248,7 @@ impl Transit for FakeSession {
             }
             let body = STANDARD.encode([&key.material.to_be_bytes(), plaintext].concat());
             let ciphertext = Ciphertext::parse(format!("vault:v{version}:{body}").as_bytes()).unwrap();
-            Ok(Encrypted { ciphertext, request_id: "request".into() })
+            Ok(Encrypted { ciphertext, request_id: Some("request".into()) })
         })
         .await
     }

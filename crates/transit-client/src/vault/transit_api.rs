@@ -32,8 +32,8 @@ struct Envelope<T> {
 }
 
 impl<T> Envelope<T> {
-    fn request_id(&self) -> String {
-        self.request_id.text().unwrap_or_default().to_owned()
+    fn request_id(&self) -> Option<String> {
+        self.request_id.text().map(str::to_owned)
     }
 }
 
