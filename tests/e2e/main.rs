@@ -17,8 +17,6 @@ mod encryption_at_rest;
 #[cfg(test)]
 mod encryption_config_reload;
 #[cfg(test)]
-mod fake_plugin;
-#[cfg(test)]
 mod local_kek;
 #[cfg(test)]
 mod lost_access;
@@ -30,6 +28,8 @@ mod misbehaving_clients;
 mod outage;
 #[cfg(test)]
 mod rotation;
+#[cfg(test)]
+mod stand_in;
 #[cfg(test)]
 mod start_order;
 #[cfg(test)]

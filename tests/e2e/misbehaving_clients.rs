@@ -17,7 +17,7 @@ use testkit::{
 /// Twice the limit of open connections.
 const IDLE_CONNECTIONS: usize = 1000;
 /// The user `nobody`, which may not call the plugin.
-const NOBODY: u32 = 65_534;
+const OTHER_UID: u32 = 65_534;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn connect_as_wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
         return;
     }
     let url = unix_url(socket).into_string().unwrap();
-    let ran = cli::run_as(NOBODY, dir, &["probe", "status", "--socket", &url]).await;
+    let ran = cli::run_as(OTHER_UID, dir, &["probe", "status", "--socket", &url]).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    daemon.wait_printed(&format!("--allow-uid {NOBODY} ")).await;
+    daemon.wait_printed(&format!("--allow-uid {OTHER_UID} ")).await;
 }

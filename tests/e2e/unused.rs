@@ -60,7 +60,7 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
     assert_eq!((code, reason_has(&said, "as its provider \"transit\"")), (1, true), "{said}");
     assert_eq!(said["key_id_hash"], key_id_hash(&control_plane.caller.key_id().await));
 
-    // Another plugin is this one as far as can be told, until it is said to be another.
+    // The API server uses another plugin than the checked one. Only `--other-provider` can say so.
     let other = TestEnv::start().await;
     let (stranger, _) = other.ready([]).await;
     let (code, said) = probe_unused(&control_plane.server, account.path(), stranger.socket(), &NO_DISCOVERY);

@@ -1,4 +1,4 @@
-/* What holds the namespaces of a pod: it does nothing, and ends when it is told to. */
+/* Holds the namespaces of a pod: it does nothing, and ends at a signal. */
 #include <signal.h>
 #include <unistd.h>
 

@@ -102,7 +102,7 @@ async fn calls_that_need_no_vault_do_not_wait_for_calls_that_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_whose_caller_goes_away_is_counted() {
+async fn a_call_whose_caller_leaves_is_counted() {
     let bench = Bench::ready(Model::new(), &["kms"]).await;
     bench.model.change(|state| state.silent = true);
     let calls = [bench.begin_encrypt(), bench.begin_encrypt()];

@@ -18,7 +18,7 @@ use testkit::{
     temp_dir,
 };
 
-/// A control plane without encryption and without nodes.
+/// A control control_plane without encryption and without nodes.
 pub(crate) struct ChartControlPlane {
     // Fields are dropped in this order. The API server comes first, because it logs many errors without etcd.
     server: ApiServer,
@@ -32,7 +32,7 @@ impl ChartControlPlane {
         let encryption = EncryptionConfig::new([Provider::identity()]);
         let mut server = cluster.api_server(&encryption, ApiServerOptions::default());
         server.wait_ready(READY_WITHIN).await;
-        let control_plane = Self { server, _cluster: cluster, dir: temp_dir("control-plane-") };
+        let control_plane = Self { server, _cluster: cluster, dir: temp_dir("control-control_plane-") };
         let config = control_plane.kubectl(&["config", "view", "--raw", "--flatten"]).await.stdout();
         fs::write(control_plane.kubeconfig(), config).unwrap();
         control_plane

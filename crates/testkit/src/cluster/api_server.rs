@@ -96,7 +96,7 @@ impl ApiServer {
         config.write(&encryption_file(self.dir.path()));
     }
 
-    /// Waits until `/readyz` is 200 and the namespace `default` is there.
+    /// Waits until `/readyz` is 200 and the namespace `default` exists.
     ///
     /// # Panics
     /// If it is not ready in time, or if the process ends.
