@@ -22,21 +22,21 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[tokio::test]
 async fn everything_is_readable_on_both_nodes_when_one_sees_a_rotation_first() {
     let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
-    let (quick, quick_caller) = env.ready([]).await;
+    let (fast, fast_caller) = env.ready([]).await;
     // Without a hint, this daemon would not notice a rotation for ten minutes.
     let (slow, slow_caller) = env.ready_without_health_checks().await;
-    let first = cluster.ready(&EncryptionConfig::with_kms(quick.socket())).await;
+    let first = cluster.ready(&EncryptionConfig::with_kms(fast.socket())).await;
     let second = cluster.ready(&EncryptionConfig::with_kms(slow.socket())).await;
     let apis = [first.api().clone(), second.api().clone()];
     for (number, api) in apis.iter().enumerate() {
         api.create_secret(&format!("old-{number}"), &format!("old-{number}")).await.unwrap();
     }
-    let old = quick_caller.key_id().await;
+    let old = fast_caller.key_id().await;
     assert_eq!(slow_caller.key_id().await, old);
 
     let polls = Poller::start(&apis);
     env.bao.rotate_key(KEY).await;
-    let new = quick_caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
+    let new = fast_caller.wait_key_id_after(&old, RELOAD_TIMEOUT).await;
     assert_eq!(slow_caller.key_id().await, old, "the slow daemon does not know of the rotation yet");
     let name = cluster.wait_for_key_id(&apis[0], &new, "new").await;
     // The second server decrypts with a key version that its daemon does not know, so the daemon checks the key.

@@ -62,11 +62,12 @@ async fn a_plugin_is_in_use_until_no_configuration_names_it() {
 
     // The API server uses another plugin than the checked one. Only `--other-provider` can say so.
     let other = TestEnv::start().await;
-    let (stranger, _) = other.ready([]).await;
-    let (code, said) = probe_unused(&control_plane.server, account.path(), stranger.socket(), &NO_DISCOVERY);
+    let (other_daemon, _) = other.ready([]).await;
+    let (code, said) =
+        probe_unused(&control_plane.server, account.path(), other_daemon.socket(), &NO_DISCOVERY);
     assert_eq!((code, reason_has(&said, "--other-provider=transit")), (1, true), "{said}");
     let (code, said) =
-        probe_unused(&control_plane.server, account.path(), stranger.socket(), &OTHER_PROVIDER);
+        probe_unused(&control_plane.server, account.path(), other_daemon.socket(), &OTHER_PROVIDER);
     assert_eq!(code, 0, "{said}");
 
     // A plugin whose key_id is unknown counts as used.

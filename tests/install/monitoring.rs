@@ -82,8 +82,8 @@ fn each_alert_has_a_severity_a_summary_a_description_and_a_runbook() {
     }
 }
 
-/// Runs the query of each panel in a real Prometheus that scrapes two real daemons and a real kube-apiserver, under load
-/// and during a rotation.
+/// Runs the query of each panel in a real Prometheus that scrapes two real daemons and a real kube-apiserver, under
+/// load and during a rotation.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_panel_shows_data_and_every_metric_of_rules_and_panels_exists() {
     let mut monitored = MonitoredCluster::start().await;

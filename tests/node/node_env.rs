@@ -36,7 +36,7 @@ pub(crate) struct NodeEnv {
 }
 
 impl NodeEnv {
-    /// Returns a node that is powered off, without an API server. The agent's credentials for this role are on its disk.
+    /// Returns a node that is powered off, without an API server. Its disk has the agent's credentials for this role.
     pub(crate) async fn powered_off(role: &Value) -> Self {
         let (bao, control_plane) = (Bao::start().await, NodeControlPlane::start().await);
         let node = Node::new().await;
@@ -62,7 +62,8 @@ impl NodeEnv {
         env
     }
 
-    /// As [`NodeEnv::without_encryption`], with the chart installed by this major version of Helm, and Secrets encrypted with it.
+    /// As [`NodeEnv::without_encryption`], with the chart installed by this major version of Helm, and Secrets encrypted
+    /// with it.
     pub(crate) async fn installed(major: u8, role: &Value) -> (Self, Helm) {
         let mut env = Self::without_encryption(role).await;
         let helm = Helm::new(major, &env.control_plane.kubectl, &env.bao);

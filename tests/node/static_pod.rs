@@ -155,7 +155,7 @@ async fn wait_other(env: &NodeEnv, last: &Option<(String, String)>) -> Option<(S
     .await
 }
 
-/// Measures the gap: kubelet starts the new pod ten to fifteen seconds after it stops the old one.
+/// Measures the gap: kubelet finds the old pod still running, and retries ten to fifteen seconds later.
 #[tokio::test]
 async fn no_api_request_fails_during_the_gap_of_an_upgrade_in_place() {
     let env = started().await;

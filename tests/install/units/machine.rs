@@ -119,7 +119,7 @@ impl Drop for Machine {
                 journal.map(|it| String::from_utf8_lossy(&it.stdout).into_owned()).unwrap_or_default()
             );
         }
-        // The kernel kills all processes of a PID namespace with its first one. Then `unshare`, which waits for it, ends.
+        // The kernel kills all processes of a PID namespace with its first one. Then `unshare`, which waits, ends.
         if self.process.exited().is_none() {
             let init = Pid::from_raw(i32::try_from(self.init).unwrap()).unwrap();
             kill_process(init, Signal::KILL).ok();
