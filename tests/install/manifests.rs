@@ -17,7 +17,7 @@ use crate::chart::{
 
 const ROOT: &str = testkit::repository::ROOT;
 /// The manifests of Kubernetes objects.
-const PODS: [&str; 3] = ["daemonset", "hosted-control-control_plane", "static-pod"];
+const PODS: [&str; 3] = ["daemonset", "hosted-control-plane", "static-pod"];
 
 #[test]
 fn manifests_match_the_output_of_scripts_manifests() {
@@ -96,7 +96,7 @@ fn the_static_pod_mounts_every_path_of_the_agents_files() {
 
 #[test]
 fn the_hosted_control_plane_starts_the_plugin_first_without_a_readiness_probe() {
-    let object = pod_of("hosted-control-control_plane");
+    let object = pod_of("hosted-control-plane");
     let pod = pod(&object).unwrap();
     let first: Vec<_> = list(&pod["initContainers"]).collect();
     assert_eq!(

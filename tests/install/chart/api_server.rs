@@ -32,7 +32,7 @@ impl ChartControlPlane {
         let encryption = EncryptionConfig::new([Provider::identity()]);
         let mut server = cluster.api_server(&encryption, ApiServerOptions::default());
         server.wait_ready(READY_WITHIN).await;
-        let control_plane = Self { server, _cluster: cluster, dir: temp_dir("control-control_plane-") };
+        let control_plane = Self { server, _cluster: cluster, dir: temp_dir("chart-") };
         let config = control_plane.kubectl(&["config", "view", "--raw", "--flatten"]).await.stdout();
         fs::write(control_plane.kubeconfig(), config).unwrap();
         control_plane
