@@ -17,6 +17,8 @@ mod encryption_at_rest;
 #[cfg(test)]
 mod encryption_config_reload;
 #[cfg(test)]
+mod fake_plugin;
+#[cfg(test)]
 mod local_kek;
 #[cfg(test)]
 mod lost_access;
@@ -28,8 +30,6 @@ mod misbehaving_clients;
 mod outage;
 #[cfg(test)]
 mod rotation;
-#[cfg(test)]
-mod stand_in;
 #[cfg(test)]
 mod start_order;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use testkit::{
 };
 use tokio::task::JoinSet;
 
-use crate::stand_in::FakePlugin;
+use crate::fake_plugin::FakePlugin;
 
 /// The provider name in Trousseau's documentation. It is part of every stored value.
 const TROUSSEAU: &str = "vaultprovider";
