@@ -18,7 +18,7 @@ use testkit::{
     temp_dir,
 };
 
-/// A control control_plane without encryption and without nodes.
+/// A control plane without encryption and without nodes.
 pub(crate) struct ChartControlPlane {
     // Fields are dropped in this order. The API server comes first, because it logs many errors without etcd.
     server: ApiServer,
