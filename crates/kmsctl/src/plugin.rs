@@ -1,15 +1,11 @@
 //! `transit-kmsctl plugin`: calls a KMS v2 plugin as kube-apiserver does.
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::Args;
 use kms_plugin::{
     address::UnixAddress,
-    cli::{self, KmsCall, OutputFormat, PluginCommand, Report, Target, parse_timeout, printable},
+    cli::{self, KmsCall, OutputFormat, PluginCommand, Report, Target, parse_timeout},
 };
 use tokio::time::timeout;
 
@@ -66,14 +62,5 @@ pub(crate) async fn run(args: PluginArgs) -> ExitCode {
             .await
             .unwrap_or_else(|_| Err(target.timed_out(&args.socket))),
     };
-    let printed = report.print(args.output, "plugin", args.command.name(), &result);
-    // The reader may have closed the pipe. The exit code is still useful then.
-    drop(io::stdout().lock().write_all(printed.as_bytes()));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(writeln!(io::stderr().lock(), "{}", printable(&error.to_string())));
-            error.exit_code().into()
-        }
-    }
+    report.finish(args.output, "plugin", args.command.name(), result)
 }

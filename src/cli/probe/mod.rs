@@ -9,11 +9,11 @@ mod metrics_page;
 mod unused;
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     process::ExitCode,
 };
 
-use kms_plugin::cli::{self, CheckError, KmsCall, Report, printable};
+use kms_plugin::cli::{self, CheckError, KmsCall, Report};
 use tokio::time::timeout;
 
 pub use self::args::ProbeArgs;
@@ -22,16 +22,7 @@ use self::args::ProbeCommand;
 /// Runs one check, prints its result, and returns its exit code.
 pub async fn run(args: ProbeArgs) -> ExitCode {
     let (report, result) = probe(&args, &mut io::stdin()).await;
-    let printed = report.print(args.output, "probe", args.command.name(), &result);
-    // The reader may have closed the pipe. The exit code is still useful then.
-    drop(io::stdout().lock().write_all(printed.as_bytes()));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            drop(writeln!(io::stderr().lock(), "{}", printable(&error.to_string())));
-            error.exit_code().into()
-        }
-    }
+    report.finish(args.output, "probe", args.command.name(), result)
 }
 
 async fn probe(args: &ProbeArgs, input: &mut impl Read) -> (Report, Result<(), CheckError>) {

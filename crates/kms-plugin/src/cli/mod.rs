@@ -15,7 +15,7 @@ use secrecy::SecretString;
 pub use self::{
     check::{Target, check, key_id},
     input::{KmsCall, SEED_BYTES},
-    report::{CheckError, EXIT_CHECK_FAILED, EXIT_NO_ANSWER, EXIT_USAGE, Report, printable},
+    report::{CheckError, EXIT_CHECK_FAILED, EXIT_NO_ANSWER, EXIT_USAGE, Report},
 };
 
 /// The exit codes of each check, for its help.

@@ -1,6 +1,10 @@
 //! The output of a check, as text or JSON.
 
-use std::time::Instant;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Instant,
+};
 
 use serde_json::{Map, Value};
 
@@ -63,6 +67,27 @@ impl Report {
         self.decrypt_command = Some(command);
     }
 
+    /// Prints the values on standard output and the reason of a failure on standard error, and returns the exit
+    /// code. See [`Report::print`] for `kind` and `name`.
+    pub fn finish(
+        &self,
+        format: OutputFormat,
+        kind: &str,
+        name: &str,
+        result: Result<(), CheckError>,
+    ) -> ExitCode {
+        let printed = self.print(format, kind, name, &result);
+        // The reader may have closed the pipe. The exit code is still useful then.
+        drop(io::stdout().lock().write_all(printed.as_bytes()));
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                drop(writeln!(io::stderr().lock(), "{}", printable(&error.to_string())));
+                error.exit_code().into()
+            }
+        }
+    }
+
     /// Returns the text for standard output. `name` is the name of the check; in JSON, it is the value of the key
     /// `kind`.
     #[must_use]
@@ -102,8 +127,7 @@ fn line(name: &str, value: &Value) -> String {
 }
 
 /// Escapes control characters, because the text comes from a server and may be printed on a terminal.
-#[must_use]
-pub fn printable(text: &str) -> String {
+fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
         .collect()
