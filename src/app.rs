@@ -24,7 +24,7 @@ use self::{
     kms_endpoint::{KmsEndpoint, ServeContext},
 };
 use crate::{
-    config::{self, ParseOptions, WatchOptions},
+    config::{self, ConfigSource, ParseOptions, WatchOptions},
     kms::{v1::KmsV1, v2::KmsV2},
     observe::{heartbeat::Heartbeat, metrics::Metrics},
     server::{
@@ -53,8 +53,8 @@ pub struct Settings {
     pub allowed_peers: AllowedPeers,
     /// Sends concurrent Decrypts to Vault in few requests.
     pub coalescing: bool,
-    /// The rendered config file.
-    pub config: PathBuf,
+    /// The rendered config file, or a fixed text.
+    pub config: ConfigSource,
     /// How health is judged.
     pub health: HealthSettings,
     /// The socket for KMS v2.

@@ -282,7 +282,7 @@ impl ServeArgs {
             allow_http: self.allow_http,
             allowed_peers: AllowedPeers::new(self.allow_uid),
             coalescing: !self.no_coalescing,
-            config: self.config,
+            config: self.config.into(),
             health: HealthSettings {
                 outage_grace: self.outage_grace,
                 health_check_interval: self.health_check_interval,

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::exposure;
 
 use super::{
-    ConfigError, ConfigErrorKind,
+    ConfigError, ConfigErrorKind, ConfigSource,
     parse::{MAX_FILE_BYTES, ParseOptions, parse},
     settings::{Config, TlsFiles},
 };
@@ -80,17 +80,21 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Reads the config file and the files that it names, on a thread for blocking calls.
+/// Reads the config and the files that it names, on a thread for blocking calls.
 ///
 /// # Errors
 /// [`ConfigErrorKind::Absent`] if there is no config file, [`ConfigErrorKind::Unreadable`] if it or a file that
 /// it names cannot be read, [`ConfigErrorKind::Invalid`] if it breaks a rule. A pipe, a device or a directory is
 /// refused immediately.
-pub async fn load(path: PathBuf, options: ParseOptions) -> Result<LoadedConfig, ConfigError> {
-    let copy = path.clone();
-    match tokio::task::spawn_blocking(move || load_blocking(&path, options).result).await {
+pub async fn load(
+    source: impl Into<ConfigSource>,
+    options: ParseOptions,
+) -> Result<LoadedConfig, ConfigError> {
+    let source = source.into();
+    let copy = source.clone();
+    match tokio::task::spawn_blocking(move || load_blocking(&source, options).result).await {
         Ok(result) => result,
-        Err(_) => Err(reader_panicked(&copy)),
+        Err(_) => Err(reader_panicked(copy.name())),
     }
 }
 
@@ -118,14 +122,19 @@ impl Loaded {
 }
 
 /// Does the same as [`load`], on this thread.
-pub(super) fn load_blocking(path: &Path, options: ParseOptions) -> Loaded {
-    let text = match read_regular(path, MAX_FILE_BYTES) {
+pub(super) fn load_blocking(source: &ConfigSource, options: ParseOptions) -> Loaded {
+    let path = source.name();
+    let text = match source {
+        ConfigSource::File(path) => read_regular(path, MAX_FILE_BYTES),
+        ConfigSource::Text { text, .. } => Ok(Zeroizing::new(text.as_bytes().to_vec())),
+    };
+    let text = match text {
         Ok(text) => text,
         Err(error) => return Loaded::failed(error.of_config(path)),
     };
     let config = match parse(&text, path, options) {
         Ok(mut config) => {
-            config.warnings.extend(exposure_warnings(&config.tls, path));
+            config.warnings.extend(exposure_warnings(&config.tls, source.file()));
             config
         }
         Err(error) => return Loaded::failed(error),
@@ -153,9 +162,12 @@ pub(super) fn load_blocking(path: &Path, options: ParseOptions) -> Loaded {
 
 /// Returns warnings about other users who can read or change files with secrets. The warnings depend on modes
 /// and owners, not on the contents, so no fingerprint covers them.
-fn exposure_warnings(files: &TlsFiles, config: &Path) -> Vec<String> {
+fn exposure_warnings(files: &TlsFiles, config: Option<&Path>) -> Vec<String> {
     let cure = "have the agent render it with perms = 0600";
-    let mut warnings = exposure::secret_file_warnings(config, "the token", cure);
+    let mut warnings = match config {
+        Some(config) => exposure::secret_file_warnings(config, "the token", cure),
+        None => Vec::new(),
+    };
     if let Some(key) = &files.client_key_file {
         warnings.extend(exposure::secret_file_warnings(
             key,

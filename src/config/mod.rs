@@ -5,6 +5,7 @@
 //! load      bounded reads, fingerprints   -> LoadedConfig
 //! parse     YAML, rules, line numbers     -> Config
 //! settings  the settings, each checked by its constructor
+//! source    a file, or a fixed text
 //! ```
 //!
 //! No error, log line or `Debug` output shows a value of the file, because a damaged file can contain the
@@ -15,10 +16,12 @@ mod error;
 pub mod load;
 pub mod parse;
 pub mod settings;
+mod source;
 pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
 pub use load::{Fingerprint, LoadedConfig, load};
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
 pub use settings::{Config, Credentials, Encryption, LocalKekLimits, TlsFiles};
+pub use source::ConfigSource;
 pub use watch::{Observation, ReloadHandle, WatchOptions, Watcher, watch};

@@ -44,7 +44,7 @@ impl Files {
 }
 
 fn read(path: &Path) -> Result<LoadedConfig, ConfigError> {
-    load_blocking(path, ParseOptions::default()).result
+    load_blocking(&path.to_owned().into(), ParseOptions::default()).result
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ fn the_error_for_a_missing_file_names_it() {
     assert!(read(&config).unwrap_err().rule.contains("is empty"));
     files.write("cert.pem", &"x".repeat(MAX_PEM_BYTES + 1));
     assert!(read(&config).unwrap_err().rule.contains("is larger than 1024 KiB"));
-    let files_named = load_blocking(&config, ParseOptions::default()).files;
+    let files_named = load_blocking(&config.into(), ParseOptions::default()).files;
     assert_eq!(files_named.client_cert_file, Some(files.path("cert.pem")));
 }
 

@@ -13,12 +13,12 @@ mod reader;
 mod task;
 mod watch_set;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::{reader::ConfigReader, task::Task};
-use super::{ConfigError, load::LoadedConfig, parse::ParseOptions};
+use super::{ConfigError, ConfigSource, load::LoadedConfig, parse::ParseOptions};
 
 /// The result of reading the config.
 pub type Observation = Result<LoadedConfig, ConfigError>;
@@ -50,7 +50,7 @@ impl Default for WatchOptions {
     }
 }
 
-/// Watches a config file and the files that it names, until the [`Watcher`] is dropped. Must be called on a tokio
+/// Watches a config and the files that it names, until the [`Watcher`] is dropped. Must be called on a tokio
 /// runtime.
 ///
 /// The first observation is made immediately and always published. After that, an observation is published only
@@ -61,12 +61,16 @@ impl Default for WatchOptions {
 /// A new error is published only if a second read, `quiet` later, also fails: a program that writes the file in
 /// place first truncates it.
 #[must_use]
-pub fn watch(path: PathBuf, options: WatchOptions) -> Watcher {
-    watch_with(path, options, notifier::inotify())
+pub fn watch(source: impl Into<ConfigSource>, options: WatchOptions) -> Watcher {
+    watch_with(source, options, notifier::inotify())
 }
 
-fn watch_with(path: PathBuf, options: WatchOptions, make_watcher: notifier::MakeWatcher) -> Watcher {
-    let path = std::path::absolute(&path).unwrap_or(path);
+fn watch_with(
+    source: impl Into<ConfigSource>,
+    options: WatchOptions,
+    make_watcher: notifier::MakeWatcher,
+) -> Watcher {
+    let source = source.into().into_absolute();
     let hints = Arc::new(Notify::new());
     let (observations, receiver) = watch::channel(None);
     let (requests, inbox) = mpsc::channel(64);
@@ -78,11 +82,11 @@ fn watch_with(path: PathBuf, options: WatchOptions, make_watcher: notifier::Make
         last_published: None,
         observations,
         options,
-        path: path.clone(),
         pending_error: None,
-        reader: Some(ConfigReader::new(path, options, make_watcher.clone(), hints)),
+        reader: Some(ConfigReader::new(source.clone(), options, make_watcher.clone(), hints)),
         make_watcher,
         requests: Vec::new(),
+        source,
         #[cfg(test)]
         reads: reads.clone(),
     };

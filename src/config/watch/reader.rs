@@ -11,6 +11,7 @@ use super::{
     watch_set::WatchSet,
 };
 use crate::config::{
+    ConfigSource,
     load::{Loaded, load_blocking},
     settings::TlsFiles,
 };
@@ -23,14 +24,14 @@ pub(super) struct ConfigReader {
     files: TlsFiles,
     notifier: Notifier,
     options: WatchOptions,
-    path: PathBuf,
     /// Not all files can be watched, so the polls must find their changes. This has been logged.
     polling_only: bool,
+    source: ConfigSource,
 }
 
 impl ConfigReader {
     pub(super) fn new(
-        path: PathBuf,
+        source: ConfigSource,
         options: WatchOptions,
         make_watcher: MakeWatcher,
         hints: Arc<Notify>,
@@ -39,8 +40,8 @@ impl ConfigReader {
             files: TlsFiles::default(),
             notifier: Notifier::new(make_watcher, hints),
             options,
-            path,
             polling_only: false,
+            source,
         }
     }
 
@@ -51,7 +52,7 @@ impl ConfigReader {
         let mut rounds = 0;
         loop {
             self.update_watches(&set);
-            let Loaded { result, files } = load_blocking(&self.path, self.options.parse);
+            let Loaded { result, files } = load_blocking(&self.source, self.options.parse);
             self.files = files;
             let new_set = self.watch_set();
             rounds += 1;
@@ -65,14 +66,14 @@ impl ConfigReader {
     fn watch_set(&self) -> WatchSet {
         let files = [&self.files.ca_file, &self.files.client_cert_file, &self.files.client_key_file];
         let mut set = WatchSet::default();
-        for path in files.into_iter().flatten().chain([&self.path]) {
+        for path in files.into_iter().flatten().map(PathBuf::as_path).chain(self.source.file()) {
             set.add_path(path);
         }
         set
     }
 
     fn update_watches(&mut self, set: &WatchSet) {
-        let path = self.path.display();
+        let path = self.source.name().display();
         match (self.notifier.update(set), self.polling_only) {
             (Ok(()), false) => {}
             (Ok(()), true) => {

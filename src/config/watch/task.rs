@@ -1,6 +1,6 @@
 //! The task of a watch: decides when to read and what to publish.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -12,7 +12,7 @@ use super::{
     Observation, ReloadRequest, WatchOptions, debounce::Debounce, notifier::MakeWatcher, reader::ConfigReader,
 };
 use crate::config::{
-    ConfigError,
+    ConfigError, ConfigSource,
     load::{self, Fingerprint},
 };
 
@@ -29,7 +29,6 @@ pub(super) struct Task {
     pub(super) make_watcher: MakeWatcher,
     pub(super) observations: watch::Sender<Option<Arc<Observation>>>,
     pub(super) options: WatchOptions,
-    pub(super) path: PathBuf,
     /// When an error was first seen that is not published yet.
     pub(super) pending_error: Option<Instant>,
     /// `None` while a blocking thread uses it.
@@ -38,6 +37,7 @@ pub(super) struct Task {
     pub(super) reads: watch::Sender<usize>,
     /// Requests that the next observation answers.
     pub(super) requests: Vec<ReloadRequest>,
+    pub(super) source: ConfigSource,
 }
 
 impl Task {
@@ -78,7 +78,7 @@ impl Task {
     async fn read(&mut self) -> Option<()> {
         let mut reader = self.reader.take().unwrap_or_else(|| {
             ConfigReader::new(
-                self.path.clone(),
+                self.source.clone(),
                 self.options,
                 self.make_watcher.clone(),
                 Arc::clone(&self.hints),
@@ -93,7 +93,7 @@ impl Task {
                 self.reader = Some(reader);
                 observation
             }
-            Err(error) if error.is_panic() => Err(load::reader_panicked(&self.path)),
+            Err(error) if error.is_panic() => Err(load::reader_panicked(self.source.name())),
             Err(_) => return None,
         };
         self.handle(observation);
@@ -136,7 +136,7 @@ impl Task {
     }
 
     fn publish(&mut self, observation: Observation) {
-        let path = self.path.display();
+        let path = self.source.name().display();
         self.last_published = Some(match &observation {
             Ok(loaded) => {
                 let warnings = &loaded.config.warnings;

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::Write,
     os::unix::fs::symlink,
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::SystemTime,
 };
@@ -383,4 +384,23 @@ async fn the_watch_ends_with_the_watcher() {
     drop(watcher);
     timeout(DEADLINE, handle.requests.closed()).await.expect("an end in time");
     assert!(handle.reload().await.is_none());
+}
+
+#[tokio::test]
+async fn the_files_that_a_fixed_text_names_are_watched() {
+    let bench = Bench::new();
+    fs::write(bench.path("ca.pem"), "first").unwrap();
+    let text = format!("{}tls: {{ ca_file: {} }}\n", text("t"), bench.path("ca.pem").display());
+    let source = ConfigSource::Text { name: "flags".into(), text: text.into() };
+    assert!(!format!("{source:?}").contains("https://v"), "{source:?}");
+    let mut watcher = watch(source, by_events());
+    let ca = |found: &Observation| found.as_ref().unwrap().tls.ca.clone().unwrap();
+    assert_eq!(ca(&*next(&mut watcher).await), b"first");
+    fs::write(bench.path("ca.new"), "second").unwrap();
+    fs::rename(bench.path("ca.new"), bench.path("ca.pem")).unwrap();
+    assert_eq!(ca(&*next(&mut watcher).await), b"second");
+    fs::remove_file(bench.path("ca.pem")).unwrap();
+    let found = next(&mut watcher).await;
+    let error = found.as_ref().as_ref().unwrap_err();
+    assert!(error.to_string().starts_with("flags: tls.ca_file: "), "{error}");
 }
