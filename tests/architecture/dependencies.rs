@@ -53,9 +53,13 @@ fn the_daemon_has_no_feature_that_only_tests_need() {
 
 #[test]
 fn the_shared_crates_know_neither_the_daemon_nor_each_other() {
-    for (package, other) in [("transit-client", "kms-plugin"), ("kms-plugin", "transit-client")] {
+    const SHARED: [&str; 3] = ["kms-plugin", "spiffe-identity", "transit-client"];
+    for package in SHARED {
         let tree = tree(package);
         let names = names(&tree);
-        assert!(!names.contains("transit-kms") && !names.contains(other), "{package}: {names:?}");
+        assert!(names.contains(package) && !names.contains("transit-kms"), "{package}: {names:?}");
+        let others: Vec<_> =
+            SHARED.iter().filter(|other| **other != package && names.contains(*other)).collect();
+        assert!(others.is_empty(), "{package} depends on {others:?}");
     }
 }

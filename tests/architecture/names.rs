@@ -8,8 +8,13 @@ use testkit::repository;
 use super::imports::sources;
 
 /// The code of the daemon.
-const FOLDERS: [&str; 4] =
-    ["src", "crates/error-text/src", "crates/kms-plugin/src", "crates/transit-client/src"];
+const FOLDERS: &[&str] = &[
+    "src",
+    "crates/error-text/src",
+    "crates/kms-plugin/src",
+    "crates/spiffe-identity/src",
+    "crates/transit-client/src",
+];
 
 #[test]
 fn no_two_types_have_the_same_name() {

@@ -27,6 +27,7 @@
 //! | [`cluster`] | etcd and kube-apiserver, and clients of them |
 //! | [`net`] | HTTP servers, proxies and links that a test can break; reserves ports |
 //! | [`process`] | any other program |
+//! | [`spiffe`] | an authority of SVIDs, and a Workload API that issues them |
 //! | [`files`] | temporary folders and small file systems |
 
 #![allow(missing_docs, reason = "short helpers of tests explain themselves by their names")]
@@ -49,6 +50,7 @@ pub mod kms;
 pub mod measurements;
 pub mod net;
 pub mod process;
+pub mod spiffe;
 pub mod vault;
 mod wait;
 
@@ -71,6 +73,10 @@ pub use kms::{
 };
 pub use net::{authority, http, link::NetworkLink, port, port::closed_address};
 pub use process::{cgroup, command, command::command, no_inotify::without_inotify};
+pub use spiffe::{
+    authority::{Identity, SpiffeAuthority},
+    workload_api::{Conduct, WorkloadApiServer},
+};
 pub use vault::{
     agent::{Agent, AgentOptions, Login},
     binary::VaultBinary,
