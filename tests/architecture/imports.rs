@@ -58,6 +58,10 @@ const PACKAGES: &[Package] = &[
         layers: &[layer(&["cli"]), layer(&["client"]), layer(&["address", "grpc_timeout", "v1beta1", "v2"])],
     },
     Package {
+        folder: "crates/sealed-payload/src",
+        layers: &[layer(&["tests"]), layer(&["key"]), layer(&["envelope"]), layer(&["der", "pem"])],
+    },
+    Package {
         folder: "crates/spiffe-identity/src",
         layers: &[mutual(&["updates", "workload_api"]), layer(&["file", "svid", "trust_domain"])],
     },

@@ -12,6 +12,7 @@ const FOLDERS: &[&str] = &[
     "src",
     "crates/error-text/src",
     "crates/kms-plugin/src",
+    "crates/sealed-payload/src",
     "crates/spiffe-identity/src",
     "crates/transit-client/src",
 ];
