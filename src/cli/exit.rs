@@ -7,8 +7,8 @@ use kms_plugin::cli::{EXIT_CHECK_FAILED, EXIT_NO_ANSWER, EXIT_USAGE};
 /// How a subcommand ends. Codes from 64 are those of sysexits.h.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exit {
-    /// `serve` could not bind a socket or port; `EX_CANTCREAT`.
-    CannotBind,
+    /// `serve` could not bind a socket or port, or `keygen` could not write the key; `EX_CANTCREAT`.
+    CannotCreate,
     /// A check of `probe` got an answer, and failed.
     CheckFailed,
     /// `probe` got no answer.
@@ -31,7 +31,7 @@ impl Exit {
             Self::NoAnswer => EXIT_NO_ANSWER,
             Self::Usage => EXIT_USAGE,
             Self::System => 71,
-            Self::CannotBind => 73,
+            Self::CannotCreate => 73,
         }
     }
 
@@ -42,7 +42,9 @@ impl Exit {
             Self::NoAnswer => "probe: there was no answer",
             Self::Usage => "a flag, argument or input is not valid",
             Self::System => "the operating system refuses something that transit-kms needs",
-            Self::CannotBind => "serve: a socket or port cannot be bound",
+            Self::CannotCreate => {
+                "serve: a socket or port cannot be bound; keygen: the file cannot be written"
+            }
         }
     }
 }

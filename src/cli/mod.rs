@@ -2,6 +2,7 @@
 
 mod admin_client;
 mod exit;
+pub mod keygen;
 pub mod probe;
 pub mod serve;
 
@@ -23,8 +24,8 @@ pub use self::exit::Exit;
 #[derive(Debug, Parser)]
 #[command(name = "transit-kms", version, max_term_width = 110)]
 #[command(after_help = exit::after_help(
-    &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage, Exit::System, Exit::CannotBind],
-    "`transit-kms serve --help` and `transit-kms probe --help` describe flags and environment variables.",
+    &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage, Exit::System, Exit::CannotCreate],
+    "`transit-kms serve --help`, `transit-kms probe --help` and `transit-kms keygen --help` have the details.",
 ))]
 struct Cli {
     #[command(subcommand)]
@@ -33,6 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Keygen(keygen::KeygenArgs),
     Probe(probe::ProbeArgs),
     Serve(Box<serve::ServeArgs>),
 }
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
     // aws-lc-rs does all cryptography. Installing it fails only if a test has done so before.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     match cli.command {
+        Command::Keygen(args) => keygen::main(&args),
         Command::Probe(args) => run_on_one_thread(probe::run(args)),
         Command::Serve(args) => serve::main(*args),
     }

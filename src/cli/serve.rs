@@ -39,7 +39,7 @@ use crate::{
 /// Durations have a unit, such as 500ms, 30s or 2m.
 #[derive(Args, Debug)]
 #[command(after_help = after_help(
-    &[Exit::Success, Exit::Usage, Exit::System, Exit::CannotBind],
+    &[Exit::Success, Exit::Usage, Exit::System, Exit::CannotCreate],
     "Examples:\n  \
      transit-kms serve --config /etc/transit-kms/config.yaml\n  \
      transit-kms serve --config /etc/transit-kms/config.yaml --allow-uid 1000\n\n\
@@ -154,7 +154,7 @@ pub fn main(args: ServeArgs) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => {
             error!(%error, "cannot start");
-            return Exit::CannotBind.into();
+            return Exit::CannotCreate.into();
         }
     };
     if let Err(error) = args.check(&inherited) {
@@ -191,7 +191,7 @@ async fn run(settings: Settings, inherited: Inherited) -> ExitCode {
         Ok(app) => app,
         Err(error) => {
             error!(%error, "cannot start");
-            return Exit::CannotBind.into();
+            return Exit::CannotCreate.into();
         }
     };
     for address in app.admin_addresses() {

@@ -39,6 +39,8 @@ mod renewal;
 #[cfg(test)]
 mod rotation;
 #[cfg(test)]
+mod sealed_payload;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod soak;

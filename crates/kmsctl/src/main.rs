@@ -2,7 +2,10 @@
 //!
 //! It may have rights that the daemon must not have, so it is a package of its own.
 
+mod command_error;
+mod files;
 mod plugin;
+mod seal;
 
 use std::{
     io::{self, Write},
@@ -13,17 +16,17 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use kms_plugin::cli::EXIT_USAGE;
 use tokio::runtime;
 
-/// The runtime cannot be set up; `EX_OSERR` of sysexits.h.
-const EXIT_SYSTEM: u8 = 71;
+use self::command_error::{CommandError, EXIT_SYSTEM};
 
-/// Operates transit-kms: checks a KMS plugin as kube-apiserver uses it.
+/// Operates transit-kms: checks a KMS plugin, and seals payloads for nodes.
 ///
 /// The daemon itself is `transit-kms serve`.
 #[derive(Debug, Parser)]
 #[command(name = "transit-kmsctl", version, max_term_width = 110)]
 #[command(after_help = "\
 Exit codes: 0 done, 64 an argument cannot be used; each subcommand's help names its own.\n\n\
-Examples:\n  transit-kmsctl plugin roundtrip\n  transit-kmsctl plugin status --socket unix:///@kms -o json")]
+Examples:\n  transit-kmsctl plugin roundtrip\n  transit-kmsctl plugin status --socket unix:///@kms -o json\n  \
+transit-kmsctl seal --to node.pub --in secret-id --out secret-id.pem")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,6 +35,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Plugin(plugin::PluginArgs),
+    Seal(seal::SealArgs),
     /// Prints the version of this program
     Version,
 }
@@ -56,9 +60,21 @@ fn main() -> ExitCode {
                 ExitCode::from(EXIT_SYSTEM)
             }
         },
+        Command::Seal(args) => finish(seal::run(&args)),
         Command::Version => {
             drop(writeln!(io::stdout(), concat!("transit-kmsctl ", env!("CARGO_PKG_VERSION"))));
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Prints the error of a command, and returns its exit code.
+fn finish(result: Result<(), CommandError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(io::stderr(), "error: {error}"));
+            ExitCode::from(error.exit_code())
         }
     }
 }

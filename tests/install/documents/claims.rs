@@ -164,9 +164,16 @@ async fn flags() -> BTreeSet<String> {
 
 /// The arguments that a line of shell passes to one of the programs.
 fn program_arguments(line: &str) -> Option<String> {
-    let (_, arguments) = ["transit-kms serve ", "transit-kms probe ", "kms probe ", "transit-kmsctl plugin "]
-        .iter()
-        .find_map(|program| line.split_once(program))?;
+    const COMMANDS: [&str; 7] = [
+        "transit-kms serve ",
+        "transit-kms keygen ",
+        "transit-kms probe ",
+        "kms probe ",
+        "transit-kmsctl plugin ",
+        "transit-kmsctl seal ",
+        "transit-kmsctl secret-id ",
+    ];
+    let (_, arguments) = COMMANDS.iter().find_map(|program| line.split_once(program))?;
     Some(arguments.split(['|', '#']).next().unwrap_or_default().to_owned())
 }
 
