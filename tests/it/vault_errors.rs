@@ -17,6 +17,7 @@ async fn the_server_answers_with_the_expected_error_texts() {
     bao.api("POST", &format!("{MOUNT}/keys/ecdsa"), json!({ "type": "ecdsa-p256" })).await;
     bao.api("POST", &format!("{MOUNT}/keys/gone"), json!({})).await;
     bao.api("DELETE", &format!("{MOUNT}/keys/gone/soft-delete"), Value::Null).await;
+    bao.api("POST", "sys/auth/approle", json!({ "type": "approle" })).await;
     let limits = json!({ "min_decryption_version": 2, "min_encryption_version": 2 });
     bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), limits).await;
 
@@ -26,6 +27,9 @@ async fn the_server_answers_with_the_expected_error_texts() {
     };
     let encrypt = |key: &str, version: u32| -> Request {
         ("POST", format!("{MOUNT}/encrypt/{key}"), json!({ "plaintext": "QUJD", "key_version": version }))
+    };
+    let login = |path: &str| -> Request {
+        ("POST", path.into(), json!({ "role_id": "absent", "secret_id": "absent" }))
     };
     let root = bao.root_token();
     let mut provoked = 0;
@@ -51,6 +55,9 @@ async fn the_server_answers_with_the_expected_error_texts() {
             "derived" => (root, encrypt("derived", 1)),
             "dead-token" => ("s.bogus", encrypt(KEY, 2)),
             "policy" => (token.as_str(), encrypt("derived", 1)),
+            "login-refused" => ("", login("auth/approle/login")),
+            "login-no-mount" => ("", login("auth/nowhere/login")),
+            "wrapping-token" => ("", ("POST", "sys/wrapping/unwrap".into(), json!({ "token": "s.bogus" }))),
             "no-mount" => (root, ("GET", "nowhere/keys/kms".into(), Value::Null)),
             "sealed" => {
                 bao.seal().await;
@@ -60,6 +67,7 @@ async fn the_server_answers_with_the_expected_error_texts() {
             | "dr-secondary"
             | "internal"
             | "invalid-token"
+            | "lease-quota"
             | "no-namespace"
             | "no-path"
             | "no-token"
@@ -77,5 +85,5 @@ async fn the_server_answers_with_the_expected_error_texts() {
         assert!(said.contains(words), "{case}: {said}");
         provoked += 1;
     }
-    assert_eq!(provoked, 17);
+    assert_eq!(provoked, 20);
 }

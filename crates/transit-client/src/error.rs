@@ -63,6 +63,7 @@ pub struct TransitError {
     pub kind: ErrorKind,
     /// The cause and the next step, for an operator.
     pub message: String,
+    may_have_been_processed: bool,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -70,7 +71,25 @@ impl TransitError {
     /// An error without a source.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), may_have_been_processed: false, source: None }
+    }
+
+    /// Whether Vault may have processed the request although its result is lost: the connection broke, no answer
+    /// came in time, or the answer does not say it. A credential that works only once may be used up then.
+    ///
+    /// It is always false for requests that may be repeated without harm, such as those of
+    /// [`Transit`](crate::Transit).
+    #[must_use]
+    pub fn may_have_been_processed(&self) -> bool {
+        self.may_have_been_processed
+    }
+
+    /// The same error, of a request that is not sent again because Vault may have processed it.
+    #[must_use]
+    pub(crate) fn after_possible_processing(mut self) -> Self {
+        self.may_have_been_processed = true;
+        self.message.push_str(" (Vault may have processed the request, so it is not sent again)");
+        self
     }
 
     /// The same error with a source. Neither `Display` nor `Debug` of the source may show a secret.

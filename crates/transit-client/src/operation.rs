@@ -11,12 +11,22 @@ pub enum VaultOperation {
     Encrypt,
     /// `sys/health`.
     Health,
+    /// The login path of an auth method, such as `auth/approle/login`.
+    Login,
     /// `auth/token/lookup-self`.
     LookupSelf,
+    /// A path below `cubbyhole/`, where credentials for a login were delivered.
+    ReadCubbyhole,
     /// `<mount>/keys/<key>`.
     ReadKey,
     /// `auth/token/renew-self`.
     RenewSelf,
+    /// `auth/token/revoke-self`.
+    RevokeSelf,
+    /// `sys/wrapping/unwrap`.
+    Unwrap,
+    /// `sys/wrapping/lookup`.
+    WrappingLookup,
 }
 
 impl VaultOperation {
@@ -27,9 +37,14 @@ impl VaultOperation {
             Self::Decrypt => "decrypt",
             Self::Encrypt => "encrypt",
             Self::Health => "health",
+            Self::Login => "login",
             Self::LookupSelf => "lookup_self",
+            Self::ReadCubbyhole => "read_cubbyhole",
             Self::ReadKey => "read_key",
             Self::RenewSelf => "renew_self",
+            Self::RevokeSelf => "revoke_self",
+            Self::Unwrap => "unwrap",
+            Self::WrappingLookup => "wrapping_lookup",
         }
     }
 
@@ -41,21 +56,43 @@ impl VaultOperation {
 
     pub(crate) fn method(self) -> Method {
         match self {
-            Self::Decrypt | Self::Encrypt | Self::RenewSelf => Method::POST,
-            Self::Health | Self::LookupSelf | Self::ReadKey => Method::GET,
+            Self::Decrypt
+            | Self::Encrypt
+            | Self::Login
+            | Self::RenewSelf
+            | Self::RevokeSelf
+            | Self::Unwrap
+            | Self::WrappingLookup => Method::POST,
+            Self::Health | Self::LookupSelf | Self::ReadCubbyhole | Self::ReadKey => Method::GET,
         }
     }
 
-    /// Whether the operation is about the token itself. Its outcome says nothing about the health of a node.
+    /// Whether the operation is about the token itself, or fetches one. Its outcome says nothing about the health
+    /// of a node.
     pub(crate) fn is_about_token(self) -> bool {
-        matches!(self, Self::LookupSelf | Self::RenewSelf)
+        match self {
+            Self::Decrypt | Self::Encrypt | Self::Health | Self::ReadKey => false,
+            Self::Login
+            | Self::LookupSelf
+            | Self::ReadCubbyhole
+            | Self::RenewSelf
+            | Self::RevokeSelf
+            | Self::Unwrap
+            | Self::WrappingLookup => true,
+        }
     }
 
     /// The capability that a policy must grant on the path.
     pub(crate) fn capability(self) -> &'static str {
         match self {
-            Self::Decrypt | Self::Encrypt | Self::RenewSelf => "update",
-            Self::Health | Self::LookupSelf | Self::ReadKey => "read",
+            Self::Decrypt
+            | Self::Encrypt
+            | Self::Login
+            | Self::RenewSelf
+            | Self::RevokeSelf
+            | Self::Unwrap
+            | Self::WrappingLookup => "update",
+            Self::Health | Self::LookupSelf | Self::ReadCubbyhole | Self::ReadKey => "read",
         }
     }
 }

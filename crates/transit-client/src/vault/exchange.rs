@@ -43,9 +43,19 @@ pub(super) struct HttpResponse {
 
 /// Why there is no response.
 pub(super) enum ExchangeError {
-    /// The connection broke before the whole response was read.
+    /// The connection broke before the whole response was read. The node may have processed the request.
+    ///
+    /// The HTTP client sends a request again in one case only: the server has closed an idle connection, and no
+    /// byte of the request was written to it. `hyper` then returns the request (`recv_msg` in
+    /// `src/proto/h1/dispatch.rs`), and `hyper-util` sends it over another connection (`retry_canceled_requests`
+    /// in `src/client/legacy/client.rs`). The retries of `reqwest` (`src/retry.rs`) apply to HTTP/2 and HTTP/3,
+    /// which [`Node`](super::node::Node) does not speak.
+    ///
+    /// If the server closes an idle connection while the request is written, the node does not see the request,
+    /// and the error is this one all the same: the client cannot tell the difference. Health checks keep idle
+    /// connections open, and those that were idle for too long are not used, so this is rare.
     Broken(TransitError),
-    /// The connection could not be established: nothing was sent.
+    /// The connection could not be established, TLS included: nothing was sent.
     Connect(TransitError),
     /// The deadline passed.
     DeadlineExceeded(TransitError),

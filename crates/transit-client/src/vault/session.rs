@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{
     exchange::{HttpRequest, HttpResponse, X_VAULT_NAMESPACE, X_VAULT_REQUEST},
-    failover::{self, Acceptance},
+    failover::{self, Acceptance, Replay},
     pool::Pool,
 };
 use crate::{
@@ -174,6 +174,7 @@ impl Session {
             http: &http,
             observer: observer.as_deref(),
             operation,
+            replay: Replay::Safe,
             token_is_fresh: self.created.elapsed() < FRESH_TOKEN_AGE,
         };
         let answer = failover::send(&self.pool, &self.metrics, request, &parse).await;

@@ -9,6 +9,8 @@
 //! again. When no node is left, a call waits for one to recover, within its deadline and while the outage is
 //! short.
 //!
+//! A request that works only once is not sent again after Vault may have processed it: see [`Replay::IfUnsent`].
+//!
 //! An answer ends the call only if it is understood. A refusal ends it only if it is recognised, and comes
 //! from a node that has worked for the session. Each request after the first is paid for from a budget.
 
@@ -21,7 +23,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 
 use self::outcome::ExchangeOutcome;
-use super::Acceptance;
+use super::{Acceptance, replay::Replay};
 use crate::{
     ErrorKind, TransitError,
     metrics::{ClientMetrics, HedgeResult, RequestOutcome, RetryReason},
@@ -47,8 +49,6 @@ const FIRST_ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// Calls wait for the end of an outage that is younger. A new leader needs less than this; in a longer outage,
 /// callers are better served by an error.
 const MAX_OUTAGE_TO_WAIT: Duration = Duration::from_secs(10);
-/// The most requests that are in flight for one call.
-const MAX_IN_FLIGHT: usize = 3;
 
 /// What is asked, and what is known about who asks.
 #[derive(Clone, Copy)]
@@ -61,6 +61,8 @@ pub(crate) struct Request<'a> {
     /// Learns why a node did not answer, while others are still asked.
     pub(crate) observer: Option<&'a dyn RequestObserver>,
     pub(crate) operation: VaultOperation,
+    /// Whether it may be sent again.
+    pub(crate) replay: Replay,
     /// The token was issued so recently that some nodes may not know it yet.
     pub(crate) token_is_fresh: bool,
 }
@@ -248,7 +250,8 @@ impl<'a, T> Attempts<'a, T> {
     /// Asks the nodes of `queue` until one answers or none is left. `reason` says why the first one is asked,
     /// if others were asked before.
     async fn round(&mut self, mut queue: VecDeque<Arc<Node>>, reason: RetryReason) -> Round<T> {
-        let deadline = self.request.deadline;
+        let Request { deadline, replay, .. } = self.request;
+        let max_in_flight = replay.max_in_flight();
         let mut exchanges = FuturesUnordered::new();
         let mut delay = self.hedge_delay();
         let mut ask_more_at = Instant::now() + delay;
@@ -280,7 +283,7 @@ impl<'a, T> Attempts<'a, T> {
                     return Round::Failed;
                 }
             }
-            let can_ask_more = !queue.is_empty() && exchanges.len() < MAX_IN_FLIGHT;
+            let can_ask_more = !queue.is_empty() && exchanges.len() < max_in_flight;
             let timers = self.next_silence().into_iter().chain(can_ask_more.then_some(ask_more_at));
             let wake = timers.min().unwrap_or(deadline).min(deadline);
             next = tokio::select! {
@@ -299,7 +302,7 @@ impl<'a, T> Attempts<'a, T> {
                     }
                     self.note_silence(now, &mut queue);
                     let any_silent = self.in_flight.iter().any(|attempt| attempt.is_silent);
-                    if now < ask_more_at || exchanges.len() >= MAX_IN_FLIGHT {
+                    if now < ask_more_at || exchanges.len() >= max_in_flight {
                         None
                     } else if !any_silent && self.pool.hedge.is_paused() {
                         ask_more_at = self.next_silence().unwrap_or(deadline);
@@ -384,12 +387,17 @@ impl<'a, T> Attempts<'a, T> {
 
     /// The error that says the most: that of a node, or that no node has answered.
     fn final_error(&mut self) -> TransitError {
-        self.last_error.take().unwrap_or_else(|| {
-            let names: Vec<_> = self.in_flight.iter().map(|attempt| attempt.node.name.as_str()).collect();
-            let message =
-                format!("Vault at {} did not answer in time: is it overloaded or frozen?", names.join(", "));
-            TransitError::new(ErrorKind::DeadlineExceeded, message)
-        })
+        if self.request.replay == Replay::IfUnsent && !self.in_flight.is_empty() {
+            return self.no_answer_in_time().after_possible_processing();
+        }
+        self.last_error.take().unwrap_or_else(|| self.no_answer_in_time())
+    }
+
+    fn no_answer_in_time(&self) -> TransitError {
+        let names: Vec<_> = self.in_flight.iter().map(|attempt| attempt.node.name.as_str()).collect();
+        let message =
+            format!("Vault at {} did not answer in time: is it overloaded or frozen?", names.join(", "));
+        TransitError::new(ErrorKind::DeadlineExceeded, message)
     }
 }
 

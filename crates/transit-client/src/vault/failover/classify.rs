@@ -1,14 +1,20 @@
 //! What Vault's answers mean: from operation, status and words to an error kind with cause and remedy.
 //!
-//! [`classify`] is pure. The answers that it knows are rows of the tables in [`table`].
+//! [`classify`] is pure. The answers that it knows are rows of the tables in [`table`], [`login`] and [`foreign`].
 
+mod foreign;
+mod login;
+mod row;
 mod table;
 
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{quote::quote, request_path::RequestPath};
 use crate::{TransitError, operation::VaultOperation};
-use table::{FOREIGN_ANSWERS, OTHER_FOREIGN_ANSWER, OTHER_VAULT_ANSWER, Row, VAULT_ANSWERS, Words};
+use foreign::{FOREIGN_ANSWERS, OTHER_FOREIGN_ANSWER};
+use login::LOGIN_ANSWERS;
+use row::{Row, Words};
+use table::{OTHER_VAULT_ANSWER, VAULT_ANSWERS};
 
 /// What follows from an answer that is not a success.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,11 +27,24 @@ pub(crate) enum Consequence {
     Next,
 }
 
+/// Whether Vault has processed the request. A request that uses up a credential must not be sent again unless it
+/// certainly has not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Processed {
+    /// The answer proves that no handler of Vault has seen the request.
+    No,
+    /// Vault may have processed the request, and its result is lost.
+    Unknown,
+    /// Vault has processed the request, and the answer is its result.
+    Yes,
+}
+
 /// The meaning of an answer that is not a success.
 #[derive(Debug)]
 pub(crate) struct Classified {
     pub(crate) consequence: Consequence,
     pub(crate) error: TransitError,
+    pub(crate) processed: Processed,
 }
 
 impl Row {
@@ -53,13 +72,14 @@ struct VaultAnswer<'a> {
 }
 
 impl VaultAnswer<'_> {
-    fn classify(&self, table: &[Row], otherwise: &Row) -> Classified {
-        let row = table.iter().find(|row| row.matches(self)).unwrap_or(otherwise);
+    fn classify<'r>(&self, rows: impl IntoIterator<Item = &'r Row>, otherwise: &'r Row) -> Classified {
+        let row = rows.into_iter().find(|row| row.matches(self)).unwrap_or(otherwise);
         let mut message = self.fill(&format!("{}: {}", row.cause, row.remedy));
         if !self.errors.is_empty() && !self.text.is_empty() {
             message.push_str(&format!(" (Vault says: {})", self.text));
         }
-        Classified { consequence: row.consequence, error: TransitError::new(row.kind, message) }
+        let error = TransitError::new(row.kind, message);
+        Classified { consequence: row.consequence, error, processed: row.processed }
     }
 
     fn fill(&self, template: &str) -> String {
@@ -101,7 +121,8 @@ fn classify_vault(
     errors: &[String],
 ) -> Classified {
     let text = quote(errors);
-    VaultAnswer { operation, path, status, errors, text: &text }.classify(VAULT_ANSWERS, &OTHER_VAULT_ANSWER)
+    let rows = LOGIN_ANSWERS.iter().chain(VAULT_ANSWERS);
+    VaultAnswer { operation, path, status, errors, text: &text }.classify(rows, &OTHER_VAULT_ANSWER)
 }
 
 /// The errors of Vault's error body; `None` if the body is not Vault's. Vault always sends the field

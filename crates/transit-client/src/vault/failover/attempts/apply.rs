@@ -10,7 +10,10 @@ use crate::{
     ErrorKind, TransitError,
     metrics::{HedgeResult, RetryReason},
     operation::VaultOperation,
-    vault::{failover::acceptance::RefusalWeight, node::Node},
+    vault::{
+        failover::{acceptance::RefusalWeight, replay::Replay},
+        node::Node,
+    },
 };
 
 impl<T> Attempts<'_, T> {
@@ -23,7 +26,8 @@ impl<T> Attempts<'_, T> {
 
     /// Draws the consequences of attempts that have become silent: their nodes are ejected, if others are
     /// healthy. If the queue is empty, all nodes get another chance: the ejected ones, which may work again, and
-    /// the silent ones, because a new connection may work where the old one is broken.
+    /// the silent ones, because a new connection may work where the old one is broken. The queue has no effect
+    /// while as many requests are in flight as there may be.
     pub(super) fn note_silence(&mut self, now: Instant, queue: &mut VecDeque<Arc<Node>>) {
         let mut silent = Vec::new();
         for attempt in &mut self.in_flight {
@@ -74,12 +78,16 @@ impl<T> Attempts<'_, T> {
         if is_hedge {
             self.hedge_ended(matches!(outcome, ExchangeOutcome::Success(_)));
         }
+        let ends_with = match self.request.replay {
+            Replay::IfUnsent => outcome.without_replay(),
+            Replay::Safe => None,
+        };
         let next_step = self.apply(outcome, &node, started, queue);
         if attempt.is_some_and(|attempt| attempt.has_trial) {
             // It has no effect if the outcome showed that the node is healthy, or failed.
             node.return_trial();
         }
-        next_step
+        ends_with.map_or(next_step, NextStep::Refuse)
     }
 
     /// Applies an outcome to the node, the pool and the queue, and says what follows.
@@ -100,18 +108,18 @@ impl<T> Attempts<'_, T> {
                 }
                 NextStep::Answer(answer)
             }
-            ExchangeOutcome::NodeFailed { error, reason, retry_after } => {
+            ExchangeOutcome::NodeFailed { error, reason, retry_after, .. } => {
                 self.node_failed(node, &error, retry_after);
                 self.ask_another(reason, error)
             }
-            ExchangeOutcome::NotServed { error, reason } => {
+            ExchangeOutcome::NotServed { error, reason, .. } => {
                 if affects_node_health {
                     node.succeeded();
                 }
                 self.nodes_lag |= reason == RetryReason::VersionUnavailable;
                 self.ask_another(reason, error)
             }
-            ExchangeOutcome::Refused(error) => {
+            ExchangeOutcome::Refused { error, .. } => {
                 if affects_node_health {
                     // The node is healthy, but is not preferred: only successes change the order.
                     node.succeeded();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     super::{
         RequestPath,
-        classify::{Classified, Consequence, classify, is_answer},
+        classify::{Classified, Consequence, Processed, classify, is_answer},
     },
     Parse,
 };
@@ -23,11 +23,16 @@ pub(super) enum ExchangeOutcome<T> {
     /// The deadline of the call passed.
     DeadlineExceeded(TransitError),
     /// The node cannot serve requests: it is ejected, for `retry_after` if it asked for that.
-    NodeFailed { error: TransitError, reason: RetryReason, retry_after: Option<Duration> },
+    NodeFailed {
+        error: TransitError,
+        processed: Processed,
+        reason: RetryReason,
+        retry_after: Option<Duration>,
+    },
     /// The node is healthy, and cannot serve this request now.
-    NotServed { error: TransitError, reason: RetryReason },
+    NotServed { error: TransitError, processed: Processed, reason: RetryReason },
     /// The node is healthy, and refuses the request in words that are recognised.
-    Refused(TransitError),
+    Refused { error: TransitError, processed: Processed },
     /// The node did what was asked.
     Success(T),
     /// No node can be asked: the request cannot be sent.
@@ -42,34 +47,59 @@ impl<T> ExchangeOutcome<T> {
         exchanged: Result<HttpResponse, ExchangeError>,
         parse: Parse<'_, T>,
     ) -> Self {
-        let failed = |error, reason| Self::NodeFailed { error, reason, retry_after: None };
+        let failed =
+            |error, processed, reason| Self::NodeFailed { error, processed, reason, retry_after: None };
         let response = match exchanged {
             Ok(response) => response,
             Err(ExchangeError::Broken(error)) => return Self::Broken(error),
-            Err(ExchangeError::Connect(error)) => return failed(error, RetryReason::Connect),
+            Err(ExchangeError::Connect(error)) => return failed(error, Processed::No, RetryReason::Connect),
             Err(ExchangeError::DeadlineExceeded(error)) => return Self::DeadlineExceeded(error),
-            Err(ExchangeError::ResponseTooLong(error)) => return failed(error, RetryReason::Unreachable),
+            Err(ExchangeError::ResponseTooLong(error)) => {
+                return failed(error, Processed::Unknown, RetryReason::Unreachable);
+            }
             Err(ExchangeError::Unusable(error)) => return Self::Unusable(error),
         };
         if is_answer(response.status, &response.body) {
             // A success that cannot be parsed is not Vault's.
-            return parse(&response)
-                .map_or_else(|error| failed(error, RetryReason::Unreachable), Self::Success);
+            return parse(&response).map_or_else(
+                |error| failed(error, Processed::Unknown, RetryReason::Unreachable),
+                Self::Success,
+            );
         }
-        let Classified { consequence, error } = classify(operation, path, response.status, &response.body);
+        let Classified { consequence, error, processed } =
+            classify(operation, path, response.status, &response.body);
         match consequence {
             Consequence::Eject => {
                 let (reason, retry_after) = (RetryReason::Unreachable, response.retry_after);
-                Self::NodeFailed { error, reason, retry_after }
+                Self::NodeFailed { error, processed, reason, retry_after }
             }
-            Consequence::Final => Self::Refused(error),
+            Consequence::Final => Self::Refused { error, processed },
             Consequence::Next => {
                 let reason = match error.kind {
                     ErrorKind::VersionUnavailable => RetryReason::VersionUnavailable,
                     _ => RetryReason::Unreachable,
                 };
-                Self::NotServed { error, reason }
+                Self::NotServed { error, processed, reason }
             }
+        }
+    }
+
+    /// The error that ends a call whose request is not sent again if Vault may have processed it; `None` if Vault
+    /// certainly has not, or the outcome ends the call in any case.
+    pub(super) fn without_replay(&self) -> Option<TransitError> {
+        let (error, processed) = match self {
+            Self::Success(_) | Self::Unusable(_) => return None,
+            Self::Broken(error) | Self::DeadlineExceeded(error) => (error, Processed::Unknown),
+            Self::NodeFailed { error, processed, .. }
+            | Self::NotServed { error, processed, .. }
+            | Self::Refused { error, processed } => (error, *processed),
+        };
+        let error = error.clone();
+        match (processed, self) {
+            (Processed::Unknown, _) => Some(error.after_possible_processing()),
+            // The refusal is the result, even where that of a request that is sent again would be confirmed.
+            (Processed::Yes, _) | (Processed::No, Self::Refused { .. }) => Some(error),
+            (Processed::No, _) => None,
         }
     }
 
@@ -81,7 +111,7 @@ impl<T> ExchangeOutcome<T> {
             | Self::DeadlineExceeded(error)
             | Self::NodeFailed { error, .. }
             | Self::NotServed { error, .. }
-            | Self::Refused(error)
+            | Self::Refused { error, .. }
             | Self::Unusable(error) => RequestOutcome::Failed(error.kind),
         }
     }

@@ -1,48 +1,27 @@
-//! The tables of answers that are not a success.
+//! The table of Vault's answers that are not a success, except for those to a login: see [`super::login`].
 //!
 //! Many cases differ only in Vault's words. Read the tables beside `tests/golden/vault_errors.tsv`, which has
 //! the words that OpenBao 2.7.2 was observed to use, and those in the sources of Vault and OpenBao
 //! (`sdk/helper/keysutil/policy.go`, `builtin/logical/transit`, `vault/request_handling.go`).
 
-use std::ops::RangeInclusive;
-
-use super::Consequence::{self, Eject, Final, Next};
+use super::{
+    Consequence::{Eject, Final, Next},
+    Processed::{No, Unknown, Yes},
+    row::{
+        ALL, ANY_STATUS, RATE_LIMITED, REQUEST_TOO_LARGE, Row,
+        Words::{Any, Contain, Equal},
+    },
+};
 use crate::{
     ErrorKind::{
-        self, BadCiphertext, BatchTooLarge, Denied, InvalidResponse, KeyNotFound, Throttled, TokenInvalid,
+        BadCiphertext, BatchTooLarge, Denied, InvalidResponse, KeyNotFound, Throttled, TokenInvalid,
         Unreachable, VersionTooOld, VersionUnavailable,
     },
-    operation::VaultOperation::{self, Decrypt, Encrypt},
+    operation::VaultOperation::{self, Decrypt, Encrypt, LookupSelf, ReadKey, RenewSelf, RevokeSelf},
 };
-use Words::{Any, Contain, Equal};
 
-/// One row of a table: the answers that it matches, and their meaning. The first row that matches counts.
-///
-/// In `cause` and `remedy`, these are replaced: `{capability}`, `{namespace_hint}`, `{operation}`, `{path}`
-/// and `{status}`. The message is `cause: remedy`, and a quote of Vault's words.
-pub(super) struct Row {
-    /// Empty for all operations.
-    pub(super) operations: &'static [VaultOperation],
-    /// Empty for all statuses.
-    pub(super) statuses: &'static [RangeInclusive<u16>],
-    pub(super) words: Words,
-    pub(super) consequence: Consequence,
-    pub(super) kind: ErrorKind,
-    pub(super) cause: &'static str,
-    pub(super) remedy: &'static str,
-}
-
-/// The words that an answer must have.
-pub(super) enum Words {
-    Any,
-    /// At least one of these occurs.
-    Contain(&'static [&'static str]),
-    /// One of Vault's errors consists of this and nothing else.
-    Equal(&'static str),
-}
-
-const ALL: &[VaultOperation] = &[];
-const ANY_STATUS: &[RangeInclusive<u16>] = &[];
+/// The operations that carry the token of a session.
+const WITH_TOKEN: &[VaultOperation] = &[Decrypt, Encrypt, LookupSelf, ReadKey, RenewSelf, RevokeSelf];
 
 /// Answers with Vault's error body. Only what is [`Final`] here ends a call.
 pub(super) const VAULT_ANSWERS: &[Row] = &[
@@ -51,6 +30,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["version is too new", "higher than the latest key version"]),
         consequence: Next,
+        processed: Unknown,
         kind: VersionUnavailable,
         cause: "this Vault node does not know the key version",
         remedy: "it lags behind the others, or an older Vault was restored",
@@ -60,6 +40,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["minimum encryption key version"]),
         consequence: Final,
+        processed: Yes,
         kind: VersionTooOld,
         cause: "min_encryption_version of the key was raised above the version in use",
         remedy: "transit-kms reads the key again, and the next Encrypt uses the newer version",
@@ -69,6 +50,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["too old"]),
         consequence: Final,
+        processed: Yes,
         kind: VersionTooOld,
         cause: "the ciphertext's key version is below min_decryption_version of the key",
         remedy: "lower it to read this value again",
@@ -78,6 +60,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["soft-deleted"]),
         consequence: Final,
+        processed: Yes,
         kind: KeyNotFound,
         cause: "the key is soft-deleted ({path})",
         remedy: "restore it (write to its soft-delete-restore)",
@@ -87,6 +70,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["encryption key not found"]),
         consequence: Final,
+        processed: Yes,
         kind: KeyNotFound,
         cause: "the key does not exist ({path})",
         remedy: "restore it, or correct vault.keynames",
@@ -96,6 +80,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["message authentication failed", "invalid ciphertext"]),
         consequence: Final,
+        processed: Yes,
         kind: BadCiphertext,
         cause: BAD_CIPHERTEXT,
         remedy: CHECK_CIPHERTEXT,
@@ -106,6 +91,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[500..=500],
         words: Contain(&["failed to RSA decrypt"]),
         consequence: Final,
+        processed: Yes,
         kind: BadCiphertext,
         cause: BAD_CIPHERTEXT,
         remedy: CHECK_CIPHERTEXT,
@@ -115,6 +101,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["missing 'context'"]),
         consequence: Final,
+        processed: Yes,
         kind: Denied,
         cause: "the key is derived ({path})",
         remedy: "use a key of type aes256-gcm96 that is not derived",
@@ -124,16 +111,18 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["high complexity"]),
         consequence: Final,
+        processed: Yes,
         kind: BatchTooLarge,
         cause: "the batch is larger than Vault accepts",
         remedy: "transit-kms sends smaller batches from now on; the limits are max_request_json_strings and \
                  max_request_json_memory of Vault's listener",
     },
     Row {
-        operations: ALL,
+        operations: WITH_TOKEN,
         statuses: &[400..=400],
         words: Contain(&["missing client token"]),
         consequence: Final,
+        processed: Yes,
         kind: TokenInvalid,
         cause: "the request reached Vault without a token",
         remedy: "does a proxy in between remove the header X-Vault-Token?",
@@ -143,6 +132,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[400..=400],
         words: Contain(&["decryption not supported for key type"]),
         consequence: Final,
+        processed: Yes,
         kind: Denied,
         cause: "the key is of a type that cannot decrypt ({path})",
         remedy: "name a key of type aes256-gcm96 in vault.keynames",
@@ -150,19 +140,21 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
     // Vault refuses an invalid token in these words, before it evaluates a policy. The refusal of a policy is a
     // multierror, and begins with `1 error occurred:`.
     Row {
-        operations: ALL,
+        operations: WITH_TOKEN,
         statuses: &[403..=403],
         words: Equal("permission denied"),
         consequence: Final,
+        processed: Yes,
         kind: TokenInvalid,
         cause: TOKEN_INVALID,
         remedy: RENDER_A_TOKEN,
     },
     Row {
-        operations: ALL,
+        operations: WITH_TOKEN,
         statuses: &[403..=403],
         words: Contain(&["invalid token", "bad token"]),
         consequence: Final,
+        processed: Yes,
         kind: TokenInvalid,
         cause: TOKEN_INVALID,
         remedy: RENDER_A_TOKEN,
@@ -173,6 +165,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[403..=403],
         words: Any,
         consequence: Final,
+        processed: Yes,
         kind: Denied,
         cause: POLICY,
         remedy: "grant `{capability}` on {path}, see that the key exists, and that `allowed_parameters` of the \
@@ -183,6 +176,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[403..=403],
         words: Any,
         consequence: Final,
+        processed: Yes,
         kind: Denied,
         cause: POLICY,
         remedy: "grant `{capability}` on {path}, and see that `allowed_parameters` of the policy, if it has \
@@ -193,6 +187,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[403..=403],
         words: Any,
         consequence: Final,
+        processed: Yes,
         kind: Denied,
         cause: POLICY,
         remedy: "grant `{capability}` on {path}{namespace_hint}",
@@ -202,6 +197,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[404..=404],
         words: Contain(&["namespace not found"]),
         consequence: Final,
+        processed: Yes,
         kind: KeyNotFound,
         cause: "not found: {path}",
         remedy: "create the namespace, or correct vault.namespace",
@@ -211,6 +207,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[404..=404],
         words: Contain(&["no handler for route", "unsupported path"]),
         consequence: Final,
+        processed: Yes,
         kind: KeyNotFound,
         cause: "not found: {path}",
         remedy: "nothing is mounted there: mount Transit, or correct vault.transitpath and vault.namespace",
@@ -220,17 +217,43 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[404..=404],
         words: Any,
         consequence: Final,
+        processed: Yes,
         kind: KeyNotFound,
         cause: "not found: {path}",
         remedy: "create or restore it, or check vault.keynames, vault.transitpath and vault.namespace",
     },
     REQUEST_TOO_LARGE,
+    // A login is counted when Vault has accepted the credentials: they may be used up.
+    Row {
+        operations: ALL,
+        statuses: &[429..=429],
+        words: Contain(&["lease count quota exceeded"]),
+        consequence: Final,
+        processed: Unknown,
+        kind: Throttled,
+        cause: "Vault limits the number of leases (429)",
+        remedy: "raise the lease count quota, or let tokens live for a shorter time",
+    },
     RATE_LIMITED,
+    // Vault checks the seal before it processes a request, and finishes the requests in flight before it seals
+    // itself (`switchedLockHandleRequest` in `vault/request_handling.go`, `sealInternal` in `vault/core.go`).
+    // Other errors with this word may come from within a request.
+    Row {
+        operations: ALL,
+        statuses: &[503..=503],
+        words: Equal("Vault is sealed"),
+        consequence: Eject,
+        processed: No,
+        kind: Unreachable,
+        cause: ANSWERED,
+        remedy: "unseal it",
+    },
     Row {
         operations: ALL,
         statuses: &[412..=412, 500..=599],
         words: Contain(&["sealed"]),
         consequence: Eject,
+        processed: Unknown,
         kind: Unreachable,
         cause: ANSWERED,
         remedy: "unseal it",
@@ -240,158 +263,73 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         statuses: &[412..=412, 500..=599],
         words: Contain(&["not initialized", "not yet initialized"]),
         consequence: Eject,
+        processed: No,
         kind: Unreachable,
         cause: ANSWERED,
         remedy: "initialize it, or correct the address",
     },
+    // A standby says so before it passes the request on. If it has passed it on, and finds no leader afterwards,
+    // it says `no active Vault instance found` (`forwardRequest` in `http/handler.go`).
     Row {
         operations: ALL,
         statuses: &[412..=412, 500..=599],
         words: Contain(&["node not active"]),
         consequence: Eject,
+        processed: No,
         kind: Unreachable,
         cause: ANSWERED,
         remedy: "the cluster has no leader: look at its nodes",
     },
+    // Vault compares its state with the one that a header asks for before it processes the request.
     Row {
         operations: ALL,
-        statuses: &[412..=412, 500..=599],
+        statuses: &[412..=412],
         words: Any,
         consequence: Next,
+        processed: No,
         kind: Unreachable,
         cause: ANSWERED,
         remedy: "Vault's own log says why",
     },
     Row {
         operations: ALL,
-        statuses: ANY_STATUS,
-        words: Contain(&["replication DR secondary"]),
-        consequence: Eject,
-        kind: InvalidResponse,
+        statuses: &[500..=599],
+        words: Any,
+        consequence: Next,
+        processed: Unknown,
+        kind: Unreachable,
         cause: ANSWERED,
-        remedy: "it is a secondary for disaster recovery: name the nodes of the primary in vault.addresses",
+        remedy: "Vault's own log says why",
     },
+    DR_SECONDARY,
 ];
+
+pub(super) const DR_SECONDARY: Row = Row {
+    operations: ALL,
+    statuses: ANY_STATUS,
+    words: Contain(&["replication DR secondary"]),
+    consequence: Eject,
+    processed: No,
+    kind: InvalidResponse,
+    cause: ANSWERED,
+    remedy: "it is a secondary for disaster recovery: name the nodes of the primary in vault.addresses",
+};
 
 pub(super) const OTHER_VAULT_ANSWER: Row = Row {
     operations: ALL,
     statuses: ANY_STATUS,
     words: Any,
     consequence: Eject,
+    processed: Unknown,
     kind: InvalidResponse,
     cause: ANSWERED,
     remedy: "Vault's own log may say why",
-};
-
-/// Answers without Vault's error body: a page of a proxy, a captive portal, another program. Only two of them
-/// say something about the request: a limit of its size, and a limit of the rate.
-pub(super) const FOREIGN_ANSWERS: &[Row] = &[
-    Row {
-        operations: ALL,
-        statuses: &[301..=308],
-        words: Any,
-        consequence: Eject,
-        kind: Unreachable,
-        cause: "Vault answered with a redirect ({status}), which is not followed",
-        remedy: "name the nodes themselves in vault.addresses, not a proxy or a standby that sends clients on",
-    },
-    // Vault's answer, with an empty object, while it does not have the state that a header asks for.
-    Row {
-        operations: ALL,
-        statuses: &[412..=412],
-        words: Any,
-        consequence: Next,
-        kind: Unreachable,
-        cause: "this Vault node has not caught up with the others (412)",
-        remedy: "if this lasts, look at the replication of Vault",
-    },
-    REQUEST_TOO_LARGE,
-    RATE_LIMITED,
-    // The answers of a TLS port to plain HTTP: of Go, and so of Vault, and of nginx.
-    Row {
-        operations: ALL,
-        statuses: &[400..=400],
-        words: Contain(&["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port"]),
-        consequence: Eject,
-        kind: InvalidResponse,
-        cause: "the port speaks TLS",
-        remedy: "write https:// in the address, not http://",
-    },
-    Row {
-        operations: ALL,
-        statuses: &[401..=401, 407..=407],
-        words: Any,
-        consequence: Eject,
-        kind: InvalidResponse,
-        cause: NOT_VAULT,
-        remedy: "is a proxy in between? It wants a login of its own: let it pass transit-kms, or name Vault's \
-                 nodes themselves",
-    },
-    Row {
-        operations: ALL,
-        statuses: &[403..=403],
-        words: Any,
-        consequence: Eject,
-        kind: InvalidResponse,
-        cause: NOT_VAULT,
-        remedy: "is a proxy or a web filter in between? Let it pass transit-kms, or name Vault's nodes themselves",
-    },
-    Row {
-        operations: ALL,
-        statuses: &[404..=404],
-        words: Any,
-        consequence: Eject,
-        kind: InvalidResponse,
-        cause: NOT_VAULT,
-        remedy: "is a proxy in between, or is the path in the address wrong?",
-    },
-    Row {
-        operations: ALL,
-        statuses: &[502..=504],
-        words: Any,
-        consequence: Eject,
-        kind: InvalidResponse,
-        cause: NOT_VAULT,
-        remedy: "is a proxy in between? It does not reach Vault: look at its backends",
-    },
-];
-
-pub(super) const OTHER_FOREIGN_ANSWER: Row = Row {
-    operations: ALL,
-    statuses: ANY_STATUS,
-    words: Any,
-    consequence: Eject,
-    kind: InvalidResponse,
-    cause: NOT_VAULT,
-    remedy: "is a proxy in between, or another program on that port?",
-};
-
-const REQUEST_TOO_LARGE: Row = Row {
-    operations: ALL,
-    statuses: &[413..=413],
-    words: Any,
-    consequence: Final,
-    kind: BatchTooLarge,
-    cause: "the request is longer than Vault, or a proxy in between, accepts",
-    remedy: "raise max_request_size of Vault's listener, or the limit of the proxy",
-};
-
-/// It is final, because asking another node would evade a limit that an operator has set.
-const RATE_LIMITED: Row = Row {
-    operations: ALL,
-    statuses: &[429..=429],
-    words: Any,
-    consequence: Final,
-    kind: Throttled,
-    cause: "Vault limits the rate of requests (429)",
-    remedy: "raise the quota, or call less often",
 };
 
 const ANSWERED: &str = "Vault answered {status} to {operation}";
 const BAD_CIPHERTEXT: &str = "the ciphertext is damaged or was made with another key ({path})";
 const CHECK_CIPHERTEXT: &str = "compare the value with a snapshot of etcd, or name the other key in \
                                 vault.keynames, behind the first";
-const NOT_VAULT: &str = "something that is not Vault answered {status} to {operation}";
 const POLICY: &str = "the token's policy does not allow {operation}";
 const RENDER_A_TOKEN: &str = "the agent has to render a new one{namespace_hint}";
 const TOKEN_INVALID: &str = "Vault does not accept the token any more (it is expired, revoked, of another Vault \

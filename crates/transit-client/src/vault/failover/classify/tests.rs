@@ -1,7 +1,15 @@
-use super::{table::Row, *};
+use super::{row::Row, *};
 use crate::ErrorKind;
 
 const GOLDEN: &str = include_str!("../../../../../../tests/golden/vault_errors.tsv");
+
+/// The operations without the token of a session.
+const LOGIN: [VaultOperation; 4] = [
+    VaultOperation::Login,
+    VaultOperation::ReadCubbyhole,
+    VaultOperation::Unwrap,
+    VaultOperation::WrappingLookup,
+];
 
 fn at(path: &str) -> RequestPath<'_> {
     RequestPath { namespace: None, path }
@@ -19,7 +27,7 @@ fn the_words_have_the_meaning_of_the_golden_table() {
             "encrypt" => VaultOperation::Encrypt,
             "read_key" => VaultOperation::ReadKey,
             "renew_self" => VaultOperation::RenewSelf,
-            other => panic!("{other}"),
+            other => *LOGIN.iter().find(|it| it.name() == other).unwrap_or_else(|| panic!("{other}")),
         };
         // The refusal of a policy is a multierror of several lines.
         let words = words.replace(": * ", ":\n\t* ");
@@ -112,7 +120,10 @@ fn every_message_has_a_cause_and_a_remedy_and_quotes_vault() {
                 VaultOperation::Encrypt,
                 VaultOperation::ReadKey,
                 VaultOperation::RenewSelf,
-            ] {
+            ]
+            .into_iter()
+            .chain(LOGIN)
+            {
                 let message = classify(operation, at("p"), status, body.as_bytes()).error.message;
                 let (cause, remedy) = message.split_once(": ").unwrap();
                 assert!(!cause.is_empty() && remedy.len() > 8 && !message.ends_with(':'), "{message}");
@@ -143,10 +154,65 @@ fn every_row_with_words_is_in_the_golden_table() {
         Words::Contain(words) => words.to_vec(),
         Words::Equal(words) => vec![words],
     };
-    for words in VAULT_ANSWERS.iter().flat_map(words) {
+    for words in VAULT_ANSWERS.iter().chain(LOGIN_ANSWERS).flat_map(words) {
         let is_there = GOLDEN.lines().any(|line| {
             !line.starts_with('#') && line.split('\t').nth(3).is_some_and(|golden| golden.contains(words))
         });
         assert!(is_there, "`{words}` is not in tests/golden/vault_errors.tsv");
+    }
+}
+
+#[test]
+fn no_answer_to_a_login_says_that_a_token_is_invalid_or_a_key_is_at_fault() {
+    let words = GOLDEN.lines().filter(|row| !row.starts_with('#')).filter_map(|row| row.split('\t').nth(3));
+    for body in words.map(|words| serde_json::json!({ "errors": [words] }).to_string()) {
+        for (status, operation) in [400, 403, 404].into_iter().flat_map(|it| LOGIN.map(|other| (it, other))) {
+            let classified = classify(operation, at("auth/approle/login"), status, body.as_bytes());
+            let (kind, message) = (classified.error.kind, classified.error.message);
+            let expected = match status {
+                _ if body.contains("DR secondary") => ErrorKind::InvalidResponse,
+                404 => ErrorKind::KeyNotFound,
+                _ => ErrorKind::Denied,
+            };
+            assert_eq!(kind, expected, "{status} {message}");
+            assert!(!message.contains("vault.keynames") && !message.contains("Transit"), "{message}");
+        }
+    }
+}
+
+/// A request that uses up a credential is sent to another node after the answers of the first list only.
+#[test]
+fn vault_has_certainly_not_processed_a_request_only_if_the_answer_proves_it() {
+    use Processed::{No, Unknown};
+    let said = |words: &str| serde_json::json!({ "errors": [words] }).to_string();
+    let html = || "<html>".to_owned();
+    for (status, body, processed) in [
+        (503, said("Vault is sealed"), No),
+        (503, said("Vault is not initialized"), No),
+        (500, said("local node not active but active cluster node not found"), No),
+        (400, said("path disabled in replication DR secondary mode"), No),
+        (412, said("required index state not present"), No),
+        (412, "{}".into(), No),
+        (400, "Client sent an HTTP request to an HTTPS server.".into(), No),
+        (429, said("request path \"auth/approle/login\": rate limit quota exceeded"), No),
+        // A standby answers these two after it has passed the request on as well.
+        (307, String::new(), Unknown),
+        (503, said("no active Vault instance found"), Unknown),
+        (500, said("Vault is sealed"), Unknown),
+        (503, said("failed to store the lease: Vault is sealed"), Unknown),
+        (500, said("internal error"), Unknown),
+        (502, said("upstream rate limited"), Unknown),
+        (405, said("unsupported operation"), Unknown),
+        (429, said("request path \"auth/approle/login\": lease count quota exceeded"), Unknown),
+        (302, html(), Unknown),
+        (401, html(), Unknown),
+        (403, html(), Unknown),
+        (404, html(), Unknown),
+        (500, html(), Unknown),
+        (502, html(), Unknown),
+        (504, html(), Unknown),
+    ] {
+        let classified = classify(VaultOperation::Login, at("auth/approle/login"), status, body.as_bytes());
+        assert_eq!(classified.processed, processed, "{status} {body}");
     }
 }
