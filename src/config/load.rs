@@ -2,23 +2,28 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use rustix::{fs::OFlags, process::geteuid};
-use sha2::{Digest, Sha256};
-use transit_client::endpoint::{Endpoint, TlsMaterial};
+use transit_client::{
+    endpoint::{Endpoint, TlsMaterial},
+    token::Token,
+};
 use zeroize::Zeroizing;
 
 use crate::exposure;
 
 use super::{
     ConfigError, ConfigErrorKind, ConfigSource,
+    fingerprint::Fingerprint,
+    material::{LoginMaterial, MAX_MATERIAL_BYTES},
     parse::{MAX_FILE_BYTES, ParseOptions, parse},
-    settings::{Config, TlsFiles},
+    read_file::{ReadError, read_regular},
+    settings::{
+        Config, CredentialSettings, Credentials, TlsFiles,
+        auth::{MaterialFile, NamedFile},
+    },
+    token_file,
 };
 
 /// The maximum size of a PEM file in bytes. A system's bundle of all authorities has a quarter of it.
@@ -31,8 +36,12 @@ pub struct LoadedConfig {
     pub config: Config,
     /// The contents of the files in `config.tls`.
     pub tls: TlsMaterial,
-    /// Changes with every byte of every file.
+    /// The contents of the files that a login needs, also if some of them cannot be read.
+    pub material: LoginMaterial,
+    /// Changes with every byte of the config file, of the TLS files, and of a file with a plain token.
     pub fingerprint: Fingerprint,
+    /// Changes with [`Self::material`], which the next login uses. The session in use does not depend on it.
+    pub material_fingerprint: Fingerprint,
     /// Changes with everything that connections depend on: addresses, connect timeout, server name, TLS
     /// files. While it stays the same, the connection pool can be kept.
     pub connection_fingerprint: Fingerprint,
@@ -48,35 +57,6 @@ impl LoadedConfig {
             server_name: self.config.tls.server_name.clone(),
             tls: self.tls.clone(),
         }
-    }
-}
-
-/// A SHA-256 for comparisons. It is never printed: with the rest of the file, it would allow tests of guesses
-/// of a weak token.
-#[derive(Clone, Copy, Eq, Hash, PartialEq)]
-pub struct Fingerprint([u8; 32]);
-
-impl Fingerprint {
-    /// Hashes each part with its length, so that different lists of parts never have the same input.
-    fn of<'a>(parts: impl IntoIterator<Item = Option<&'a [u8]>>) -> Self {
-        let mut hash = Sha256::new();
-        for part in parts {
-            match part {
-                Some(bytes) => {
-                    hash.update([1]);
-                    hash.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
-                    hash.update(bytes);
-                }
-                None => hash.update([0]),
-            }
-        }
-        Self(hash.finalize().into())
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fingerprint(..)")
     }
 }
 
@@ -112,12 +92,12 @@ pub(super) struct Loaded {
     pub result: Result<LoadedConfig, ConfigError>,
     /// The files that the config names, also if one of them cannot be read. Empty if the config file itself
     /// cannot be read or breaks a rule.
-    pub files: TlsFiles,
+    pub files: Vec<PathBuf>,
 }
 
 impl Loaded {
     fn failed(error: ConfigError) -> Self {
-        Self { result: Err(error), files: TlsFiles::default() }
+        Self { result: Err(error), files: Vec::new() }
     }
 }
 
@@ -130,50 +110,117 @@ pub(super) fn load_blocking(source: &ConfigSource, options: ParseOptions) -> Loa
     };
     let text = match text {
         Ok(text) => text,
-        Err(error) => return Loaded::failed(error.of_config(path)),
+        Err(error) => return Loaded::failed(unreadable_config(error, path)),
     };
-    let config = match parse(&text, path, options) {
-        Ok(mut config) => {
-            config.warnings.extend(exposure_warnings(&config.tls, source.file()));
-            config
+    match parse(&text, path, options) {
+        Ok(config) => Loaded { files: files(&config), result: with_files(config, &text, source) },
+        Err(error) => Loaded::failed(error),
+    }
+}
+
+/// Returns all files that the config names.
+fn files(config: &Config<CredentialSettings>) -> Vec<PathBuf> {
+    let TlsFiles { ca_file, server_name: _, client_cert_file, client_key_file } = &config.tls;
+    let tls = [ca_file, client_cert_file, client_key_file].into_iter().flatten();
+    let login: Vec<_> = match &config.credentials {
+        CredentialSettings::Agent | CredentialSettings::Token(_) => Vec::new(),
+        CredentialSettings::Login(auth) => auth.files().into_iter().map(|named| &named.file.path).collect(),
+        CredentialSettings::TokenFile(file) => vec![&file.path],
+    };
+    tls.chain(login).cloned().collect()
+}
+
+/// Reads the files that the config names. `text` is the config itself.
+fn with_files(
+    mut config: Config<CredentialSettings>,
+    text: &[u8],
+    source: &ConfigSource,
+) -> Result<LoadedConfig, ConfigError> {
+    config.warnings.extend(exposure_warnings(&config, source.file()));
+    let path = source.name();
+    let tls = tls_material(&config.tls, path)?;
+    let tls_parts =
+        [tls.ca.as_deref(), tls.client_cert.as_deref(), tls.client_key.as_ref().map(|key| key.as_slice())];
+    let (credentials, token_file) = match config.credentials.clone() {
+        CredentialSettings::Agent => (Credentials::Agent, None),
+        CredentialSettings::Login(auth) => (Credentials::Login(auth), None),
+        CredentialSettings::Token(token) => (Credentials::Token(token), None),
+        CredentialSettings::TokenFile(file) => {
+            let (token, contents) = read_token(&file, path)?;
+            (Credentials::Token(token), Some(contents))
         }
-        Err(error) => return Loaded::failed(error),
     };
-    let files = config.tls.clone();
-    let result = tls_material(&config.tls, path).map(|tls| {
-        let material = [
-            tls.ca.as_deref(),
-            tls.client_cert.as_deref(),
-            tls.client_key.as_ref().map(|key| key.as_slice()),
-        ];
-        let fingerprint = Fingerprint::of([Some(text.as_slice())].into_iter().chain(material));
-        let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
-        let connect_timeout = config.connect_timeout.as_millis().to_be_bytes();
-        let connection_fingerprint = Fingerprint::of(
-            material
+    let token_file = token_file.as_ref().map(|contents| contents.as_slice());
+    let material = match &credentials {
+        Credentials::Agent | Credentials::Token(_) => LoginMaterial::default(),
+        Credentials::Login(auth) => {
+            LoginMaterial::read(auth.files().iter().map(|named| named.file.path.as_path()))
+        }
+    };
+    let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+    let connect_timeout = config.connect_timeout.as_millis().to_be_bytes();
+    let connection_parts =
+        [config.tls.server_name.as_ref().map(String::as_bytes), Some(&connect_timeout[..])];
+    Ok(LoadedConfig {
+        fingerprint: Fingerprint::of([Some(text)].into_iter().chain(tls_parts).chain([token_file])),
+        connection_fingerprint: Fingerprint::of(
+            tls_parts
                 .into_iter()
-                .chain([config.tls.server_name.as_ref().map(String::as_bytes), Some(&connect_timeout[..])])
+                .chain(connection_parts)
                 .chain(addresses.iter().map(|address| Some(address.as_bytes()))),
-        );
-        LoadedConfig { config, tls, fingerprint, connection_fingerprint }
-    });
-    Loaded { result, files }
+        ),
+        material_fingerprint: material.fingerprint(),
+        config: config.with_credentials(credentials),
+        material,
+        tls,
+    })
+}
+
+/// Reads a file with a plain token. A config without a token is useless, so a file that cannot be used fails the
+/// load.
+fn read_token(file: &MaterialFile, config: &Path) -> Result<(Token, Zeroizing<Vec<u8>>), ConfigError> {
+    let rule = |why: &dyn fmt::Display| format!("{}: {} {why}", file.setting, file.path.display());
+    let contents = read_regular(&file.path, MAX_MATERIAL_BYTES).map_err(|error| {
+        ConfigError::new(ConfigErrorKind::Unreadable, config, rule(&error)).with_source(error)
+    })?;
+    match token_file::token(&contents) {
+        Ok(token) => Ok((token, contents)),
+        Err(why) => Err(ConfigError::new(ConfigErrorKind::Invalid, config, rule(&why))),
+    }
 }
 
 /// Returns warnings about other users who can read or change files with secrets. The warnings depend on modes
 /// and owners, not on the contents, so no fingerprint covers them.
-fn exposure_warnings(files: &TlsFiles, config: Option<&Path>) -> Vec<String> {
-    let cure = "have the agent render it with perms = 0600";
-    let mut warnings = match config {
-        Some(config) => exposure::secret_file_warnings(config, "the token", cure),
+///
+/// `path` is the config file, if there is one.
+fn exposure_warnings(config: &Config<CredentialSettings>, path: Option<&Path>) -> Vec<String> {
+    let rendered = |secret: &str| match path {
+        Some(path) => {
+            exposure::secret_file_warnings(path, secret, "have the agent render it with perms = 0600")
+        }
         None => Vec::new(),
     };
-    if let Some(key) = &files.client_key_file {
-        warnings.extend(exposure::secret_file_warnings(
-            key,
-            "the key of vault.tls.client_key_file",
-            "give it mode 0600",
-        ));
+    let named = |path: &Path, secret: &str| exposure::secret_file_warnings(path, secret, "give it mode 0600");
+    let mut warnings = Vec::new();
+    match &config.credentials {
+        CredentialSettings::Agent => {}
+        CredentialSettings::Login(auth) => {
+            if auth.has_inline_secret() {
+                warnings.extend(rendered("credentials"));
+            }
+            for NamedFile { file, secret } in auth.files() {
+                if let Some(secret) = secret {
+                    warnings.extend(named(&file.path, &format!("{secret} of {}", file.setting)));
+                }
+            }
+        }
+        CredentialSettings::Token(_) => warnings.extend(rendered("the token")),
+        CredentialSettings::TokenFile(file) => {
+            warnings.extend(named(&file.path, &format!("the token of {}", file.setting)));
+        }
+    }
+    if let Some(key) = &config.tls.client_key_file {
+        warnings.extend(named(key, "the key of vault.tls.client_key_file"));
     }
     warnings
 }
@@ -199,89 +246,16 @@ fn tls_material(files: &TlsFiles, config: &Path) -> Result<TlsMaterial, ConfigEr
     })
 }
 
-/// Why a file cannot be read.
-#[derive(Debug, thiserror::Error)]
-enum ReadError {
-    #[error("does not exist (yet); it is read as soon as it appears")]
-    Absent,
-    #[error("cannot be read: {0}")]
-    Io(#[source] io::Error),
-    #[error("is not a regular file")]
-    NotRegular,
-    #[error("cannot be read by uid {}: permission denied", geteuid().as_raw())]
-    PermissionDenied(#[source] io::Error),
-    /// The maximum size in bytes.
-    #[error("is larger than {} KiB", .0 / 1024)]
-    TooLarge(usize),
-}
-
-impl ReadError {
-    /// The error for a config file that cannot be read.
-    fn of_config(self, path: &Path) -> ConfigError {
-        let kind = match self {
-            Self::Absent => ConfigErrorKind::Absent,
-            Self::Io(_) | Self::NotRegular | Self::PermissionDenied(_) => ConfigErrorKind::Unreadable,
-            Self::TooLarge(_) => ConfigErrorKind::Invalid,
-        };
-        ConfigError::new(kind, path, self.to_string()).with_source(self)
-    }
-}
-
-impl From<io::Error> for ReadError {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::NotFound => Self::Absent,
-            io::ErrorKind::PermissionDenied => Self::PermissionDenied(error),
-            _ => Self::Io(error),
+/// The error for a config file that cannot be read.
+fn unreadable_config(error: ReadError, path: &Path) -> ConfigError {
+    let kind = match error {
+        ReadError::Absent => ConfigErrorKind::Absent,
+        ReadError::Io(_) | ReadError::NotRegular | ReadError::PermissionDenied(_) => {
+            ConfigErrorKind::Unreadable
         }
-    }
-}
-
-/// Reads a regular file of at most `limit` bytes. No copy of its contents stays in memory without being wiped.
-fn read_regular(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, ReadError> {
-    // Checked before the file is opened, because opening a device can have side effects, and again afterwards,
-    // because the file may have been replaced. Without NONBLOCK, opening a pipe waits for a writer.
-    if !fs::metadata(path)?.is_file() {
-        return Err(ReadError::NotRegular);
-    }
-    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or(0);
-    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(ReadError::NotRegular);
-    }
-    // A vector that grows leaves copies in memory, so its size is fixed: the file's size, and one byte that
-    // shows whether the file has grown.
-    let expected = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    let mut bytes = Zeroizing::new(vec![0; expected.min(limit) + 1]);
-    let mut length = fill(&mut file, &mut bytes)?;
-    if length == bytes.len() && length <= limit {
-        let mut larger = Zeroizing::new(vec![0; limit + 1]);
-        for (to, from) in larger.iter_mut().zip(bytes.iter()) {
-            *to = *from;
-        }
-        length += fill(&mut file, larger.get_mut(length..).unwrap_or_default())?;
-        bytes = larger;
-    }
-    if length > limit {
-        return Err(ReadError::TooLarge(limit));
-    }
-    bytes.truncate(length);
-    Ok(bytes)
-}
-
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        match file.read(rest) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
+        ReadError::Empty | ReadError::TooLarge(_) => ConfigErrorKind::Invalid,
+    };
+    ConfigError::new(kind, path, error.to_string()).with_source(error)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! ```text
 //! watch     file events, debounce, polls  -> Observation, if it differs from the last one
 //! load      bounded reads, fingerprints   -> LoadedConfig
+//! material  the files of a login, which may be missing
 //! parse     YAML, rules, line numbers     -> Config
 //! settings  the settings, each checked by its constructor
 //! source    a file, or a fixed text
@@ -13,15 +14,23 @@
 //! about a file is useless without its path.
 
 mod error;
+mod fingerprint;
 pub mod load;
+pub mod material;
 pub mod parse;
+mod read_file;
 pub mod settings;
 mod source;
+mod token_file;
 pub mod watch;
 
 pub use error::{ConfigError, ConfigErrorKind};
-pub use load::{Fingerprint, LoadedConfig, load};
+pub use fingerprint::Fingerprint;
+pub use load::{LoadedConfig, load};
+pub use material::{LoginMaterial, MaterialError};
 pub use parse::{MAX_FILE_BYTES, ParseOptions, parse};
-pub use settings::{Config, Credentials, Encryption, LocalKekLimits, TlsFiles};
+pub use settings::{
+    Config, CredentialSettings, Credentials, Encryption, LocalKekLimits, TlsFiles, auth::AuthSettings,
+};
 pub use source::ConfigSource;
 pub use watch::{Observation, ReloadHandle, WatchOptions, Watcher, watch};

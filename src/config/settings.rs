@@ -1,6 +1,8 @@
 //! The settings. Each value of these types obeys its rules. The constructors return the broken rule, never the
 //! value.
 
+pub mod auth;
+
 use std::{path::PathBuf, time::Duration};
 
 use rustls::pki_types::ServerName;
@@ -12,31 +14,11 @@ use transit_client::{
 };
 use url::Host;
 
-/// The names of Vault's login methods. None is supported yet.
-pub const LOGIN_METHODS: [&str; 18] = [
-    "alicloud",
-    "approle",
-    "aws",
-    "azure",
-    "cert",
-    "gcp",
-    "github",
-    "jwt",
-    "kerberos",
-    "kubernetes",
-    "ldap",
-    "oci",
-    "oidc",
-    "okta",
-    "radius",
-    "spiffe",
-    "token",
-    "userpass",
-];
+use self::auth::{AuthSettings, MaterialFile};
 
 /// All settings of the file. `Debug` shows no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Config {
+pub struct Config<C = Credentials> {
     /// The addresses of Vault, in the order of preference; at least one, without duplicates.
     pub addresses: Vec<Address>,
     /// The maximum time to establish a connection, TLS handshake included.
@@ -48,7 +30,7 @@ pub struct Config {
     /// The files and the server name for TLS.
     pub tls: TlsFiles,
     /// How to authenticate.
-    pub credentials: Credentials,
+    pub credentials: C,
     /// What wraps DEK seeds.
     pub encryption: Encryption,
     /// Problems that are not errors, one sentence each. They are logged, and `/readyz` shows them.
@@ -93,16 +75,37 @@ pub(super) fn server_name(text: &str) -> Result<String, BrokenRule> {
     }
 }
 
+impl<C> Config<C> {
+    /// Returns the same settings with other credentials.
+    pub(super) fn with_credentials<D>(self, credentials: D) -> Config<D> {
+        let Self { addresses, connect_timeout, namespace, keys, tls, credentials: _, encryption, warnings } =
+            self;
+        Config { addresses, connect_timeout, namespace, keys, tls, credentials, encryption, warnings }
+    }
+}
+
 /// How to authenticate.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Credentials {
-    /// A token that an agent renders.
+    /// Not at all: an agent or proxy adds its token to requests.
+    Agent,
+    /// With a login of transit-kms.
+    Login(Box<AuthSettings>),
+    /// With a token that another program has put into the config file or into a file that it names.
     Token(Token),
-    /// A login, which is not supported yet.
-    Unsupported {
-        /// One of [`LOGIN_METHODS`].
-        method: &'static str,
-    },
+}
+
+/// How to authenticate, as the config file says it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CredentialSettings {
+    /// See [`Credentials::Agent`].
+    Agent,
+    /// See [`Credentials::Login`].
+    Login(Box<AuthSettings>),
+    /// A token in the config file.
+    Token(Token),
+    /// A token in another file, which becomes [`Credentials::Token`] when that file is read.
+    TokenFile(MaterialFile),
 }
 
 /// What wraps DEK seeds.

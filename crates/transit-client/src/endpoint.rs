@@ -1,8 +1,12 @@
 //! The addresses of a Vault, and how to connect to them.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use url::Url;
+use url::{Host, Url};
 use zeroize::Zeroizing;
 
 use crate::rule::BrokenRule;
@@ -41,9 +45,16 @@ impl fmt::Debug for TlsMaterial {
     }
 }
 
-/// The address of a Vault server: `https://host[:port][/prefix]`. It is displayed without a slash at the end.
+/// The longest path of a unix socket on Linux, in bytes.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The address of a Vault server, or of an agent or proxy in front of it. It is displayed without a slash at the end:
+/// `https://host[:port][/prefix]` or `unix:///path`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct Address(Url);
+pub struct Address {
+    socket: Option<PathBuf>,
+    url: Url,
+}
 
 impl Address {
     /// Accepts `https://` URLs, and `http://` URLs if `allow_http` is set. The path of the URL is a prefix of
@@ -56,6 +67,9 @@ impl Address {
         let text = text.trim();
         if text.is_empty() {
             return Err(BrokenRule("must not be empty"));
+        }
+        if is_unix(text) {
+            return Err(BrokenRule("is a unix socket, which only auth.method: agent can use"));
         }
         if text.contains(',') || text.matches("://").count() > 1 {
             return Err(BrokenRule(
@@ -104,19 +118,83 @@ impl Address {
             return Err(unreadable);
         }
         url.set_path(path);
-        Ok(Self(url))
+        Ok(Self { socket: None, url })
     }
 
-    /// The address as a URL. Its path is the prefix, or `/`.
+    /// Accepts the address of an agent or proxy that adds its token to requests. Besides the URLs of [`Self::new`],
+    /// these are `unix:///path` and `http://` URLs of the loopback interface, because no secret leaves the machine
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and if the path of the socket is not absolute or too long.
+    pub fn of_agent(text: &str, allow_http: bool) -> Result<Self, BrokenRule> {
+        if is_unix(text) {
+            return Self::unix(text);
+        }
+        match Self::new(text, true) {
+            Ok(address) if address.url.scheme() == "http" && !address.is_loopback() => {
+                Self::new(text, allow_http)
+            }
+            result => result,
+        }
+    }
+
+    /// Accepts `unix:///path`.
+    ///
+    /// # Errors
+    /// If it is not the address of a unix socket, or if its path is not absolute or too long.
+    pub fn unix(text: &str) -> Result<Self, BrokenRule> {
+        let path = text.trim().strip_prefix("unix://").filter(|path| path.starts_with('/'));
+        let path = path.ok_or(BrokenRule("must be a unix socket such as unix:///run/agent.sock"))?;
+        if path.chars().any(char::is_control) || path.ends_with('/') {
+            return Err(BrokenRule("must be the path of a socket, without control characters"));
+        }
+        if path.len() > MAX_SOCKET_PATH_BYTES {
+            return Err(BrokenRule("must have a path of at most 107 bytes"));
+        }
+        let url = Url::parse("http://localhost").map_err(|_| BrokenRule("is not a URL"))?;
+        Ok(Self { socket: Some(path.into()), url })
+    }
+
+    /// The address as a URL. Its path is the prefix, or `/`. For a unix socket, it is the URL of requests over the
+    /// socket, and its host means nothing.
     #[must_use]
     pub fn url(&self) -> &Url {
-        &self.0
+        &self.url
     }
+
+    /// The path of the unix socket; `None` if the address is a URL.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
+    }
+
+    /// The host of the URL; `None` for a unix socket.
+    #[must_use]
+    pub fn host(&self) -> Option<Host<&str>> {
+        self.url.host().filter(|_| self.socket.is_none())
+    }
+
+    fn is_loopback(&self) -> bool {
+        match self.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(Host::Ipv6(ip)) => ip.is_loopback(),
+            None => false,
+        }
+    }
+}
+
+fn is_unix(text: &str) -> bool {
+    text.trim().split_once(':').is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("unix"))
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.as_str().trim_end_matches('/'))
+        match &self.socket {
+            Some(path) => write!(f, "unix://{}", path.display()),
+            None => f.write_str(self.url.as_str().trim_end_matches('/')),
+        }
     }
 }
 
@@ -171,5 +249,32 @@ mod tests {
             assert!(Address::new(text, false).is_err(), "{text}");
         }
         assert!(Address::new("http://vault", false).unwrap_err().to_string().contains("--allow-http"));
+    }
+
+    #[test]
+    fn an_agent_may_be_on_this_machine_without_tls() {
+        for (text, shown) in [
+            ("unix:///run/agent.sock", "unix:///run/agent.sock"),
+            (" unix:///run/a b.sock ", "unix:///run/a b.sock"),
+            ("http://127.0.0.1:8100/", "http://127.0.0.1:8100"),
+            ("http://[::1]:8100", "http://[::1]:8100"),
+            ("http://localhost:8100", "http://localhost:8100"),
+            ("https://vault:8200", "https://vault:8200"),
+        ] {
+            assert_eq!(Address::of_agent(text, false).unwrap().to_string(), shown, "{text}");
+        }
+        let socket = Address::unix("unix:///run/agent.sock").unwrap();
+        assert_eq!((socket.socket(), socket.host()), (Some(Path::new("/run/agent.sock")), None));
+        let long = format!("unix:///{}", "x".repeat(MAX_SOCKET_PATH_BYTES));
+        for text in ["unix:/run/agent.sock", "unix://run/agent.sock", "unix:///", "unix:///a\nb", &long, ""] {
+            assert!(Address::of_agent(text, true).is_err(), "{text}");
+        }
+        assert!(
+            Address::of_agent("http://vault:8200", false).unwrap_err().to_string().contains("--allow-http")
+        );
+        assert!(Address::of_agent("http://127.0.0.1.example", false).is_err());
+        assert!(Address::of_agent("http://vault:8200", true).is_ok());
+        let refused = Address::new("unix:///run/agent.sock", true).unwrap_err().to_string();
+        assert_eq!(refused, "is a unix socket, which only auth.method: agent can use");
     }
 }

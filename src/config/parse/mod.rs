@@ -1,9 +1,11 @@
 //! Parses the config file: Trousseau's two shapes, with the settings that transit-kms adds.
 
+mod auth;
 mod rules;
 mod section;
 mod spelling;
 mod tree;
+mod trousseau;
 
 use std::path::Path;
 
@@ -11,7 +13,10 @@ use self::{
     section::{Section, merged_mappings},
     tree::YamlNode,
 };
-use super::{ConfigError, settings::Config};
+use super::{
+    ConfigError,
+    settings::{Config, CredentialSettings},
+};
 
 /// The maximum size of the config file in bytes.
 pub const MAX_FILE_BYTES: usize = 64 * 1024;
@@ -30,7 +35,11 @@ pub struct ParseOptions {
 ///
 /// # Errors
 /// If the text breaks a rule; the kind is always `Invalid`. The error names the line and the rule, never a value.
-pub fn parse(text: &[u8], path: &Path, options: ParseOptions) -> Result<Config, ConfigError> {
+pub fn parse(
+    text: &[u8],
+    path: &Path,
+    options: ParseOptions,
+) -> Result<Config<CredentialSettings>, ConfigError> {
     if text.len() > MAX_FILE_BYTES {
         return Err(ConfigError::invalid(path, None, "is larger than 64 KiB"));
     }

@@ -7,19 +7,23 @@ use transit_client::{
 };
 
 use super::{
-    ParseOptions,
+    ParseOptions, auth,
     section::{
         Broken, ENCRYPTION_SETTINGS, FLAT, KEY_SETTINGS, SETTINGS, Section, TLS_SETTINGS, Value, WRAPPED,
     },
     tree::YamlNode,
+    trousseau,
 };
 use crate::config::settings::{
-    Config, Credentials, DEFAULT_CONNECT_TIMEOUT, Encryption, LOGIN_METHODS, LocalKekLimits, TlsFiles,
-    absolute_path, age, connect_timeout, server_name,
+    Config, CredentialSettings, DEFAULT_CONNECT_TIMEOUT, Encryption, LocalKekLimits, TlsFiles, absolute_path,
+    age, connect_timeout, server_name,
 };
 
 /// Returns the config that the root of the file contains, in one of the two shapes.
-pub(super) fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config, Broken> {
+pub(super) fn config(
+    root: &Section<'_>,
+    options: ParseOptions,
+) -> Result<Config<CredentialSettings>, Broken> {
     if let Some(provider) = root.find("provider") {
         let text = provider.string()?;
         if !["vault", "openbao", "bao"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
@@ -27,10 +31,12 @@ pub(super) fn config(root: &Section<'_>, options: ParseOptions) -> Result<Config
         }
     }
     let encryption = encryption(root)?;
-    let hint_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:");
+    let hint_tls = |key: &str| TLS_SETTINGS.contains(&key).then_some("belongs below tls:".into());
     match root.entry("vault") {
         Some(wrapped) => {
-            root.refuse_unknown(&[WRAPPED], |key| SETTINGS.contains(&key).then_some("belongs below vault:"))?;
+            root.refuse_unknown(&[WRAPPED], |key| {
+                SETTINGS.contains(&key).then_some("belongs below vault:".into())
+            })?;
             let section = wrapped.section()?;
             section.refuse_unknown(&[SETTINGS], hint_tls)?;
             settings(&section, encryption, options)
@@ -70,10 +76,16 @@ fn encryption(root: &Section<'_>) -> Result<Encryption, Broken> {
     }
 }
 
-fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions) -> Result<Config, Broken> {
+fn settings(
+    section: &Section<'_>,
+    encryption: Encryption,
+    options: ParseOptions,
+) -> Result<Config<CredentialSettings>, Broken> {
     let mut warnings = Vec::new();
-    let addresses = addresses(section, options, &mut warnings)?;
     let namespace = section.parsed("namespace", Namespace::new)?.unwrap_or_default();
+    let credentials = credentials(section, &namespace, &mut warnings)?;
+    let to_agent = credentials == CredentialSettings::Agent;
+    let addresses = addresses(section, options, to_agent, &mut warnings)?;
     let mount = section.parsed("transitpath", MountPath::new)?.unwrap_or_default();
     Ok(Config {
         addresses,
@@ -83,7 +95,7 @@ fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions
         keys: keys(section, &mount, &namespace)?,
         namespace,
         tls: tls(section)?,
-        credentials: credentials(section, &mut warnings)?,
+        credentials,
         encryption,
         warnings,
     })
@@ -92,6 +104,7 @@ fn settings(section: &Section<'_>, encryption: Encryption, options: ParseOptions
 fn addresses(
     section: &Section<'_>,
     options: ParseOptions,
+    to_agent: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Address>, Broken> {
     let (place, values) = match (section.find("addresses"), section.find("address")) {
@@ -110,7 +123,10 @@ fn addresses(
     };
     let mut addresses = Vec::new();
     for value in values {
-        let address = value.parsed(|text| Address::new(text, options.allow_http))?;
+        let address = value.parsed(|text| match to_agent {
+            true => Address::of_agent(text, options.allow_http),
+            false => Address::new(text, options.allow_http),
+        })?;
         if addresses.contains(&address) {
             warnings.push(format!("{}: contains an address twice; the second one is ignored", place.name));
         } else {
@@ -147,7 +163,7 @@ fn key(value: &Value<'_>, mount: &MountPath, namespace: &Namespace) -> Result<Ke
     }
     let section = value.section()?;
     section.refuse_unknown(&[KEY_SETTINGS], |key| {
-        (key == "transitpath").then_some("is called mount in an entry of keynames")
+        (key == "transitpath").then_some("is called mount in an entry of keynames".into())
     })?;
     let name = section.required("name", "the name of a Transit key")?.parsed(KeyName::new)?;
     let own_mount = section.parsed("mount", MountPath::new)?;
@@ -198,49 +214,36 @@ fn one_spelling<'a>(
     }
 }
 
-/// The token has precedence, then the first login in this order. The others are ignored with a warning.
-fn credentials(section: &Section<'_>, warnings: &mut Vec<String>) -> Result<Credentials, Broken> {
-    // Trousseau's prefix of login paths. It is not used, but its type is checked.
+/// The token has precedence, then the `auth:` block, then Trousseau's logins in Trousseau's order. The others are
+/// ignored with a warning.
+fn credentials(
+    section: &Section<'_>,
+    namespace: &Namespace,
+    warnings: &mut Vec<String>,
+) -> Result<CredentialSettings, Broken> {
     section.find("authpath").map(|value| value.string()).transpose()?;
     let token = section.parsed("token", Token::new)?;
-    let mut logins = Vec::new();
-    if let Some(auth) = section.find("auth") {
-        logins.push((auth.name.clone(), method(&auth.section()?)?));
-    }
-    for (keys, method) in [(["roleid", "secretid"], "approle"), (["clientcert", "clientkey"], "cert")] {
-        for key in keys {
-            if let Some(value) = section.find(key) {
-                value.string()?;
-                logins.push((value.name, method));
-            }
-        }
-    }
-    let (credentials, chosen) = match (token, logins.first()) {
-        (Some(token), _) => (Credentials::Token(token), None),
-        (None, Some((_, method))) => (Credentials::Unsupported { method }, Some(*method)),
-        (None, None) => {
+    let auth = section.find("auth");
+    let login = auth.as_ref().map(|auth| auth::credentials(&auth.section()?, namespace)).transpose()?;
+    let by_rank = [
+        auth.map(|auth| vec![auth.name]).unwrap_or_default(),
+        trousseau::present(section, trousseau::CERT)?,
+        trousseau::present(section, trousseau::APP_ROLE)?,
+    ];
+    let rank = by_rank.iter().position(|names| !names.is_empty());
+    let (credentials, used, reason) = match (token, login, rank) {
+        (Some(token), ..) => (CredentialSettings::Token(token), None, "a token"),
+        (None, Some(login), _) => (login, rank, "another login"),
+        (None, None, Some(1)) => (trousseau::cert(section, namespace)?, rank, "another login"),
+        (None, None, Some(_)) => (trousseau::app_role(section, namespace)?, rank, "another login"),
+        (None, None, None) => {
             return Err(section.absent("token", "either token or auth is required"));
         }
     };
-    for (name, _) in logins.iter().filter(|(_, method)| Some(*method) != chosen) {
-        let reason = if chosen.is_some() { "another login" } else { "a token" };
-        warnings.push(format!("{name}: is ignored because {reason} is configured too"));
-    }
-    Ok(credentials)
-}
-
-/// The method of an `auth:` block. Logins are not supported yet, so only the types of its other values are
-/// checked.
-fn method(auth: &Section<'_>) -> Result<&'static str, Broken> {
-    for value in auth.values() {
-        if matches!(value.node, YamlNode::Map(_) | YamlNode::Seq(_)) {
-            return Err(value.broken("must be a single value, not a list or a mapping"));
+    for (rank, names) in by_rank.iter().enumerate() {
+        for name in names.iter().filter(|_| Some(rank) != used) {
+            warnings.push(format!("{name}: is ignored because {reason} is configured too"));
         }
     }
-    let method = auth.required("method", "the login method, such as approle")?;
-    let text = method.string()?;
-    let known = LOGIN_METHODS.iter().find(|known| text.eq_ignore_ascii_case(known));
-    known
-        .copied()
-        .ok_or_else(|| method.broken(format!("must be a known login method: {}", LOGIN_METHODS.join(", "))))
+    Ok(credentials)
 }

@@ -1,10 +1,11 @@
 //! Mappings and values with their names and locations, for errors that show no value.
 
-use std::{collections::HashSet, fmt};
+use std::{borrow::Cow, collections::HashSet, fmt};
 
 use transit_client::rule::BrokenRule;
 
 use super::{
+    auth::keys::{AUTH_SETTINGS, WORKLOAD_API_SETTINGS},
     spelling::nearest,
     tree::{Key, Step, YamlNode},
 };
@@ -29,18 +30,6 @@ pub(super) const SETTINGS: &[&str] = &[
     "vaultcacert",
 ];
 pub(super) const TLS_SETTINGS: &[&str] = &["ca_file", "client_cert_file", "client_key_file", "server_name"];
-/// The keys of an `auth:` block that errors may name. Other keys are accepted and ignored.
-const AUTH_SETTINGS: &[&str] = &[
-    "jwt_file",
-    "method",
-    "mount",
-    "role",
-    "role_id",
-    "secret_id",
-    "secret_id_file",
-    "token_file",
-    "wrapped",
-];
 /// The settings of an entry of `keynames`.
 pub(super) const KEY_SETTINGS: &[&str] = &["mount", "name", "namespace"];
 pub(super) const ENCRYPTION_SETTINGS: &[&str] =
@@ -116,7 +105,15 @@ impl<'a> Section<'a> {
     }
 
     fn value(&self, entry: &SectionEntry<'a>) -> Value<'a> {
-        let lists = [SETTINGS, TLS_SETTINGS, AUTH_SETTINGS, KEY_SETTINGS, ENCRYPTION_SETTINGS, WRAPPED];
+        let lists = [
+            SETTINGS,
+            TLS_SETTINGS,
+            AUTH_SETTINGS,
+            KEY_SETTINGS,
+            ENCRYPTION_SETTINGS,
+            WORKLOAD_API_SETTINGS,
+            WRAPPED,
+        ];
         let known = entry.key == MERGE || lists.iter().any(|list| list.contains(&entry.key));
         Value {
             name: self.within(if known { entry.key } else { "(a key)" }),
@@ -125,8 +122,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(super) fn values(&self) -> impl Iterator<Item = Value<'a>> {
-        self.entries.iter().map(|entry| self.value(entry))
+    /// Returns all entries of a mapping whose keys are data. The names of the values do not show the keys.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> {
+        self.entries.iter().map(|entry| (entry.key, self.value(entry)))
     }
 
     /// Returns the value of a key, also if it is blank.
@@ -145,14 +143,16 @@ impl<'a> Section<'a> {
         self.find(key).ok_or_else(|| self.absent(key, what))
     }
 
+    /// The error for a setting that breaks a rule although the section does not contain it.
+    pub(super) fn broken(&self, key: &str, rule: impl fmt::Display) -> Broken {
+        Broken { steps: self.steps.clone(), rule: format!("{}: {rule}", self.within(key)) }
+    }
+
     /// The error if [`Self::find`] returns `None`.
     pub(super) fn absent(&self, key: &str, what: &str) -> Broken {
         match self.entry(key) {
             Some(value) => value.absent(),
-            None => {
-                let rule = format!("{}: is missing: {what}", self.within(key));
-                Broken { steps: self.steps.clone(), rule }
-            }
+            None => self.broken(key, format!("is missing: {what}")),
         }
     }
 
@@ -171,7 +171,7 @@ impl<'a> Section<'a> {
     pub(super) fn refuse_unknown(
         &self,
         known: &[&[&'static str]],
-        elsewhere: impl Fn(&str) -> Option<&'static str>,
+        elsewhere: impl Fn(&str) -> Option<Cow<'static, str>>,
     ) -> Result<(), Broken> {
         let known = known.concat();
         let Some(entry) = self.entries.iter().find(|entry| !known.contains(&entry.key)) else {
@@ -190,7 +190,8 @@ impl<'a> Section<'a> {
         Err(Broken { steps: entry.steps.clone(), rule })
     }
 
-    fn within(&self, key: &str) -> String {
+    /// Returns the name of a setting in this section.
+    pub(super) fn within(&self, key: &str) -> String {
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 }

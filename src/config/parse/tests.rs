@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    super::{Credentials, Encryption, LocalKekLimits},
+    super::{Encryption, LocalKekLimits, settings::auth::AuthSettings},
     section::TLS_SETTINGS,
     *,
 };
@@ -63,11 +63,11 @@ fn transit_wraps_seeds_unless_a_local_kek_is_configured() {
     assert!(refused(&below_vault).contains("unknown key"), "encryption is a key of the root");
 }
 
-fn read(text: &str) -> Result<Config, ConfigError> {
+fn read(text: &str) -> Result<Config<CredentialSettings>, ConfigError> {
     parse(text.as_bytes(), Path::new("/etc/x.yaml"), ParseOptions::default())
 }
 
-fn good(text: &str) -> Config {
+fn good(text: &str) -> Config<CredentialSettings> {
     read(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -82,10 +82,17 @@ fn with(lines: &str) -> String {
     format!("address: https://v\nkeynames: k\n{lines}\n")
 }
 
-fn token(config: &Config) -> &str {
+fn token(config: &Config<CredentialSettings>) -> &str {
     match &config.credentials {
-        Credentials::Token(token) => token.expose(),
-        Credentials::Unsupported { method } => panic!("{method}"),
+        CredentialSettings::Token(token) => token.expose(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn login(text: &str) -> Box<AuthSettings> {
+    match good(text).credentials {
+        CredentialSettings::Login(auth) => auth,
+        other => panic!("{other:?}\n{text}"),
     }
 }
 
@@ -174,8 +181,8 @@ fn everything_that_viper_reads_is_accepted() {
             let object = format!("address: https://v\ntoken: t\nkeynames:\n- name: k\n  {key}: {empty}\n");
             assert_eq!(good(&object), config, "{key}: {empty}");
         }
-        let login = good(&with(&format!("token: {empty}\nroleid: r"))).credentials;
-        assert_eq!(login, Credentials::Unsupported { method: "approle" }, "{empty}");
+        let login = login(&with(&format!("token: {empty}\nroleid: r")));
+        assert_eq!(login.method.name(), "approle", "{empty}");
     }
     // Numbers and booleans are read as text.
     let config = good(
@@ -210,27 +217,9 @@ fn merge_keys_merge_as_in_yaml() {
 }
 
 #[test]
-fn logins_are_recognized() {
-    for (lines, expected) in [
-        ("roleid: r\nsecretid: s", "approle"),
-        ("roleID: r", "approle"),
-        ("clientCert: /c\nclientKey: /k", "cert"),
-        (
-            "auth: { method: AppRole, mount: approle, role_id: r, secret_id_file: /s, wrapped: true }",
-            "approle",
-        ),
-        ("auth: { method: jwt, anything: 1 }\nroleid: r", "jwt"),
-    ] {
-        let Credentials::Unsupported { method } = good(&with(lines)).credentials else {
-            panic!("{lines}");
-        };
-        assert_eq!(method, expected, "{lines}");
-    }
-}
-
-#[test]
 fn the_token_has_precedence_and_the_others_cause_warnings() {
-    let config = good(&with("token: t\nroleid: r\nsecretid: ''\nauth: { method: cert }"));
+    let cert = "auth: { method: cert, cert_file: /c, key_file: /k }";
+    let config = good(&with(&format!("token: t\nroleid: r\nsecretid: ''\n{cert}")));
     assert_eq!(token(&config), "t");
     assert_eq!(
         config.warnings,
@@ -239,9 +228,18 @@ fn the_token_has_precedence_and_the_others_cause_warnings() {
             "roleid: is ignored because a token is configured too"
         ]
     );
-    let config = good(&with("auth: { method: jwt }\nclientcert: /c\nclientkey: /k"));
-    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    let both = with(&format!("{cert}\nclientcert: /c\nclientkey: /k"));
+    assert_eq!(login(&both).method.name(), "cert");
+    let warnings = good(&both).warnings;
+    assert_eq!(
+        warnings,
+        [
+            "clientcert: is ignored because another login is configured too",
+            "clientkey: is ignored because another login is configured too"
+        ]
+    );
     assert!(good(&with("roleid: r\nsecretid: s")).warnings.is_empty());
+    assert!(good(&with(cert)).warnings.is_empty());
     assert!(refused(&with("roleid: ''\nsecretid: ' '")).contains("either token or auth is required"));
 }
 
@@ -383,8 +381,8 @@ fn errors_name_line_key_and_rule() {
         ("addresses: []\ntoken: t\nkeynames: k\n", ":1: addresses: must contain at least one address"),
         (&with("auth: {}"), ":3: auth.method: is missing"),
         (&with("auth: { method: 1 }"), ":3: auth.method: must be a known login method"),
-        (&with("auth: { method: magic }"), ":3: auth.method: must be a known login method: alicloud, "),
-        (&with("auth:\n  method: jwt\n  role: [a]"), ":5: auth.role: must be a single value"),
+        (&with("auth: { method: magic }"), ":3: auth.method: must be a known login method: agent, approle, "),
+        (&with("auth:\n  method: kubernetes\n  role: [a]"), ":5: auth.role: must be a string, not a list"),
         (&with("auth:\n  method: jwt\n  x: a\n  x: b"), ":6: auth.(a key): is set twice"),
         (&with("token: t\ntls:\n  cafile: /a"), ":5: tls.cafile: unknown key; did you mean ca_file?"),
         (&with("auth: jwt"), ":3: auth: must be a mapping"),

@@ -55,8 +55,8 @@ impl Default for WatchOptions {
 ///
 /// The first observation is made immediately and always published. After that, an observation is published only
 /// if it differs from the last one: not after a touch, and not if the same error occurs again. If only the
-/// warnings differ, for example after a change of the file's mode, the observation has the same fingerprint as
-/// the last one. New warnings are also logged.
+/// warnings or the login material differ, for example after a change of a file's mode, the observation has the same
+/// fingerprint as the last one. New warnings are also logged.
 ///
 /// A new error is published only if a second read, `quiet` later, also fails: a program that writes the file in
 /// place first truncates it.

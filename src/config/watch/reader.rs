@@ -13,7 +13,6 @@ use super::{
 use crate::config::{
     ConfigSource,
     load::{Loaded, load_blocking},
-    settings::TlsFiles,
 };
 
 /// The directories are read again at most this often in one read of the config.
@@ -21,7 +20,7 @@ const MAX_ROUNDS: usize = 4;
 
 pub(super) struct ConfigReader {
     /// The files that the config names; none if the config cannot be parsed.
-    files: TlsFiles,
+    files: Vec<PathBuf>,
     notifier: Notifier,
     options: WatchOptions,
     /// Not all files can be watched, so the polls must find their changes. This has been logged.
@@ -37,7 +36,7 @@ impl ConfigReader {
         hints: Arc<Notify>,
     ) -> Self {
         Self {
-            files: TlsFiles::default(),
+            files: Vec::new(),
             notifier: Notifier::new(make_watcher, hints),
             options,
             polling_only: false,
@@ -64,9 +63,8 @@ impl ConfigReader {
     }
 
     fn watch_set(&self) -> WatchSet {
-        let files = [&self.files.ca_file, &self.files.client_cert_file, &self.files.client_key_file];
         let mut set = WatchSet::default();
-        for path in files.into_iter().flatten().map(PathBuf::as_path).chain(self.source.file()) {
+        for path in self.files.iter().map(PathBuf::as_path).chain(self.source.file()) {
             set.add_path(path);
         }
         set

@@ -11,15 +11,12 @@ use tracing::{debug, info, warn};
 use super::{
     Observation, ReloadRequest, WatchOptions, debounce::Debounce, notifier::MakeWatcher, reader::ConfigReader,
 };
-use crate::config::{
-    ConfigError, ConfigSource,
-    load::{self, Fingerprint},
-};
+use crate::config::{ConfigError, ConfigSource, Fingerprint, load};
 
 /// What the next observation is compared with.
 pub(super) enum LastPublished {
     Error(ConfigError),
-    Config { fingerprint: Fingerprint, warnings: Vec<String> },
+    Config { fingerprint: Fingerprint, material: Fingerprint, warnings: Vec<String> },
 }
 
 pub(super) struct Task {
@@ -104,8 +101,10 @@ impl Task {
 
     fn handle(&mut self, observation: Observation) {
         let unchanged = match (&self.last_published, &observation) {
-            (Some(LastPublished::Config { fingerprint, warnings }), Ok(loaded)) => {
-                *fingerprint == loaded.fingerprint && *warnings == loaded.config.warnings
+            (Some(LastPublished::Config { fingerprint, material, warnings }), Ok(loaded)) => {
+                *fingerprint == loaded.fingerprint
+                    && *material == loaded.material_fingerprint
+                    && *warnings == loaded.config.warnings
             }
             (Some(LastPublished::Error(last)), Err(error)) => last == error,
             _ => false,
@@ -145,7 +144,13 @@ impl Task {
                         info!(%path, "config loaded");
                         &[]
                     }
-                    Some(LastPublished::Config { fingerprint, warnings: known })
+                    Some(LastPublished::Config { fingerprint, material, warnings: known })
+                        if *fingerprint == loaded.fingerprint && *material != loaded.material_fingerprint =>
+                    {
+                        info!(%path, "the login material has changed; the next login uses it");
+                        known
+                    }
+                    Some(LastPublished::Config { fingerprint, warnings: known, .. })
                         if *fingerprint == loaded.fingerprint =>
                     {
                         info!(%path, warnings = warnings.len(), "config is unchanged, but its warnings have changed");
@@ -163,7 +168,11 @@ impl Task {
                 for warning in warnings.iter().filter(|warning| !known.contains(warning)) {
                     warn!(%warning, "config has a warning");
                 }
-                LastPublished::Config { fingerprint: loaded.fingerprint, warnings: warnings.clone() }
+                LastPublished::Config {
+                    fingerprint: loaded.fingerprint,
+                    material: loaded.material_fingerprint,
+                    warnings: warnings.clone(),
+                }
             }
             Err(error) => {
                 warn!(%error, "config cannot be loaded");

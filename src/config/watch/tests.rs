@@ -98,7 +98,7 @@ async fn next_error(watcher: &mut Watcher) -> ConfigErrorKind {
 fn token(loaded: &LoadedConfig) -> String {
     match &loaded.config.credentials {
         Credentials::Token(token) => token.expose().to_owned(),
-        Credentials::Unsupported { method } => panic!("{method}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -72,9 +72,14 @@ impl VerificationAttempt {
 
     async fn verify(&mut self, deadline: Instant) -> Result<VerifiedSession, TransitError> {
         let config = &self.config.config;
-        let token = match &config.credentials {
-            Credentials::Token(token) => token,
-            Credentials::Unsupported { method } => {
+        let login = match &config.credentials {
+            Credentials::Agent => Err("agent"),
+            Credentials::Login(auth) => Err(auth.method.name()),
+            Credentials::Token(token) => Ok(token),
+        };
+        let token = match login {
+            Ok(token) => token,
+            Err(method) => {
                 return Err(TransitError::new(
                     ErrorKind::Denied,
                     format!(

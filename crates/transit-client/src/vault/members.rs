@@ -81,7 +81,7 @@ impl Members {
         let mut names = Vec::new();
         let mut resolutions = JoinSet::new();
         for (index, address) in addresses.iter().enumerate() {
-            let Some(url::Host::Domain(host)) = address.url().host() else {
+            let Some(url::Host::Domain(host)) = address.host() else {
                 list.update(index, address, &[literal_ip(address)])?;
                 continue;
             };
@@ -138,7 +138,7 @@ impl MemberList {
         members.iter().map(|member| Arc::clone(&member.node)).collect()
     }
 
-    /// Makes the nodes at `ips` the nodes of an address; `None` is the IP address in the address itself.
+    /// Makes the nodes at `ips` the nodes of an address; `None` is the IP address or the socket in the address itself.
     /// Known nodes keep their connections. Calls in flight on removed nodes continue.
     fn update(
         &self,

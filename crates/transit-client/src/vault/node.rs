@@ -50,7 +50,7 @@ pub(super) struct Node {
     pub(super) name: String,
     /// Unique in its pool.
     pub(super) id: usize,
-    /// The IP address that the configured name resolves to; `None` if an IP address is configured.
+    /// The IP address that the configured name resolves to; `None` if an IP address or a socket is configured.
     pub(super) ip: Option<IpAddr>,
     /// URLs begin with it. It is the configured address, with the server name as host if one is set.
     base_url: String,
@@ -127,13 +127,15 @@ impl Node {
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(15));
 
-        let transport = Transport::new(url, &settings.tls);
+        let transport = Transport::new(address, &settings.tls);
         let mut builder = transport.configure(builder, &settings.tls)?;
 
         let mut base_url = url.as_str().trim_end_matches('/').to_owned();
         let mut host = None;
         let mut pinned_to = ip;
-        if let Some(server_name) = &settings.server_name {
+        if let Some(socket) = address.socket() {
+            builder = builder.unix_socket(socket);
+        } else if let Some(server_name) = &settings.server_name {
             let mut named = url.clone();
             named
                 .set_host(Some(server_name))
@@ -383,9 +385,9 @@ impl Node {
     }
 }
 
-/// The IP address in `address`; `None` if it has a name instead.
+/// The IP address in `address`; `None` if it has a name instead, or is a unix socket.
 pub(super) fn literal_ip(address: &Address) -> Option<IpAddr> {
-    match address.url().host()? {
+    match address.host()? {
         url::Host::Domain(_) => None,
         url::Host::Ipv4(ip) => Some(ip.into()),
         url::Host::Ipv6(ip) => Some(ip.into()),

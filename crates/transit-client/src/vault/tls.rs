@@ -13,10 +13,12 @@ use rustls::{
     AlertDescription, CertificateError, RootCertStore,
     pki_types::{CertificateDer, UnixTime, pem::PemObject},
 };
-use url::Url;
 use zeroize::Zeroizing;
 
-use crate::{ErrorKind, TransitError, endpoint::TlsMaterial};
+use crate::{
+    ErrorKind, TransitError,
+    endpoint::{Address, TlsMaterial},
+};
 
 /// What the address and the TLS settings of a node say about why a connection fails.
 #[derive(Clone, Copy, Debug)]
@@ -25,11 +27,17 @@ pub(super) struct Transport {
     client_certificate: bool,
     /// Whether the address is https.
     tls: bool,
+    /// Whether the address is a unix socket.
+    unix: bool,
 }
 
 impl Transport {
-    pub(super) fn new(url: &Url, material: &TlsMaterial) -> Self {
-        Self { client_certificate: material.client_cert.is_some(), tls: url.scheme() == "https" }
+    pub(super) fn new(address: &Address, material: &TlsMaterial) -> Self {
+        Self {
+            client_certificate: material.client_cert.is_some(),
+            tls: address.url().scheme() == "https",
+            unix: address.socket().is_some(),
+        }
     }
 
     /// Configures an HTTP client with the contents of the TLS files.
@@ -112,6 +120,17 @@ impl Transport {
 
     fn io_remedy(self, kind: io::ErrorKind) -> Option<&'static str> {
         Some(match kind {
+            io::ErrorKind::ConnectionRefused if self.unix => {
+                "no process listens on the socket: does the agent run, and does it have this listener?"
+            }
+            io::ErrorKind::NotFound if self.unix => {
+                "the socket does not exist: does the agent run, does it have this listener, and is its directory \
+                 mounted here?"
+            }
+            io::ErrorKind::PermissionDenied if self.unix => {
+                "give the user of transit-kms write access to the socket: socket_mode, socket_user and \
+                 socket_group of the agent's listener"
+            }
             io::ErrorKind::ConnectionRefused => "does Vault run there, and is the port right?",
             io::ErrorKind::TimedOut => {
                 "nothing answers: does a firewall drop the packets, is the server frozen, or is the address wrong?"
