@@ -17,7 +17,6 @@ async fn the_server_answers_with_the_expected_error_texts() {
     bao.api("POST", &format!("{MOUNT}/keys/ecdsa"), json!({ "type": "ecdsa-p256" })).await;
     bao.api("POST", &format!("{MOUNT}/keys/gone"), json!({})).await;
     bao.api("DELETE", &format!("{MOUNT}/keys/gone/soft-delete"), Value::Null).await;
-    bao.api("POST", "sys/auth/approle", json!({ "type": "approle" })).await;
     let limits = json!({ "min_decryption_version": 2, "min_encryption_version": 2 });
     bao.api("POST", &format!("{MOUNT}/keys/{KEY}/config"), limits).await;
 
