@@ -1,12 +1,16 @@
 //! The command line, with one file for each subcommand.
 
 mod admin_client;
+pub mod convert;
 mod exit;
 pub mod keygen;
 pub mod probe;
 pub mod serve;
+mod vault_kube_kms;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{self, Write},
     process::ExitCode,
 };
@@ -15,6 +19,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use tokio::runtime;
 
 pub use self::exit::Exit;
+use crate::config::ConfigSource;
 
 /// Encrypts the Secrets of a Kubernetes cluster with a Transit key in HashiCorp Vault or OpenBao.
 ///
@@ -25,7 +30,8 @@ pub use self::exit::Exit;
 #[command(name = "transit-kms", version, max_term_width = 110)]
 #[command(after_help = exit::after_help(
     &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage, Exit::System, Exit::CannotCreate],
-    "`transit-kms serve --help`, `transit-kms probe --help` and `transit-kms keygen --help` have the details.",
+    "`transit-kms serve --help`, `transit-kms probe --help` and `transit-kms keygen --help` have the details.\n\
+     `transit-kms -vault-address=...` starts with the flags of vault-kube-kms; see `transit-kms convert --help`.",
 ))]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +40,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Convert(convert::ConvertArgs),
     Keygen(keygen::KeygenArgs),
     Probe(probe::ProbeArgs),
     Serve(Box<serve::ServeArgs>),
@@ -42,7 +49,25 @@ enum Command {
 /// Runs the subcommand that the arguments of this process name.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    if vault_kube_kms::is_called(&arguments) {
+        return match vault_kube_kms::translate_to_serve(&arguments) {
+            Ok(translation) => {
+                let serve = ["transit-kms", "serve"].into_iter().map(str::to_owned);
+                run(serve.chain(translation.serve_flags.iter().cloned()), Some(translation.config()))
+            }
+            Err(error) => convert::refuse(&error),
+        };
+    }
+    run(env::args_os(), None)
+}
+
+/// Runs a command line. `config` replaces the config file of `serve`.
+fn run(
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    config: Option<ConfigSource>,
+) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Printing fails only if the output is closed; the exit code is still right.
@@ -56,9 +81,10 @@ pub fn main() -> ExitCode {
     // aws-lc-rs does all cryptography. Installing it fails only if a test has done so before.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     match cli.command {
+        Command::Convert(args) => convert::main(&args),
         Command::Keygen(args) => keygen::main(&args),
         Command::Probe(args) => run_on_one_thread(probe::run(args)),
-        Command::Serve(args) => serve::main(*args),
+        Command::Serve(args) => serve::main(*args, config),
     }
 }
 

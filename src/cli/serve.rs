@@ -13,9 +13,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::exit::{Exit, after_help};
+use super::{
+    exit::{Exit, after_help},
+    vault_kube_kms,
+};
 use crate::{
     app::{self, ReloadSignal, Settings},
+    config::ConfigSource,
     hardening,
     observe::telemetry::{self, LogFormat, LogLevel},
     server::{
@@ -73,15 +77,16 @@ pub struct ServeArgs {
     #[arg(long, env = "TRANSIT_KMS_CONFIG", value_name = "PATH")]
     config: PathBuf,
 
-    /// The address for /livez, /readyz and /metrics: IP:PORT or unix:///path. May be repeated.
+    /// The address for /livez, /readyz and /metrics: IP:PORT or unix:///path, or none. May be repeated.
     #[arg(
         long,
         env = "TRANSIT_KMS_ADMIN_LISTEN",
         value_name = "ADDRESS",
         value_delimiter = ',',
-        default_value = "127.0.0.1:9797"
+        default_value = "127.0.0.1:9797",
+        value_parser = admin_listen
     )]
-    admin_listen: Vec<ListenAddress>,
+    admin_listen: Vec<AdminListen>,
 
     /// The format of log lines.
     #[arg(long, env = "TRANSIT_KMS_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
@@ -143,12 +148,12 @@ pub struct ServeArgs {
     allow_http: bool,
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT. `config` replaces the file of `--config`.
 #[must_use]
-pub fn main(args: ServeArgs) -> ExitCode {
+pub fn main(args: ServeArgs, config: Option<ConfigSource>) -> ExitCode {
     telemetry::start(args.log_format, args.log_level);
     hardening::harden();
-    warn_about_ignored_variables();
+    warn_about_ignored_variables(config.is_some());
     // This must happen before the process starts threads.
     let inherited = match Inherited::take() {
         Ok(inherited) => inherited,
@@ -171,7 +176,7 @@ pub fn main(args: ServeArgs) -> ExitCode {
             return Exit::System.into();
         }
     };
-    let code = runtime.block_on(run(args.into_settings(), inherited));
+    let code = runtime.block_on(run(args.into_settings(config), inherited));
     // A file system that hangs must not prevent the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
@@ -276,13 +281,13 @@ impl ServeArgs {
         Ok(())
     }
 
-    fn into_settings(self) -> Settings {
+    fn into_settings(self, config: Option<ConfigSource>) -> Settings {
         Settings {
-            admin_listen: self.admin_listen,
+            admin_listen: self.admin_listen.into_iter().filter_map(|listen| listen.0).collect(),
             allow_http: self.allow_http,
             allowed_peers: AllowedPeers::new(self.allow_uid),
             coalescing: !self.no_coalescing,
-            config: self.config.into(),
+            config: config.unwrap_or_else(|| self.config.into()),
             health: HealthSettings {
                 outage_grace: self.outage_grace,
                 health_check_interval: self.health_check_interval,
@@ -300,10 +305,12 @@ impl ServeArgs {
 }
 
 /// Logs variables that only Vault's own tools use. Without the warning, an operator may expect them to
-/// work here.
-fn warn_about_ignored_variables() {
+/// work here. The variables of vault-kube-kms work if its flags do.
+fn warn_about_ignored_variables(as_vault_kube_kms: bool) {
     for (name, _) in std::env::vars_os() {
-        if let Some(name) = name.to_str().filter(|name| is_vault_setting(name)) {
+        let Some(name) = name.to_str() else { continue };
+        let is_used = as_vault_kube_kms && name.starts_with(vault_kube_kms::VARIABLE_PREFIX);
+        if is_vault_setting(name) && !is_used {
             warn!(
                 variable = name,
                 "ignored the variable: transit-kms reads this setting from its config file only"
@@ -323,6 +330,18 @@ fn is_vault_setting(variable: &str) -> bool {
         || rest.contains("SERVICE_PORT")
         || rest == "PORT"
         || rest.starts_with("PORT_"))
+}
+
+/// A value of `--admin-listen`: an address, or `none`.
+#[derive(Clone, Debug)]
+struct AdminListen(Option<ListenAddress>);
+
+fn admin_listen(text: &str) -> Result<AdminListen, AddressError> {
+    if text == "none" {
+        Ok(AdminListen(None))
+    } else {
+        text.parse().map(|address| AdminListen(Some(address)))
+    }
 }
 
 /// Parses an address that the KMS v1 client of kube-apiserver can use.

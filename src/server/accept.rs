@@ -117,7 +117,7 @@ where
             Ok(peer) if peers.allows(peer.uid) => peer,
             Ok(peer) => {
                 metrics.server.connections_rejected.inc();
-                rejections.log(&peer);
+                rejections.log(&peer, &peers);
                 continue;
             }
             Err(error) => {

@@ -306,7 +306,7 @@ fn answer(method: &Method, path: &str, report: &dyn AdminReport) -> Response<Ful
     const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
     const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-    if !["/", "/livez", "/metrics", "/readyz"].contains(&path) {
+    if !["/", "/healthz", "/livez", "/metrics", "/readyz"].contains(&path) {
         return respond(StatusCode::NOT_FOUND, TEXT, "not found; see /\n".into());
     }
     if method != Method::GET && method != Method::HEAD {
@@ -315,7 +315,8 @@ fn answer(method: &Method, path: &str, report: &dyn AdminReport) -> Response<Ful
         return rejected;
     }
     match path {
-        "/livez" => match report.live() {
+        // Probes that were written for vault-kube-kms request /healthz.
+        "/healthz" | "/livez" => match report.live() {
             Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
             Err(reason) => respond(unavailable, TEXT, format!("{reason}\n")),
         },

@@ -70,6 +70,12 @@ impl AllowedPeers {
     pub fn allows(&self, uid: u32) -> bool {
         self.0.contains(&uid)
     }
+
+    /// Returns the value of `--allow-uid` that allows this uid and all that are allowed now.
+    fn flag_value_with(&self, uid: u32) -> String {
+        let uids: BTreeSet<u32> = self.0.iter().copied().chain([uid]).collect();
+        uids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+    }
 }
 
 impl Default for AllowedPeers {
@@ -84,12 +90,15 @@ impl Default for AllowedPeers {
 pub(super) struct RejectionLog(FirstOccurrences<u32>);
 
 impl RejectionLog {
-    pub(super) fn log(&self, peer: &Peer) {
+    pub(super) fn log(&self, peer: &Peer, allowed: &AllowedPeers) {
         let (uid, pid) = (peer.uid, peer.pid);
         if self.0.is_first(uid) {
+            let uids = allowed.flag_value_with(uid);
             warn!(
                 uid,
-                pid, "rejected a connection: uid {uid} is not allowed; --allow-uid {uid} would allow it"
+                pid,
+                "rejected a connection: uid {uid} is not allowed; --allow-uid {uids} or TRANSIT_KMS_ALLOW_UID={uids} \
+                 would allow it"
             );
         } else {
             debug!(uid, pid, "rejected another connection of uid {uid}");
@@ -132,6 +141,7 @@ mod tests {
         let peers = AllowedPeers::new([1000, 1001]);
         assert!(peers.allows(1000) && peers.allows(1001));
         assert!(!peers.allows(0));
+        assert_eq!(peers.flag_value_with(7), "7,1000,1001");
     }
 
     #[test]

@@ -126,5 +126,5 @@ async fn connect_as_wrong_uid(socket: &Path, dir: &Path, daemon: &Daemon) {
     let url = unix_url(socket).into_string().unwrap();
     let ran = cli::run_as(OTHER_UID, dir, &["probe", "status", "--socket", &url]).await;
     assert_eq!(ran.code, Some(2), "{ran:?}");
-    daemon.wait_printed(&format!("--allow-uid {OTHER_UID} ")).await;
+    daemon.wait_printed(&format!("--allow-uid 0,{OTHER_UID} ")).await;
 }

@@ -58,3 +58,5 @@ mod testkit_selftest;
 mod token;
 #[cfg(test)]
 mod vault_errors;
+#[cfg(test)]
+mod vault_kube_kms;

@@ -138,7 +138,7 @@ async fn a_uid_that_is_not_allowed_is_refused_at_accept() {
     let warning =
         log.lines().find(|line| line.contains("WARN") && line.contains("rejected")).expect("a warning");
     assert!(warning.contains(&format!("uid={own_uid} ")), "{warning}");
-    assert!(warning.contains(&format!("--allow-uid {own_uid} ")), "{warning}");
+    assert!(warning.contains(&format!("--allow-uid {own_uid},4242424 ")), "{warning}");
     assert!(daemon.metric("transit_kms_connections_rejected_total", &[]).await >= 2.0);
     assert_eq!(daemon.metric("transit_kms_connections_open", &[]).await, 0.0);
 }
@@ -163,7 +163,7 @@ async fn another_user_is_refused_until_a_flag_allows_it() {
     assert_eq!(ran.code, Some(2), "{ran:?}");
     let log = daemon.log();
     assert!(log.contains(&format!("uid={OTHER_UID} ")), "{log}");
-    assert!(log.contains(&format!("--allow-uid {OTHER_UID} ")), "{log}");
+    assert!(log.contains(&format!("--allow-uid 0,{OTHER_UID} ")), "{log}");
     assert_served(&socket).await;
     daemon.terminate().await;
 

@@ -82,7 +82,8 @@ async fn it_answers_while_the_callers_runtime_is_stuck() {
         ("GET /", "200 OK", "text/plain; charset=utf-8", "/livez /readyz /metrics\n"),
         ("HEAD /livez", "200 OK", "text/plain; charset=utf-8", "\r\n\r\n"),
         ("POST /livez", "405 Method Not Allowed", "text/plain; charset=utf-8", "only\n"),
-        ("GET /healthz", "404 Not Found", "text/plain; charset=utf-8", "not found; see /\n"),
+        ("GET /health", "404 Not Found", "text/plain; charset=utf-8", "not found; see /\n"),
+        ("GET /healthz", "200 OK", "text/plain; charset=utf-8", "\r\n\r\nok\n"),
         ("GET /livez/", "404 Not Found", "text/plain; charset=utf-8", "not found; see /\n"),
     ] {
         let answer = ask(connect(&address), request);
