@@ -47,6 +47,8 @@ mod soak;
 #[cfg(test)]
 mod socket;
 #[cfg(test)]
+mod spiffe;
+#[cfg(test)]
 mod start;
 #[cfg(test)]
 mod survive;

@@ -74,7 +74,8 @@ pub use kms::{
 pub use net::{authority, http, link::NetworkLink, port, port::closed_address};
 pub use process::{cgroup, command, command::command, no_inotify::without_inotify};
 pub use spiffe::{
-    authority::{Identity, SpiffeAuthority},
+    authority::{Identity, IssuedCertificate, SpiffeAuthority},
+    vault_enterprise::{SpiffeAuthMethod, SpiffeAuthOptions},
     workload_api::{Conduct, WorkloadApiServer},
 };
 pub use vault::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -109,27 +109,15 @@ impl Proxy {
         let http = HttpServer::start(move |request| {
             let (client, to, mut holding) = (client.clone(), to.clone(), holding.subscribe());
             async move {
-                let (mut parts, body) = request.into_parts();
+                let (parts, body) = request.into_parts();
                 let Some(path) = parts.uri.path().strip_prefix(prefix) else {
                     return answer(StatusCode::NOT_FOUND, "nothing here");
                 };
                 let uid = parts.headers.get("x-kms-uid").and_then(|uid| uid.to_str().ok()).map(str::to_owned);
                 let free = |held: &Option<String>| held.is_none() || *held != uid;
                 drop(holding.wait_for(free).await);
-                parts.headers.remove("host");
-                let forwarded = client
-                    .request(parts.method, format!("{to}{path}"))
-                    .headers(parts.headers)
-                    .body(body)
-                    .send()
-                    .await;
-                match forwarded {
-                    Ok(forwarded) => {
-                        let status = forwarded.status();
-                        answer(status, forwarded.bytes().await.unwrap_or_default())
-                    }
-                    Err(error) => answer(StatusCode::BAD_GATEWAY, error.to_string()),
-                }
+                let url = format!("{to}{path}");
+                forward(&client, &url, Request::from_parts(parts, body)).await
             }
         })
         .await;
@@ -191,6 +179,19 @@ impl Forwarder {
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.serving.abort();
+    }
+}
+
+/// The response to this request at `url`, or a 502.
+pub(crate) async fn forward(client: &Client, url: &str, request: Request<Bytes>) -> Answer {
+    let (mut parts, body) = request.into_parts();
+    parts.headers.remove(header::HOST);
+    match client.request(parts.method, url).headers(parts.headers).body(body).send().await {
+        Ok(forwarded) => {
+            let status = forwarded.status();
+            answer(status, forwarded.bytes().await.unwrap_or_default())
+        }
+        Err(error) => answer(StatusCode::BAD_GATEWAY, error.to_string()),
     }
 }
 

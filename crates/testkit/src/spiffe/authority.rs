@@ -87,6 +87,11 @@ impl SpiffeAuthority {
         self.issuer.der().to_vec()
     }
 
+    /// The public key of JWT-SVIDs, as a point of P-256.
+    pub(super) fn jwt_public_key(&self) -> &[u8] {
+        self.jwt_key.public_key_raw()
+    }
+
     /// The public key of JWT-SVIDs, for `jwt_validation_pubkeys` of Vault's auth method `jwt`.
     pub fn jwt_public_key_pem(&self) -> String {
         self.jwt_key.public_key_pem()
@@ -151,6 +156,6 @@ fn uri(text: &str) -> SanType {
 
 /// The time since 1970.
 #[expect(clippy::disallowed_methods, reason = "an SVID holds the wall-clock time of its validity")]
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }

@@ -191,6 +191,11 @@ impl Bao {
         format!("https://127.0.0.1:{}", self.port)
     }
 
+    /// The authority that has issued the server's certificate.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
     /// A client that trusts this server.
     pub(crate) fn http(&self) -> &Client {
         &self.http
