@@ -1,4 +1,4 @@
-//! What Vault says to the SVIDs of a Workload API, without the daemon.
+//! What Vault says to the SVIDs of a Workload API, without the daemon, and the names in its config.
 
 use reqwest::{Certificate, Client, Identity as ClientIdentity};
 use serde_json::{Value, json};
@@ -6,6 +6,7 @@ use testkit::{
     Bao, Identity, IssuedCertificate, KEY, MOUNT, POLICY, SpiffeAuthMethod, SpiffeAuthOptions,
     WorkloadApiServer, http, login,
 };
+use transit_kms::config::settings::auth::{SpiffeId, TrustDomainName};
 
 const ID: &str = "spiffe://prod.acme.net/kms/node-1";
 const OTHER: &str = "spiffe://prod.acme.net/web/shop";
@@ -129,6 +130,51 @@ async fn the_stand_in_of_auth_spiffe_checks_what_the_documentation_says() {
     let options = SpiffeAuthOptions { passthrough: false, ..SpiffeAuthOptions::default() };
     let vault = SpiffeAuthMethod::in_front_of(&bao, spire.authority(), options).await;
     refused(log_in(&vault, &plain, Some(&jwt("vault")), by_jwt).await, 403, "permission denied");
+}
+
+/// The config checks names itself, because it is also read by a program without the feature `spiffe`.
+#[test]
+fn the_config_accepts_only_names_that_the_spiffe_crate_accepts() {
+    let long = |length| "a".repeat(length);
+    let domains =
+        ["prod.acme.net", "a", "a-b_c.1", "", "a/b", "a:1", "ä", "a b", "spiffe://a/b", "..", "%41"];
+    for domain in domains.into_iter().map(str::to_owned).chain([long(255), long(256)]) {
+        let in_config = TrustDomainName::new(&domain);
+        let in_crate = spiffe_identity::TrustDomain::new(&domain);
+        // The crate also takes the trust domain of a whole SPIFFE ID.
+        assert_eq!(in_config.is_ok(), in_crate.is_ok() && !domain.contains('/'), "{domain}");
+        if let (Ok(in_config), Ok(in_crate)) = (in_config, in_crate) {
+            assert_eq!(in_config.as_str(), in_crate.as_str());
+        }
+    }
+    let paths = [
+        "/kms/node-1",
+        "/a",
+        "/A_b.c-1",
+        "",
+        "/",
+        "/a/",
+        "//a",
+        "/.",
+        "/a/../b",
+        "/%41",
+        "/a?b",
+        "/a#b",
+        "/ä",
+    ];
+    for path in paths {
+        let id = format!("spiffe://prod.acme.net{path}");
+        let (in_config, in_crate) = (SpiffeId::new(&id), spiffe_identity::SpiffeId::new(&id));
+        // An SVID of a workload has a path.
+        assert_eq!(in_config.is_ok(), in_crate.is_ok() && !path.is_empty(), "{id}");
+        if let (Ok(in_config), Ok(in_crate)) = (in_config, in_crate) {
+            assert_eq!(in_config.as_str(), in_crate.to_string());
+            assert_eq!(in_config.trust_domain().as_str(), in_crate.trust_domain_name());
+        }
+    }
+    // The config has one spelling of each name.
+    SpiffeId::new("spiffe://Prod.acme.net/a").unwrap_err();
+    TrustDomainName::new("Prod.acme.net").unwrap_err();
 }
 
 /// A client of `bao` with this certificate.

@@ -140,7 +140,13 @@ impl WorkloadApi {
         if path.len() > MAX_SOCKET_PATH_BYTES {
             return Err(SocketAddressError::TooLong);
         }
-        Ok(Self { socket: PathBuf::from(path), timeout: DEFAULT_TIMEOUT })
+        Ok(Self::at(path))
+    }
+
+    /// Like [`WorkloadApi::new`], with the path of the socket.
+    #[must_use]
+    pub fn at(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into(), timeout: DEFAULT_TIMEOUT }
     }
 
     /// Changes the longest time that one fetch takes.
