@@ -21,6 +21,7 @@
 //!
 //! | module | starts |
 //! | --- | --- |
+//! | [`aws`] | the AWS auth method, and the services of AWS on the loopback |
 //! | [`vault`] | OpenBao or Vault, a raft cluster of three, an agent, a proxy that injects faults |
 //! | [`daemon`] | the daemon and other commands of the program; writes the config |
 //! | [`kms`] | KMS clients and load |
@@ -43,6 +44,7 @@
     reason = "a part that does not work fails the test that uses it"
 )]
 
+pub mod aws;
 pub mod cluster;
 pub mod daemon;
 pub mod files;

@@ -68,6 +68,8 @@ pub struct BaoOptions {
     pub listeners: Vec<Value>,
     /// Makes it a member of a cluster.
     pub member: Option<Member>,
+    /// The folder of the plugins that the server may start.
+    pub plugin_directory: Option<PathBuf>,
     /// Refuse clients without a certificate of the server's authority; see
     /// [`Bao::client_certificate`].
     pub require_client_certificate: bool,
@@ -75,7 +77,13 @@ pub struct BaoOptions {
 
 impl Default for BaoOptions {
     fn default() -> Self {
-        Self { audit: true, listeners: Vec::new(), member: None, require_client_certificate: false }
+        Self {
+            audit: true,
+            listeners: Vec::new(),
+            member: None,
+            plugin_directory: None,
+            require_client_certificate: false,
+        }
     }
 }
 
@@ -328,6 +336,9 @@ impl Bao {
         if let Some(leader) = self.options.member.as_ref().and_then(|member| member.leader.as_ref()) {
             config["storage"]["raft"]["retry_join"] =
                 json!([{"leader_api_addr": leader, "leader_ca_cert_file": path(&self.ca_file())}]);
+        }
+        if let Some(directory) = &self.options.plugin_directory {
+            config["plugin_directory"] = json!(path(directory));
         }
         if self.options.require_client_certificate {
             let listener = &mut config["listener"][0]["tcp"];
