@@ -53,7 +53,8 @@ fn the_daemon_has_no_feature_that_only_tests_need() {
 
 #[test]
 fn the_shared_crates_know_neither_the_daemon_nor_each_other() {
-    const SHARED: [&str; 4] = ["kms-plugin", "sealed-payload", "spiffe-identity", "transit-client"];
+    const SHARED: [&str; 5] =
+        ["aws-identity", "kms-plugin", "sealed-payload", "spiffe-identity", "transit-client"];
     for package in SHARED {
         let tree = tree(package);
         let names = names(&tree);

@@ -45,6 +45,16 @@ const PACKAGES: &[Package] = &[
         ],
     },
     Package {
+        folder: "crates/aws-identity/src",
+        layers: &[
+            layer(&["ec2", "iam"]),
+            layer(&["error", "login_fields", "signature"]),
+            layer(&["credentials"]),
+            layer(&["metadata", "nonce"]),
+            layer(&["environment", "http_client"]),
+        ],
+    },
+    Package {
         folder: "crates/transit-client/src",
         layers: &[
             // The unit tests of `vault` use its test doubles.

@@ -10,6 +10,7 @@ use super::imports::sources;
 /// The code of the daemon.
 const FOLDERS: &[&str] = &[
     "src",
+    "crates/aws-identity/src",
     "crates/error-text/src",
     "crates/kms-plugin/src",
     "crates/sealed-payload/src",

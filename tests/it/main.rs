@@ -9,6 +9,8 @@ mod activation;
 #[cfg(test)]
 mod admin;
 #[cfg(test)]
+mod aws_auth;
+#[cfg(test)]
 mod candidates;
 #[cfg(test)]
 mod chaos;
