@@ -43,6 +43,8 @@ mod rotation;
 #[cfg(test)]
 mod sealed_payload;
 #[cfg(test)]
+mod secret_id;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod soak;

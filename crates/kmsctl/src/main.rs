@@ -6,6 +6,8 @@ mod command_error;
 mod files;
 mod plugin;
 mod seal;
+mod secret_id;
+mod vault;
 
 use std::{
     io::{self, Write},
@@ -18,7 +20,7 @@ use tokio::runtime;
 
 use self::command_error::{CommandError, EXIT_SYSTEM};
 
-/// Operates transit-kms: checks a KMS plugin, and seals payloads for nodes.
+/// Operates transit-kms: checks a KMS plugin, and issues and seals the secret_ids of nodes.
 ///
 /// The daemon itself is `transit-kms serve`.
 #[derive(Debug, Parser)]
@@ -26,7 +28,8 @@ use self::command_error::{CommandError, EXIT_SYSTEM};
 #[command(after_help = "\
 Exit codes: 0 done, 64 an argument cannot be used; each subcommand's help names its own.\n\n\
 Examples:\n  transit-kmsctl plugin roundtrip\n  transit-kmsctl plugin status --socket unix:///@kms -o json\n  \
-transit-kmsctl seal --to node.pub --in secret-id --out secret-id.pem")]
+transit-kmsctl seal --to node.pub --in secret-id --out secret-id.pem\n  \
+transit-kmsctl secret-id issue --role transit-kms --node cp-1 --seal node.pub --out secret-id.pem")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +39,7 @@ struct Cli {
 enum Command {
     Plugin(plugin::PluginArgs),
     Seal(seal::SealArgs),
+    SecretId(secret_id::SecretIdArgs),
     /// Prints the version of this program
     Version,
 }
@@ -53,17 +57,23 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Plugin(args) => match runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(plugin::run(args)),
-            Err(error) => {
-                drop(writeln!(io::stderr(), "error: the runtime cannot be set up: {error}"));
-                ExitCode::from(EXIT_SYSTEM)
-            }
-        },
+        Command::Plugin(args) => on_runtime(plugin::run(args)),
         Command::Seal(args) => finish(seal::run(&args)),
+        Command::SecretId(args) => on_runtime(async { finish(secret_id::run(args).await) }),
         Command::Version => {
             drop(writeln!(io::stdout(), concat!("transit-kmsctl ", env!("CARGO_PKG_VERSION"))));
             ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Runs a command that makes requests.
+fn on_runtime(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            drop(writeln!(io::stderr(), "error: the runtime cannot be set up: {error}"));
+            ExitCode::from(EXIT_SYSTEM)
         }
     }
 }

@@ -53,8 +53,13 @@ pub async fn run_with(arguments: &[&str], environment: &[(&str, &str)], input: &
 
 /// Runs `transit-kmsctl` with these arguments and this standard input.
 pub async fn run_kmsctl(arguments: &[&str], input: &str) -> Ran {
+    run_kmsctl_with(arguments, &[], input).await
+}
+
+/// Like [`run_kmsctl`], with these environment variables.
+pub async fn run_kmsctl_with(arguments: &[&str], environment: &[(&str, &str)], input: &str) -> Ran {
     let mut command = command(kmsctl());
-    command.args(arguments);
+    command.args(arguments).envs(environment.iter().copied());
     finish(command, input).await
 }
 
