@@ -16,6 +16,8 @@ use crate::vault::server::{Bao, KEY, MOUNT};
 #[derive(Clone)]
 pub struct ConfigFile {
     pub addresses: Vec<String>,
+    /// The block `auth`, instead of the token.
+    pub auth: Option<Value>,
     pub ca_file: PathBuf,
     /// The paths of a client certificate and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
@@ -35,6 +37,7 @@ impl ConfigFile {
     pub fn of(bao: &Bao, token: &str) -> Self {
         Self {
             addresses: vec![bao.address()],
+            auth: None,
             ca_file: bao.ca_file(),
             client_certificate: None,
             keys: vec![KEY.into()],
@@ -73,6 +76,9 @@ impl ConfigFile {
         }
         if let Some(server_name) = &self.server_name {
             yaml += &format!("    server_name: {}\n", json!(server_name));
+        }
+        if let Some(auth) = &self.auth {
+            return yaml + &format!("  auth: {auth}\n");
         }
         // In single quotes: an agent's template may stand here, and it has double ones.
         yaml + &format!("  token: '{}'\n", self.token)

@@ -1,6 +1,9 @@
 //! The usual environment of a daemon: an OpenBao server and a rendered config.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tempfile::TempDir;
 
@@ -26,7 +29,7 @@ pub struct TestEnv {
     pub config: PathBuf,
     /// The content of the next rendering. Its token is that of the last one.
     pub rendered: ConfigFile,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl TestEnv {
@@ -43,13 +46,24 @@ impl TestEnv {
         let bao = Bao::start().await;
         let dir = temp_dir("test-env-");
         let rendered = ConfigFile::of(&bao, "");
-        Self { bao, config: dir.path().join("config.yaml"), rendered, _dir: dir }
+        Self { bao, config: dir.path().join("config.yaml"), rendered, dir }
     }
 
     /// Renders the config with this token, as an agent does.
     pub fn render(&mut self, token: &str) {
         self.rendered = self.rendered.with_token(token);
         config_file::by_rename(&self.config, &self.rendered.yaml());
+    }
+
+    /// Renders the config with this block `auth`, instead of a token.
+    pub fn render_auth(&mut self, auth: serde_json::Value) {
+        self.rendered.auth = Some(auth);
+        config_file::by_rename(&self.config, &self.rendered.yaml());
+    }
+
+    /// The folder of the config.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Renders the config with this token, and waits until the daemon uses it.
