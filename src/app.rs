@@ -16,6 +16,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
+use transit_client::vault::lease::revocations;
 
 pub use self::background::ReloadSignal;
 use self::{
@@ -41,6 +42,10 @@ use crate::{
 
 /// How long the exit waits until systemd has the notification that the process stops.
 const STOPPING_NOTIFICATION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the exit waits until the token of an own login is revoked. It is short: kubelet kills the process a while
+/// after the shutdown grace.
+const REVOCATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The settings that need a restart to change.
 #[derive(Clone, Debug)]
@@ -191,9 +196,12 @@ impl App {
             .spawn(BackgroundTask::ConfigReload, background::reload_config(reload, watcher.reload_handle()));
         let watch_thread = watcher.reload_handle();
         background.spawn(BackgroundTask::ConfigWatcher, async move { watch_thread.ended().await });
+        // It is no background task: it ends when the last session is gone, and must outlive them.
+        let (revoker, revocations) = revocations();
+        let revocations = tokio::spawn(revocations.run());
         background.spawn(
             BackgroundTask::SessionManager,
-            SessionManager::new(watcher, writers.sessions, Arc::clone(&metrics)).run(),
+            SessionManager::new(watcher, writers.sessions, revoker, Arc::clone(&metrics)).run(),
         );
         background.spawn(BackgroundTask::ReadyNotification, background::notify_ready(state.sockets.clone()));
         let watched = Arc::clone(&state);
@@ -225,13 +233,12 @@ impl App {
         };
         let v2 = KmsV2::new(writers.calls.clone(), Arc::clone(&metrics)).into_server();
         let v1 = KmsV1::new(writers.calls, metrics).into_server();
-        let serving = async {
+        let mut serving = Box::pin(async {
             let v2 = kms.serve(v2, &context);
             let Some(kms_v1) = kms_v1 else { return v2.await };
             let (v2, v1) = tokio::try_join!(v2, kms_v1.serve(v1, &context))?;
             Ok(v2.and(v1))
-        };
-        tokio::pin!(serving);
+        });
         let cut_off = loop {
             tokio::select! {
                 cut_off = &mut serving => break cut_off?,
@@ -245,12 +252,19 @@ impl App {
         };
 
         // 4. The end.
+        // The services hold the published session.
+        drop(serving);
         if context.shutdown.is_cancelled() {
             // A drain may be faster than the notification. Without it, systemd takes the exit for a crash.
             drop(timeout(STOPPING_NOTIFICATION_TIMEOUT, stopping_notified).await);
         }
         admin.stop().await;
         background.shutdown().await;
+        // The last users of the session are gone, so a token of an own login is revoked.
+        drop(context);
+        if timeout(REVOCATION_TIMEOUT, revocations).await.is_err() {
+            info!("a token was not revoked in time; it stays valid until its TTL ends");
+        }
         info!("stopped ({} calls and {} connections were cut off)", cut_off.calls, cut_off.connections);
         Ok(cut_off)
     }

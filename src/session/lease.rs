@@ -3,12 +3,15 @@
 //! Each session has a lease of its own, in a task of its own, so no slow candidate delays a renewal, and no
 //! renewal delays a candidate. [`LeaseSchedule`] decides when each request is due.
 //!
+//! When only a login brings another token, the lease says so, and the session manager logs in.
+//!
 //! No result of a lookup or renewal changes the health of the session: a token can be valid for calls although
 //! it may not be renewed. If Vault reports the token as invalid, the lease requests a health check.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
+    sync::Notify,
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -18,11 +21,14 @@ use transit_client::{
     ErrorKind, TransitError,
     vault::{
         Session,
-        lease::{self, Expiry, LeaseAction, LeaseSchedule, Renewal, RenewalError, RenewalFailure, TokenInfo},
+        lease::{
+            self, Expiry, LeaseAction, LeaseSchedule, Renewal, RenewalError, RenewalFailure, TokenInfo,
+            TokenOrigin,
+        },
     },
 };
 
-use super::state::StateStore;
+use super::{manager::SessionToken, state::StateStore};
 use crate::observe::{labels::RenewalResult, metrics::Metrics};
 
 /// The lease of the session in use.
@@ -30,6 +36,7 @@ pub(super) struct Lease {
     generation: u64,
     /// The last lookup failed, and a warning was logged.
     lookup_failed: bool,
+    login_due: Arc<Notify>,
     /// The token has reached its maximum TTL, and a warning was logged.
     max_ttl_reached: bool,
     metrics: Arc<Metrics>,
@@ -40,31 +47,45 @@ pub(super) struct Lease {
     store: Arc<StateStore>,
 }
 
+/// A lease at work. It ends when it is dropped.
+pub(super) struct RunningLease {
+    /// Is notified when only a login brings another token.
+    pub(super) login_due: Arc<Notify>,
+    pub(super) task: AbortOnDropHandle<()>,
+}
+
 impl Lease {
-    /// Starts to look up and renew the token of `session`. `token` is what the lookup in its verification
-    /// returned, or how that failed. Ends when the handle is dropped.
+    /// Starts to look up and renew the token of `session`; `None` if it has no token.
     pub(super) fn start(
         session: Arc<Session>,
         generation: u64,
-        token: Result<TokenInfo, ErrorKind>,
+        token: Option<SessionToken>,
         store: Arc<StateStore>,
         metrics: Arc<Metrics>,
-    ) -> AbortOnDropHandle<()> {
-        let schedule = match &token {
-            Ok(token) => LeaseSchedule::new(token.expiry, token.renewable),
-            Err(kind) => LeaseSchedule::without_lookup(*kind),
+    ) -> Option<RunningLease> {
+        let Some(SessionToken { info, origin }) = token else {
+            info!(generation, "session in use, without a token");
+            metrics.token.replaced(None);
+            return None;
+        };
+        let schedule = match (&info, origin) {
+            (Ok(token), TokenOrigin::Login) => LeaseSchedule::of_login(token.expiry, token.renewable),
+            (Ok(token), TokenOrigin::Rendered) => LeaseSchedule::new(token.expiry, token.renewable),
+            (Err(kind), _) => LeaseSchedule::without_lookup(*kind),
         };
         let remaining = schedule.expiry().remaining();
         let token_ttl_seconds = remaining.map(|remaining| remaining.as_secs());
         info!(generation, token_ttl_seconds, "session in use");
         // Also if nothing is known of this token: the expiry of the token before it would raise an alarm.
         metrics.token.replaced(remaining);
-        if let Ok(token) = token {
+        if let (Ok(token), TokenOrigin::Rendered) = (&info, origin) {
             token.warn();
         }
+        let login_due = Arc::<Notify>::default();
         let lease = Self {
             generation,
             lookup_failed: false,
+            login_due: Arc::clone(&login_due),
             max_ttl_reached: false,
             metrics,
             renewal_failure: None,
@@ -72,7 +93,7 @@ impl Lease {
             session,
             store,
         };
-        AbortOnDropHandle::new(tokio::spawn(lease.run()))
+        Some(RunningLease { login_due, task: AbortOnDropHandle::new(tokio::spawn(lease.run())) })
     }
 
     async fn run(mut self) {
@@ -83,6 +104,12 @@ impl Lease {
             // a request closes its connection, and the next session may use it.
             match self.schedule.due_action() {
                 None => {}
+                Some(LeaseAction::LogIn) => {
+                    let token_ends_in_seconds = self.remaining_seconds();
+                    info!(token_ends_in_seconds, "the token ends: logging in again");
+                    self.schedule.login_requested();
+                    self.login_due.notify_one();
+                }
                 Some(LeaseAction::LookUp) => {
                     let request = tokio::spawn(async move { lease::lookup(&session, deadline).await });
                     let outcome = outcome_of(request).await;
@@ -135,11 +162,16 @@ impl Lease {
             RenewalResult::Renewed
         });
         self.update_metrics();
+        if renewal.capped {
+            self.schedule.renewals_end();
+        }
         let ttl_seconds = self.remaining_seconds();
         if !renewal.capped {
             info!(ttl_seconds, "token renewed");
         } else if std::mem::replace(&mut self.max_ttl_reached, true) {
             debug!(ttl_seconds, "the token is still at its maximum TTL");
+        } else if self.schedule.origin() == TokenOrigin::Login {
+            info!(ttl_seconds, "the token has reached its maximum TTL: a login replaces it before it ends");
         } else {
             warn!(
                 ttl_seconds,
@@ -156,6 +188,11 @@ impl Lease {
         let token_ends_in_seconds = self.remaining_seconds();
         if self.renewal_failure.replace(failure) == Some(failure) {
             debug!(%error, next_try_seconds, token_ends_in_seconds, "the token still cannot be renewed");
+        } else if self.schedule.origin() == TokenOrigin::Login && failure == RenewalFailure::LoginRequired {
+            info!(
+                %error, token_ends_in_seconds,
+                "the token cannot be renewed any more: a login replaces it before it ends"
+            );
         } else if failure == RenewalFailure::LoginRequired {
             warn!(
                 %error, next_try_seconds, token_ends_in_seconds,

@@ -11,6 +11,7 @@ pub mod kek_store;
 pub mod keyring;
 mod lease;
 pub mod local_kek;
+mod login;
 pub mod manager;
 mod older_versions;
 mod progress;

@@ -24,7 +24,7 @@
 //!     metrics::ClientMetrics,
 //!     token::Token,
 //!     transit::Call,
-//!     vault::{Access, Pool, Session},
+//!     vault::{Access, Pool, RequestAuth, Session},
 //! };
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,9 +36,9 @@
 //! };
 //! let key = KeyRef::new(KeyName::new("kms")?, MountPath::default(), Namespace::default());
 //! let access = Access {
+//!     auth: RequestAuth::Token(Token::new(&std::fs::read_to_string("/run/vault/token")?)?),
 //!     keys: KeyNames::new([key.clone()])?,
 //!     namespace: Namespace::default(),
-//!     token: Token::new(&std::fs::read_to_string("/run/vault/token")?)?,
 //! };
 //!
 //! let pool = Arc::new(Pool::new(&endpoint).await?);

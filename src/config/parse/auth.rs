@@ -178,9 +178,14 @@ fn app_role(auth: &Section<'_>) -> Result<AppRoleSettings, Broken> {
                 _ => return Err(value.broken("must be plain, wrapped, cubbyhole or sealed")),
             },
         };
+    let role = auth.find("role").map(|value| value.parsed(rules::name)).transpose()?;
+    if role.is_none() && matches!(what, Delivery::Cubbyhole | Delivery::Wrapped) {
+        return Err(auth.absent("role", "the name of the AppRole role, to check what a wrapping token wraps"));
+    }
     match (secret_id, delivery) {
         (None, Some(delivery)) => Err(delivery.broken(SECRET_ID_REQUIRED)),
         (source, _) => Ok(AppRoleSettings {
+            role,
             role_id,
             secret_id: source.map(|source| DeliveredSecretId { delivery: what, source }),
         }),

@@ -41,7 +41,7 @@ pub(super) fn app_role(section: &Section<'_>, namespace: &Namespace) -> Result<C
     let role_id = inline(section.required("roleid", "the role_id of the AppRole")?)?;
     let secret_id = section.find("secretid").map(inline).transpose()?;
     let secret_id = secret_id.map(|source| DeliveredSecretId { delivery: Delivery::Plain, source });
-    login(section, namespace, AuthMethod::AppRole(AppRoleSettings { role_id, secret_id }))
+    login(section, namespace, AuthMethod::AppRole(AppRoleSettings { role: None, role_id, secret_id }))
 }
 
 fn login(

@@ -128,6 +128,8 @@ pub enum LoginMount {
 /// The settings of `approle`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AppRoleSettings {
+    /// The name of the role; always set if a delivery may lead to a wrapping token that is not sealed.
+    pub role: Option<String>,
     /// The role_id.
     pub role_id: SecretSource,
     /// The secret_id; `None` if the role needs none (`bind_secret_id=false`).

@@ -7,6 +7,7 @@ mod config;
 mod health;
 mod keys;
 mod local_kek;
+mod login;
 mod process;
 mod requests;
 mod server;
@@ -23,7 +24,7 @@ use transit_client::metrics::ClientMetrics;
 use self::process::ProcessCollector;
 pub use self::{
     config::ConfigMetrics, health::HealthMetrics, keys::KeyMetrics, local_kek::LocalKekMetrics,
-    requests::RequestMetrics, server::ServerMetrics, token::TokenMetrics,
+    login::LoginMetrics, requests::RequestMetrics, server::ServerMetrics, token::TokenMetrics,
 };
 
 /// Returns the time of day. It can jump, so it is used for timestamps only and decides nothing.
@@ -42,6 +43,8 @@ pub struct Metrics {
     pub keys: KeyMetrics,
     /// The local KEKs.
     pub local_kek: LocalKekMetrics,
+    /// The logins to Vault.
+    pub login: LoginMetrics,
     /// The KMS calls.
     pub requests: RequestMetrics,
     /// The KMS sockets and their connections.
@@ -79,6 +82,7 @@ impl Metrics {
             health: HealthMetrics::register(&registry)?,
             keys: KeyMetrics::register(&registry)?,
             local_kek: LocalKekMetrics::register(&registry, clock)?,
+            login: LoginMetrics::register(&registry)?,
             requests: RequestMetrics::register(&registry)?,
             server: ServerMetrics::register(&registry)?,
             token: TokenMetrics::register(&registry, clock)?,

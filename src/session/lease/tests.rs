@@ -11,7 +11,7 @@ use transit_client::{
     endpoint::{Address, Endpoint, TlsMaterial},
     key::{KeyName, KeyNames, KeyRef, MountPath, Namespace},
     token::Token,
-    vault::{Access, Pool},
+    vault::{Access, Pool, RequestAuth},
 };
 
 use super::*;
@@ -30,7 +30,7 @@ struct Seen {
 
 /// A lease, and the server that it sends its requests to.
 struct Bench {
-    lease: Option<AbortOnDropHandle<()>>,
+    lease: Option<RunningLease>,
     metrics: Arc<Metrics>,
     seen: Arc<Seen>,
     store: Arc<StateStore>,
@@ -54,14 +54,14 @@ impl Bench {
         let namespace = Namespace::new("").unwrap();
         let key = KeyRef::new(KeyName::new("kms").unwrap(), MountPath::default(), namespace.clone());
         let keys = KeyNames::new([key]).unwrap();
-        let access = Access { keys, namespace, token: Token::new("fake").unwrap() };
+        let access = Access { auth: RequestAuth::Token(Token::new("fake").unwrap()), keys, namespace };
         let metrics = Arc::new(Metrics::new().unwrap());
         let pool = Arc::new(Pool::new(&endpoint).await.unwrap());
         let session = Arc::new(Session::new(&access, pool, Arc::clone(&metrics.client)).unwrap());
         let (store, _) = StateStore::new(SETTINGS, Arc::clone(&metrics)).share();
-        let token = Err(ErrorKind::Denied);
-        let lease = Lease::start(session, 1, token, Arc::clone(&store), Arc::clone(&metrics));
-        Self { lease: Some(lease), metrics, seen, store, _server: server }
+        let token = SessionToken { info: Err(ErrorKind::Denied), origin: TokenOrigin::Rendered };
+        let lease = Lease::start(session, 1, Some(token), Arc::clone(&store), Arc::clone(&metrics));
+        Self { lease, metrics, seen, store, _server: server }
     }
 
     /// Waits until the metrics have a line that begins like this.

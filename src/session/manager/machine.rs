@@ -5,18 +5,20 @@
 //! performs them, and turns their results into further events.
 //!
 //! A config that is not in use is a *candidate*. There is at most one, because a newer config supersedes it.
-//! It is being verified, or it waits for the next attempt:
+//! The config in use becomes a candidate too when its token ends and only a login brings another one. If there
+//! are both, they are verified in turn, so that a bad config does not prevent the login that the session in use
+//! needs. A candidate is being verified, or it waits for the next attempt:
 //!
 //! ```text
 //!                     newer config                          RetryDue, TokenInvalid
 //!                    +------------+                      +--------------------------+
 //!                    v            |                      v                          |
 //! ConfigObserved -> Verifying ----+--- CandidateFailed, VerificationOutdated ---> Waiting
-//!                    |
+//!       LoginDue     |
 //!                    +--- CandidateVerified: Publish --- Published ---> in use
 //! ```
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 use transit_client::{ErrorKind, TransitError};
@@ -34,7 +36,7 @@ pub(super) const MAX_PAUSE_REFUSED: Duration = Duration::from_secs(30);
 
 /// What the machine passes on without using it.
 pub(super) trait Payload {
-    /// A config that was read.
+    /// A config that was read, with the contents of the files of its login.
     type Config: Clone;
     /// Differs between configs that differ.
     type Fingerprint: Eq;
@@ -43,8 +45,12 @@ pub(super) trait Payload {
     /// A session that was verified.
     type Verified;
 
-    /// The fingerprint of `config`.
+    /// The fingerprint of `config`, without the files of its login.
     fn fingerprint(config: &Self::Config) -> Self::Fingerprint;
+    /// The fingerprint of the files of its login.
+    fn material(config: &Self::Config) -> Self::Fingerprint;
+    /// Whether the daemon gets the token of the config by a login.
+    fn logs_in(config: &Self::Config) -> bool;
 }
 
 /// What has happened.
@@ -65,6 +71,8 @@ pub(super) enum Event<P: Payload> {
     Published(P::Published),
     /// Another key version was published while the candidate was verified, so the verification does not count.
     VerificationOutdated(TransitError),
+    /// The token of the session in use ends, and only a login brings another one.
+    LoginDue,
     /// The time of [`Action::RetryAt`] has come.
     RetryDue,
     /// The token of the session in use was found invalid.
@@ -86,6 +94,7 @@ pub(super) enum Action<P: Payload> {
         error: TransitError,
         /// The result differs from that of the attempt before.
         is_new: bool,
+        purpose: Purpose,
         result: ReloadResult,
     },
     /// Say why the config file cannot be used.
@@ -104,6 +113,15 @@ pub(super) enum Action<P: Payload> {
     },
 }
 
+/// Why a candidate is verified.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Purpose {
+    /// It is a config that is not in use.
+    NewConfig,
+    /// It is the config in use, and its token ends.
+    NewLogin,
+}
+
 /// What a step depends on beside the event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
@@ -116,12 +134,13 @@ pub(super) struct Moment {
 
 /// The state of the machine.
 pub(super) struct ManagerState<P: Payload> {
-    candidate: Option<Candidate<P>>,
-    /// The fingerprint of the config in use.
-    in_use: Option<P::Fingerprint>,
+    /// At most one for each [`Purpose`]. The first one is verified next, or is being verified.
+    candidates: VecDeque<Candidate<P>>,
+    /// The config in use, with the newest files of its login.
+    in_use: Option<P::Config>,
 }
 
-/// The newest config, which is not in use.
+/// A config of which a session is to be made.
 struct Candidate<P: Payload> {
     config: P::Config,
     /// The result of the last attempt.
@@ -129,6 +148,7 @@ struct Candidate<P: Payload> {
     older_versions: OlderVersions,
     /// The pause after the next attempt that fails.
     pause: Duration,
+    purpose: Purpose,
     stage: Stage,
 }
 
@@ -143,7 +163,7 @@ enum Stage {
 
 impl<P: Payload> Default for ManagerState<P> {
     fn default() -> Self {
-        Self { candidate: None, in_use: None }
+        Self { candidates: VecDeque::new(), in_use: None }
     }
 }
 
@@ -151,10 +171,11 @@ impl<P: Payload> ManagerState<P> {
     /// Changes the state, and returns what is to be done, in this order.
     pub(super) fn step(&mut self, event: Event<P>, moment: Moment) -> Vec<Action<P>> {
         match event {
-            Event::ConfigObserved(config) => self.observed(config),
+            Event::ConfigObserved(config) => self.observed(config, moment),
             Event::ConfigInvalid(error) => {
-                let mut actions = self.drop_candidate();
+                let mut actions = self.drop_new_config();
                 actions.push(Action::ReportInvalidConfig(error));
+                actions.extend(self.hurry_if_idle());
                 actions
             }
             Event::CandidateVerified(session) => {
@@ -165,59 +186,129 @@ impl<P: Payload> ManagerState<P> {
             Event::CandidateFailed { error, older_versions } => {
                 let Some(candidate) = self.verifying() else { return Vec::new() };
                 candidate.older_versions = older_versions;
-                candidate.failed(error, moment)
+                self.failed(error, moment)
             }
-            Event::Published(session) => {
-                if let Some(candidate) = self.candidate.take() {
-                    self.in_use = Some(P::fingerprint(&candidate.config));
-                }
-                vec![Action::StartLease(session)]
-            }
-            Event::VerificationOutdated(error) => {
-                self.verifying().map(|candidate| candidate.failed(error, moment)).unwrap_or_default()
-            }
-            Event::RetryDue => match &mut self.candidate {
+            Event::Published(session) => self.published(session),
+            Event::VerificationOutdated(error) => self.failed(error, moment),
+            Event::LoginDue => self.log_in(),
+            Event::RetryDue => match self.candidates.front_mut() {
                 Some(candidate) if candidate.stage == Stage::Waiting => vec![candidate.verify()],
                 _ => Vec::new(),
             },
             Event::TokenInvalid => {
                 let mut actions = vec![Action::ReloadConfig];
-                actions.extend(self.candidate.as_mut().and_then(Candidate::hurry));
+                let login = self.log_in();
+                match self.candidates.front_mut() {
+                    Some(candidate) if login.is_empty() => actions.extend(candidate.hurry()),
+                    _ => actions.extend(login),
+                }
                 actions
             }
         }
     }
 
-    fn observed(&mut self, config: P::Config) -> Vec<Action<P>> {
-        let mut actions = self.drop_candidate();
-        if self.in_use.as_ref() == Some(&P::fingerprint(&config)) {
-            actions.push(Action::ReportConfigInUse);
-        } else {
-            actions.push(self.candidate.insert(Candidate::new(config)).verify());
+    fn observed(&mut self, config: P::Config, moment: Moment) -> Vec<Action<P>> {
+        let mut actions = self.drop_new_config();
+        let Some(in_use) = self.in_use.as_mut().filter(|it| P::fingerprint(it) == P::fingerprint(&config))
+        else {
+            if let Some(candidate) = self.verifying() {
+                // A login that is under way ends in the background, and the new config uses its token.
+                candidate.stage = Stage::Waiting;
+                actions.push(Action::CancelVerification);
+            }
+            let mut candidate = Candidate::new(config, Purpose::NewConfig);
+            actions.push(candidate.verify());
+            self.candidates.push_front(candidate);
+            return actions;
+        };
+        let material_changed = P::material(in_use) != P::material(&config);
+        *in_use = config.clone();
+        actions.push(Action::ReportConfigInUse);
+        match self.candidates.front_mut() {
+            Some(login) if material_changed => {
+                login.config = config;
+                actions.extend(login.hurry());
+            }
+            Some(_) => actions.extend(self.hurry_if_idle()),
+            // While the session works, the new files are for the next login.
+            None if material_changed && !moment.session_is_healthy => actions.extend(self.log_in()),
+            None => {}
         }
         actions
     }
 
-    fn drop_candidate(&mut self) -> Vec<Action<P>> {
-        match self.candidate.take().map(|candidate| candidate.stage) {
-            Some(Stage::Verifying { .. }) => vec![Action::CancelVerification],
-            Some(Stage::Waiting) | None => Vec::new(),
+    fn published(&mut self, session: P::Published) -> Vec<Action<P>> {
+        if let Some(candidate) = self.candidates.pop_front() {
+            if candidate.purpose == Purpose::NewConfig {
+                // The login that the config before it needed.
+                self.candidates.clear();
+            }
+            self.in_use = Some(candidate.config);
         }
+        let mut actions = vec![Action::StartLease(session)];
+        actions.extend(self.hurry_if_idle());
+        actions
     }
 
-    /// The candidate, if it is being verified.
+    /// Makes a candidate of the config in use, if that logs in.
+    fn log_in(&mut self) -> Vec<Action<P>> {
+        let Some(config) = self.in_use.as_ref().filter(|config| P::logs_in(config)) else {
+            return Vec::new();
+        };
+        if self.candidates.iter().any(|candidate| candidate.purpose == Purpose::NewLogin) {
+            return Vec::new();
+        }
+        let mut candidate = Candidate::new(config.clone(), Purpose::NewLogin);
+        if self.verifying().is_some() {
+            self.candidates.push_back(candidate);
+            return Vec::new();
+        }
+        let verify = candidate.verify();
+        self.candidates.push_front(candidate);
+        vec![verify]
+    }
+
+    /// The attempt has failed: reports that, and plans the next one. The other candidate has its turn first.
+    fn failed(&mut self, error: TransitError, moment: Moment) -> Vec<Action<P>> {
+        let Some(candidate) = self.verifying() else { return Vec::new() };
+        let retry_at_once = candidate.stage == (Stage::Verifying { retry_at_once: true });
+        let (report, pause) = candidate.failed(error, moment);
+        self.candidates.rotate_left(1);
+        let next = match self.candidates.front_mut() {
+            Some(next) if retry_at_once => {
+                next.pause = INITIAL_PAUSE;
+                next.verify()
+            }
+            _ => Action::RetryAt(moment.now + pause),
+        };
+        vec![report, next]
+    }
+
+    /// Verifies the first candidate now, unless one is being verified.
+    fn hurry_if_idle(&mut self) -> Option<Action<P>> {
+        self.candidates.front_mut().filter(|candidate| candidate.stage == Stage::Waiting)?.hurry()
+    }
+
+    fn drop_new_config(&mut self) -> Vec<Action<P>> {
+        let was_verifying = self.verifying().is_some_and(|it| it.purpose == Purpose::NewConfig);
+        self.candidates.retain(|candidate| candidate.purpose != Purpose::NewConfig);
+        if was_verifying { vec![Action::CancelVerification] } else { Vec::new() }
+    }
+
+    /// The candidate that is being verified.
     fn verifying(&mut self) -> Option<&mut Candidate<P>> {
-        self.candidate.as_mut().filter(|candidate| candidate.stage != Stage::Waiting)
+        self.candidates.front_mut().filter(|candidate| candidate.stage != Stage::Waiting)
     }
 }
 
 impl<P: Payload> Candidate<P> {
-    fn new(config: P::Config) -> Self {
+    fn new(config: P::Config, purpose: Purpose) -> Self {
         Self {
             config,
             last_result: None,
             older_versions: OlderVersions::default(),
             pause: INITIAL_PAUSE,
+            purpose,
             stage: Stage::Waiting,
         }
     }
@@ -227,20 +318,16 @@ impl<P: Payload> Candidate<P> {
         Action::Verify {
             config: self.config.clone(),
             older_versions: self.older_versions,
-            reports_progress: self.last_result.is_none(),
+            reports_progress: self.last_result.is_none() && self.purpose == Purpose::NewConfig,
         }
     }
 
-    /// The attempt has failed: reports that, and plans the next one.
-    fn failed(&mut self, error: TransitError, moment: Moment) -> Vec<Action<P>> {
+    /// The attempt has failed. Returns the report, and the pause before the next attempt.
+    fn failed(&mut self, error: TransitError, moment: Moment) -> (Action<P>, Duration) {
         let result = result_of(error.kind);
         let is_new = self.last_result.replace(result) != Some(result);
-        let report = Action::ReportFailedCandidate { error, is_new, result };
-        if self.stage == (Stage::Verifying { retry_at_once: true }) {
-            self.pause = INITIAL_PAUSE;
-            return vec![report, self.verify()];
-        }
-        let retry_at = moment.now + self.pause.mul_f64(moment.jitter);
+        let report = Action::ReportFailedCandidate { error, is_new, purpose: self.purpose, result };
+        let pause = self.pause.mul_f64(moment.jitter);
         let max = if result == ReloadResult::Refused && moment.session_is_healthy {
             MAX_PAUSE_REFUSED
         } else {
@@ -248,10 +335,10 @@ impl<P: Payload> Candidate<P> {
         };
         self.pause = (self.pause * 2).min(max);
         self.stage = Stage::Waiting;
-        vec![report, Action::RetryAt(retry_at)]
+        (report, pause)
     }
 
-    /// The token in use is invalid, so this candidate is needed now.
+    /// The candidate is needed now: the token in use is invalid, or the files of its login have changed.
     fn hurry(&mut self) -> Option<Action<P>> {
         match &mut self.stage {
             Stage::Verifying { retry_at_once } => {

@@ -11,28 +11,30 @@
 mod candidate;
 mod machine;
 
+pub(in crate::session) use self::candidate::SessionToken;
+
 use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 use transit_client::{
     ErrorKind, TransitError,
-    vault::{Pool, Session, lease::TokenInfo},
+    vault::{Pool, Session, lease::Revoker},
 };
 
 use self::{
     candidate::{VerificationAttempt, VerifiedSession},
-    machine::{Action, Event, ManagerState, Moment, Payload},
+    machine::{Action, Event, ManagerState, Moment, Payload, Purpose},
 };
 use super::{
-    lease::Lease,
+    lease::{Lease, RunningLease},
+    login::Authenticator,
     older_versions::OlderVersions,
     progress::Progress,
     state::{NewSession, Outdated, SessionPublisher},
 };
 use crate::{
-    config::{Fingerprint, LoadedConfig, Observation, Watcher},
+    config::{Credentials, Fingerprint, LoadedConfig, Observation, Watcher},
     observe::{
         labels::{ConfigState, ReloadResult},
         metrics::Metrics,
@@ -41,8 +43,9 @@ use crate::{
 
 /// Owns the sessions of the daemon.
 pub struct SessionManager {
+    authenticator: Arc<Authenticator>,
     connections: Option<Connections>,
-    lease: Option<AbortOnDropHandle<()>>,
+    lease: Option<RunningLease>,
     metrics: Arc<Metrics>,
     publisher: Arc<SessionPublisher>,
     retry_at: Option<Instant>,
@@ -69,20 +72,35 @@ impl Payload for Sessions {
     fn fingerprint(config: &Arc<LoadedConfig>) -> Fingerprint {
         config.fingerprint
     }
+
+    fn logs_in(config: &Arc<LoadedConfig>) -> bool {
+        matches!(config.config.credentials, Credentials::Login(_))
+    }
+
+    fn material(config: &Arc<LoadedConfig>) -> Fingerprint {
+        config.material_fingerprint
+    }
 }
 
 /// A session that is in use.
 struct PublishedSession {
     generation: u64,
     session: Arc<Session>,
-    token: Result<TokenInfo, ErrorKind>,
+    token: Option<SessionToken>,
 }
 
 impl SessionManager {
-    /// Creates a manager that makes sessions of the configs that `watcher` finds.
+    /// Creates a manager that makes sessions of the configs that `watcher` finds. `revoker` revokes the tokens of
+    /// its own logins.
     #[must_use]
-    pub fn new(watcher: Watcher, publisher: SessionPublisher, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        watcher: Watcher,
+        publisher: SessionPublisher,
+        revoker: Revoker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
+            authenticator: Arc::new(Authenticator::new(revoker, Arc::clone(&metrics))),
             connections: None,
             lease: None,
             metrics,
@@ -118,7 +136,10 @@ impl SessionManager {
                     event
                 }
                 () = store.token_invalidated(&mut last_invalid) => Event::TokenInvalid,
-                _ = ended(&mut self.lease) => return,
+                event = lease_event(&mut self.lease) => match event {
+                    LeaseEvent::LoginDue => Event::LoginDue,
+                    LeaseEvent::Ended => return,
+                },
             };
             let mut events = VecDeque::from([event]);
             while let Some(event) = events.pop_front() {
@@ -157,18 +178,8 @@ impl SessionManager {
                 self.publisher.set_config_error(None);
                 self.metrics.config.set_state(ConfigState::InUse);
             }
-            Action::ReportFailedCandidate { error, is_new, result } => {
-                if is_new {
-                    self.metrics.config.reloaded(result);
-                    warn!(
-                        %error, kind = error.kind.name(),
-                        session_in_use_is_healthy = moment.session_is_healthy,
-                        "the new config is not in use yet; trying again"
-                    );
-                } else {
-                    debug!(%error, "the new config is still not in use");
-                }
-                self.publisher.set_config_error(Some(error.to_string()));
+            Action::ReportFailedCandidate { error, is_new, purpose, result } => {
+                self.report_failure(&error, is_new, purpose, result, moment);
             }
             Action::ReportInvalidConfig(error) => {
                 // The watcher has logged the error.
@@ -178,7 +189,7 @@ impl SessionManager {
             Action::RetryAt(at) => self.retry_at = Some(at),
             Action::StartLease(PublishedSession { generation, session, token }) => {
                 let (store, metrics) = (Arc::clone(self.publisher.store()), Arc::clone(&self.metrics));
-                self.lease = Some(Lease::start(session, generation, token, store, metrics));
+                self.lease = Lease::start(session, generation, token, store, metrics);
             }
             Action::Verify { config, older_versions, reports_progress } => {
                 self.retry_at = None;
@@ -187,6 +198,34 @@ impl SessionManager {
             }
         }
         None
+    }
+
+    fn report_failure(
+        &self,
+        error: &TransitError,
+        is_new: bool,
+        purpose: Purpose,
+        result: ReloadResult,
+        moment: Moment,
+    ) {
+        match purpose {
+            Purpose::NewConfig if is_new => {
+                self.metrics.config.reloaded(result);
+                warn!(
+                    %error, kind = error.kind.name(),
+                    session_in_use_is_healthy = moment.session_is_healthy,
+                    "the new config is not in use yet; trying again"
+                );
+            }
+            Purpose::NewConfig => debug!(%error, "the new config is still not in use"),
+            Purpose::NewLogin if is_new => warn!(
+                %error, kind = error.kind.name(),
+                session_in_use_is_healthy = moment.session_is_healthy,
+                "the token ends, and no login has brought another one yet; trying again"
+            ),
+            Purpose::NewLogin => debug!(%error, "no login has brought another token yet"),
+        }
+        self.publisher.set_config_error(Some(error.to_string()));
     }
 
     fn attempt(
@@ -201,6 +240,7 @@ impl SessionManager {
             .map(|connections| Arc::clone(&connections.pool));
         let progress = Progress::new(Arc::clone(&self.publisher), &config.config.addresses, reports_progress);
         VerificationAttempt {
+            authenticator: Arc::clone(&self.authenticator),
             config,
             metrics: Arc::clone(&self.metrics.client),
             older_versions,
@@ -219,6 +259,7 @@ impl SessionManager {
         };
         let snapshot = self.publisher.publish(new, verification)?;
         session.mark_in_use();
+        self.authenticator.claim();
         self.metrics.config.reloaded(ReloadResult::Success);
         self.metrics.client.set_nodes(config.config.addresses.iter().map(ToString::to_string));
         self.connections = Some(Connections { fingerprint: config.connection_fingerprint, pool });
@@ -238,6 +279,22 @@ async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+/// What the lease of the session in use says.
+enum LeaseEvent {
+    /// Its task has ended, which is a bug.
+    Ended,
+    LoginDue,
+}
+
+/// Waits for the lease of the session in use. Never returns if there is none. Cancel safe.
+async fn lease_event(lease: &mut Option<RunningLease>) -> LeaseEvent {
+    let Some(lease) = lease else { return std::future::pending().await };
+    tokio::select! {
+        () = lease.login_due.notified() => LeaseEvent::LoginDue,
+        _ = &mut lease.task => LeaseEvent::Ended,
     }
 }
 

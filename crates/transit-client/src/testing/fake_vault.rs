@@ -25,7 +25,7 @@ use crate::{
     metrics::ClientMetrics,
     token::Token,
     transit::Call,
-    vault::{Access, Pool, Session},
+    vault::{Access, Pool, RequestAuth, Session},
 };
 
 /// An answer to Encrypt under version 2.
@@ -213,7 +213,11 @@ pub fn endpoint(addresses: &[&str]) -> Endpoint {
 pub fn access(namespace: &str) -> Access {
     let namespace = Namespace::new(namespace).unwrap();
     let key = KeyRef::new(KeyName::new("kms").unwrap(), MountPath::default(), namespace.clone());
-    Access { keys: KeyNames::new([key]).unwrap(), namespace, token: Token::new("fake").unwrap() }
+    Access {
+        keys: KeyNames::new([key]).unwrap(),
+        namespace,
+        auth: RequestAuth::Token(Token::new("fake").unwrap()),
+    }
 }
 
 /// Metrics for these addresses, in a registry of their own.

@@ -11,8 +11,9 @@ use zeroize::Zeroizing;
 
 use super::{
     exchange::{HttpResponse, invalid_response},
-    failover::{RequestPath, classify::classify_item},
+    failover::{Replay, RequestPath, classify::classify_item},
     lenient::Lenient,
+    requester::Outgoing,
     session::Session,
 };
 use crate::{
@@ -92,17 +93,18 @@ impl Transit for Session {
         let body = format!(r#"{{"ciphertext":"{}"}}"#, ciphertext.as_str());
         let path = path("decrypt", key);
         let body = Zeroizing::new(body.into_bytes());
-        self.send_in(key.namespace(), VaultOperation::Decrypt, path, body, call, |answer| {
-            let envelope: Envelope<DecryptData<'_>> = serde_json::from_slice(&answer.body)
-                .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
-            let text = match envelope.data.plaintext {
-                Cow::Borrowed(text) => text,
-                // Base64 needs no escapes. For a text with escapes, serde makes a copy that is not wiped.
-                Cow::Owned(_) => return Err(invalid_response(VaultOperation::Decrypt)),
-            };
-            Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
-        })
-        .await
+        self.requester
+            .send_in(key.namespace(), outgoing(VaultOperation::Decrypt, path, body), call, |answer| {
+                let envelope: Envelope<DecryptData<'_>> = serde_json::from_slice(&answer.body)
+                    .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
+                let text = match envelope.data.plaintext {
+                    Cow::Borrowed(text) => text,
+                    // Base64 needs no escapes. For a text with escapes, serde makes a copy that is not wiped.
+                    Cow::Owned(_) => return Err(invalid_response(VaultOperation::Decrypt)),
+                };
+                Ok(Decrypted { plaintext: decoded(text)?, request_id: envelope.request_id() })
+            })
+            .await
     }
 
     async fn decrypt_batch(
@@ -113,26 +115,27 @@ impl Transit for Session {
     ) -> Result<Vec<Result<Decrypted, TransitError>>, TransitError> {
         let path = path("decrypt", key);
         let body = Zeroizing::new(batch_body(ciphertexts).into_bytes());
-        self.send_in(key.namespace(), VaultOperation::Decrypt, path.clone(), body, call, |answer| {
-            let envelope: Envelope<BatchData<'_>> = serde_json::from_slice(&answer.body)
-                .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
-            let request_id = envelope.request_id();
-            let results = envelope.data.batch_results;
-            if results.len() != ciphertexts.len() {
-                return Err(invalid_response(VaultOperation::Decrypt));
-            }
-            let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
-            let request_path = RequestPath { namespace, path: &path };
-            let opened = |result: BatchResult<'_>| {
-                if let Some(error) = result.error.filter(|error| !error.is_empty()) {
-                    return Err(classify_item(VaultOperation::Decrypt, request_path, error));
+        self.requester
+            .send_in(key.namespace(), outgoing(VaultOperation::Decrypt, path.clone(), body), call, |answer| {
+                let envelope: Envelope<BatchData<'_>> = serde_json::from_slice(&answer.body)
+                    .map_err(|_| invalid_response(VaultOperation::Decrypt))?;
+                let request_id = envelope.request_id();
+                let results = envelope.data.batch_results;
+                if results.len() != ciphertexts.len() {
+                    return Err(invalid_response(VaultOperation::Decrypt));
                 }
-                let text = result.plaintext.ok_or_else(|| invalid_response(VaultOperation::Decrypt))?;
-                Ok(Decrypted { plaintext: decoded(text)?, request_id: request_id.clone() })
-            };
-            Ok(results.into_iter().map(opened).collect())
-        })
-        .await
+                let namespace = Some(key.namespace()).filter(|it| !it.is_root()).map(Namespace::as_str);
+                let request_path = RequestPath { namespace, path: &path };
+                let opened = |result: BatchResult<'_>| {
+                    if let Some(error) = result.error.filter(|error| !error.is_empty()) {
+                        return Err(classify_item(VaultOperation::Decrypt, request_path, error));
+                    }
+                    let text = result.plaintext.ok_or_else(|| invalid_response(VaultOperation::Decrypt))?;
+                    Ok(Decrypted { plaintext: decoded(text)?, request_id: request_id.clone() })
+                };
+                Ok(results.into_iter().map(opened).collect())
+            })
+            .await
     }
 
     async fn encrypt(
@@ -145,26 +148,27 @@ impl Transit for Session {
         let path = path("encrypt", key);
         let body =
             encrypt_body(plaintext, version).ok_or_else(|| invalid_response(VaultOperation::Encrypt))?;
-        self.send_in(key.namespace(), VaultOperation::Encrypt, path, body, call, |answer| {
-            let envelope: Envelope<EncryptData> = parse(VaultOperation::Encrypt, answer)?;
-            let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
-                TransitError::new(
-                    ErrorKind::InvalidResponse,
-                    format!("Transit's answer cannot be used: {error}"),
-                )
-            })?;
-            if ciphertext.version() != version {
-                let message =
-                    format!("Transit was asked for version {version} and used {}", ciphertext.version());
-                return Err(TransitError::new(ErrorKind::InvalidResponse, message));
-            }
-            Ok(Encrypted { ciphertext, request_id: envelope.request_id() })
-        })
-        .await
+        self.requester
+            .send_in(key.namespace(), outgoing(VaultOperation::Encrypt, path, body), call, |answer| {
+                let envelope: Envelope<EncryptData> = parse(VaultOperation::Encrypt, answer)?;
+                let ciphertext = Ciphertext::parse(envelope.data.ciphertext.as_bytes()).map_err(|error| {
+                    TransitError::new(
+                        ErrorKind::InvalidResponse,
+                        format!("Transit's answer cannot be used: {error}"),
+                    )
+                })?;
+                if ciphertext.version() != version {
+                    let message =
+                        format!("Transit was asked for version {version} and used {}", ciphertext.version());
+                    return Err(TransitError::new(ErrorKind::InvalidResponse, message));
+                }
+                Ok(Encrypted { ciphertext, request_id: envelope.request_id() })
+            })
+            .await
     }
 
     async fn is_active(&self, node: NodeId, call: Call<'_>) -> Result<bool, TransitError> {
-        self.node_is_active(node.0, call.deadline).await
+        self.requester.node_is_active(node.0, call.deadline).await
     }
 
     fn keys(&self) -> &KeyNames {
@@ -174,35 +178,45 @@ impl Transit for Session {
     async fn read_key(&self, key: &KeyRef, call: Call<'_>) -> Result<KeyDescription, TransitError> {
         let path = path("keys", key);
         let body = Zeroizing::default();
-        let described = self.send_in(key.namespace(), VaultOperation::ReadKey, path, body, call, |answer| {
-            let data = parse::<Envelope<KeyBody>>(VaultOperation::ReadKey, answer)?.data;
-            let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
-                // The answer is Vault's: the key is unusable, and the node is healthy.
-                return Ok(None);
-            };
-            let versions = data
-                .keys
-                .iter()
-                .flatten()
-                .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.number()?)))
-                .collect();
-            Ok(Some(KeyDescription {
-                reported_by: NodeId(answer.node),
-                decrypts: data.supports_decryption.bool().unwrap_or(true),
-                derived: data.derived.bool().unwrap_or(false),
-                latest,
-                min_decryption: number(&data.min_decryption_version).unwrap_or(0),
-                soft_deleted: data.soft_deleted.bool().unwrap_or(false),
-                kind: data.kind,
-                versions,
-            }))
-        });
+        let described = self.requester.send_in(
+            key.namespace(),
+            outgoing(VaultOperation::ReadKey, path, body),
+            call,
+            |answer| {
+                let data = parse::<Envelope<KeyBody>>(VaultOperation::ReadKey, answer)?.data;
+                let Some(latest) = number(&data.latest_version).and_then(KeyVersion::new) else {
+                    // The answer is Vault's: the key is unusable, and the node is healthy.
+                    return Ok(None);
+                };
+                let versions = data
+                    .keys
+                    .iter()
+                    .flatten()
+                    .filter_map(|(version, created)| Some((KeyVersion::parse(version)?, created.number()?)))
+                    .collect();
+                Ok(Some(KeyDescription {
+                    reported_by: NodeId(answer.node),
+                    decrypts: data.supports_decryption.bool().unwrap_or(true),
+                    derived: data.derived.bool().unwrap_or(false),
+                    latest,
+                    min_decryption: number(&data.min_decryption_version).unwrap_or(0),
+                    soft_deleted: data.soft_deleted.bool().unwrap_or(false),
+                    kind: data.kind,
+                    versions,
+                }))
+            },
+        );
         described.await?.ok_or_else(|| {
             let message =
                 format!("key `{key}` has no version: name a key of type aes256-gcm96 in vault.keynames");
             TransitError::new(ErrorKind::Denied, message)
         })
     }
+}
+
+/// Encrypt and Decrypt may be sent twice without harm.
+fn outgoing(operation: VaultOperation, path: String, body: Zeroizing<Vec<u8>>) -> Outgoing {
+    Outgoing { body, operation, path, replay: Replay::Safe }
 }
 
 /// The path, in the namespace of the key, on which the engine does `what` with it.

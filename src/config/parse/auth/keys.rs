@@ -21,6 +21,7 @@ pub(super) const METHODS: [KnownMethod; 10] = [
             "mount",
             "namespace",
             "private_key_file",
+            "role",
             "role_id",
             "role_id_file",
             "secret_id",

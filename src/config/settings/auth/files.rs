@@ -27,7 +27,7 @@ impl AuthSettings {
     #[must_use]
     pub fn files(&self) -> Vec<NamedFile<'_>> {
         match &self.method {
-            AuthMethod::AppRole(AppRoleSettings { role_id, secret_id }) => {
+            AuthMethod::AppRole(AppRoleSettings { role_id, secret_id, .. }) => {
                 let mut files = app_role(role_id, secret_id.as_ref().map(|secret_id| &secret_id.source));
                 if let Some(DeliveredSecretId { delivery: Delivery::Sealed { private_key_file }, .. }) =
                     secret_id
@@ -61,7 +61,7 @@ impl AuthSettings {
     #[must_use]
     pub fn has_inline_secret(&self) -> bool {
         let secret = match &self.method {
-            AuthMethod::AppRole(AppRoleSettings { role_id, secret_id }) => {
+            AuthMethod::AppRole(AppRoleSettings { role_id, secret_id, .. }) => {
                 secret_id.as_ref().map_or(role_id, |secret_id| &secret_id.source)
             }
             AuthMethod::Inline(InlineMethod::AppRole { role_id, secret_id }) => {

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Configs and sessions are their names.
+/// Configs and sessions are their names. What follows a `+` in the name of a config stands for the files of its
+/// login.
 struct Names;
 
 impl Payload for Names {
@@ -12,7 +13,15 @@ impl Payload for Names {
     type Verified = &'static str;
 
     fn fingerprint(config: &&'static str) -> &'static str {
-        config
+        config.split('+').next().unwrap()
+    }
+
+    fn material(config: &&'static str) -> &'static str {
+        config.split('+').nth(1).unwrap_or_default()
+    }
+
+    fn logs_in(config: &&'static str) -> bool {
+        config.contains('+')
     }
 }
 
@@ -46,8 +55,10 @@ impl Bench {
             Action::Publish(session) => format!("publish {session}"),
             Action::ReloadConfig => "reload".into(),
             Action::ReportConfigInUse => "in use".into(),
-            Action::ReportFailedCandidate { is_new, result, .. } => {
-                format!("{}{}", if is_new { "newly " } else { "still " }, result.label())
+            Action::ReportFailedCandidate { is_new, purpose, result, .. } => {
+                let newly = if is_new { "newly" } else { "still" };
+                let login = if purpose == Purpose::NewLogin { "login " } else { "" };
+                format!("{login}{newly} {}", result.label())
             }
             Action::ReportInvalidConfig(error) => format!("invalid: {error}"),
             Action::RetryAt(at) => format!("retry in {:?}", at.duration_since(self.moment.now)),
@@ -234,4 +245,64 @@ fn older_versions_are_counted_over_the_attempts_of_one_candidate() {
         assert_eq!(accepts(bench.state.step(Event::RetryDue, bench.moment)), is_accepted);
     }
     assert!(!accepts(bench.state.step(Event::ConfigObserved("b"), bench.moment)), "its Vault may be another");
+}
+
+#[test]
+fn a_login_that_is_due_replaces_the_token_and_keeps_the_session() {
+    let mut bench = Bench::with_session("a+1");
+    assert_eq!(bench.step(Event::LoginDue), ["verify a+1"]);
+    assert!(bench.step(Event::LoginDue).is_empty(), "one login at a time");
+    assert_eq!(bench.fails(ErrorKind::Unreachable), ["login newly pending", "retry in 500ms"]);
+    assert_eq!(bench.step(Event::RetryDue), ["verify a+1"]);
+    assert_eq!(bench.step(Event::CandidateVerified("a+1")), ["publish a+1"]);
+    assert_eq!(bench.step(Event::Published("a+1")), ["lease a+1"]);
+    assert!(
+        Bench::with_session("rendered").step(Event::LoginDue).is_empty(),
+        "only the agent has another token"
+    );
+}
+
+#[test]
+fn an_invalid_token_of_a_login_is_replaced_at_once() {
+    let mut bench = Bench::with_session("a+1");
+    assert_eq!(bench.step(Event::TokenInvalid), ["reload", "verify a+1"]);
+    assert_eq!(bench.step(Event::ConfigObserved("a+1")), ["in use"], "the reload does not cancel the login");
+    bench.fails(ErrorKind::Denied);
+    assert_eq!(bench.step(Event::TokenInvalid), ["reload", "verify a+1"], "it does not wait");
+}
+
+#[test]
+fn changed_files_of_a_login_are_used_at_the_next_login() {
+    let mut bench = Bench::with_session("a+1");
+    assert_eq!(bench.step(Event::ConfigObserved("a+2")), ["in use"], "the session is healthy");
+    assert_eq!(bench.step(Event::LoginDue), ["verify a+2"]);
+    bench.fails(ErrorKind::Denied);
+    assert_eq!(bench.step(Event::ConfigObserved("a+3")), ["in use", "verify a+3"], "the login was refused");
+    bench.step(Event::CandidateVerified("a+3"));
+    bench.step(Event::Published("a+3"));
+
+    bench.moment.session_is_healthy = false;
+    assert_eq!(bench.step(Event::ConfigObserved("a+4")), ["in use", "verify a+4"], "it is needed now");
+    assert_eq!(bench.step(Event::ConfigObserved("b+4")), ["cancel", "verify b+4 with progress"]);
+}
+
+#[test]
+fn a_bad_config_does_not_prevent_the_login_of_the_session_in_use() {
+    let mut bench = Bench::with_session("a+1");
+    bench.step(Event::ConfigObserved("bad+1"));
+    assert!(bench.step(Event::LoginDue).is_empty(), "the new config is being verified");
+    assert_eq!(bench.fails(ErrorKind::Denied), ["newly refused", "retry in 500ms"]);
+    assert_eq!(bench.step(Event::RetryDue), ["verify a+1"], "the login has its turn");
+    assert_eq!(bench.fails(ErrorKind::Unreachable), ["login newly pending", "retry in 500ms"]);
+    assert_eq!(bench.step(Event::RetryDue), ["verify bad+1"]);
+    assert_eq!(bench.fails(ErrorKind::Denied), ["still refused", "retry in 1s"]);
+    bench.step(Event::RetryDue);
+    bench.step(Event::CandidateVerified("a+1"));
+    assert_eq!(bench.step(Event::Published("a+1")), ["lease a+1", "verify bad+1"]);
+
+    assert!(bench.step(Event::LoginDue).is_empty());
+    assert_eq!(bench.step(Event::ConfigInvalid("half".into())), ["cancel", "invalid: half", "verify a+1"]);
+    assert_eq!(bench.step(Event::ConfigObserved("good")), ["cancel", "verify good with progress"]);
+    bench.step(Event::CandidateVerified("good"));
+    assert_eq!(bench.step(Event::Published("good")), ["lease good"], "the old login is not needed any more");
 }

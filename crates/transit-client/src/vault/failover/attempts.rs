@@ -32,7 +32,7 @@ use crate::{
         exchange::{ExchangeError, HttpRequest, HttpResponse},
         node::Node,
         pool::Pool,
-        session::RequestObserver,
+        requester::RequestObserver,
     },
 };
 

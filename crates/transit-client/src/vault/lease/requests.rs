@@ -11,7 +11,7 @@ use rustify::{Endpoint, client::Client, errors::ClientError};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::warn;
-use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest};
+use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest};
 
 use super::{renewal::RenewalError, schedule::Expiry};
 use crate::{
@@ -20,7 +20,9 @@ use crate::{
     transit::Call,
     vault::{
         exchange::{HttpResponse, invalid_response},
+        failover::Replay,
         lenient::Lenient,
+        requester::{Outgoing, Requester},
         session::Session,
     },
 };
@@ -142,7 +144,7 @@ pub async fn lookup(session: &Session, deadline: Instant) -> Result<TokenInfo, T
         let known_fields = [&data.ttl, &data.expire_time, &data.policies, &data.renewable];
         known_fields.iter().any(|field| field.is_there()).then(|| data.info(sent_at))
     };
-    send(session, operation, deadline, request, read).await
+    send(&session.requester, operation, deadline, request, read).await
 }
 
 /// Renews the token of the session by its whole TTL.
@@ -167,7 +169,20 @@ pub async fn renew(session: &Session, deadline: Instant) -> Result<Renewal, Rene
             None => answer.request_id.is_there().then_some(None),
         }
     };
-    send(session, operation, deadline, request, read).await?.ok_or_else(RenewalError::nothing_renewed)
+    send(&session.requester, operation, deadline, request, read)
+        .await?
+        .ok_or_else(RenewalError::nothing_renewed)
+}
+
+/// Revokes the token of the requester.
+///
+/// # Errors
+/// If the policy does not allow it, the token is invalid, or Vault does not answer.
+pub(super) async fn revoke(requester: &Requester, deadline: Instant) -> Result<(), TransitError> {
+    let operation = VaultOperation::RevokeSelf;
+    let request = RevokeTokenSelfRequest::builder().build().map_err(|_| invalid_response(operation))?;
+    let read = |response: &HttpResponse| (response.status == NO_CONTENT).then_some(());
+    send(requester, operation, deadline, request, read).await
 }
 
 impl LookupData {
@@ -197,10 +212,15 @@ impl LookupData {
 
 impl LeaseData {
     fn expiry(&self, sent_at: Instant) -> Expiry {
-        match self.lease_duration.number() {
-            Some(ttl) if ttl > 0 => Expiry::At(sent_at + seconds(ttl)),
-            _ => Expiry::Unknown,
-        }
+        expiry_of(&self.lease_duration, sent_at)
+    }
+}
+
+/// When a token with this `lease_duration` expires, if it was issued or renewed at `sent_at`.
+pub(in crate::vault) fn expiry_of(lease_duration: &Lenient, sent_at: Instant) -> Expiry {
+    match lease_duration.number() {
+        Some(ttl) if ttl > 0 => Expiry::At(sent_at + seconds(ttl)),
+        _ => Expiry::Unknown,
     }
 }
 
@@ -208,27 +228,27 @@ fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0).min(MAX_TTL_SECONDS))
 }
 
-/// Sends a request of `vaultrs` over the session. `read` returns `None` for an answer that is not Vault's.
+/// Sends a request of `vaultrs`. `read` returns `None` for an answer that is not Vault's.
 async fn send<T: Send>(
-    session: &Session,
+    requester: &Requester,
     operation: VaultOperation,
     deadline: Instant,
     request: impl Endpoint,
     read: impl Fn(&HttpResponse) -> Option<T> + Send + Sync,
 ) -> Result<T, TransitError> {
-    let carrier = Carrier { deadline, operation, outcome: Mutex::new(None), read, session };
+    let carrier = Carrier { deadline, operation, outcome: Mutex::new(None), read, requester };
     // The result of rustify has no room for the outcome, which the carrier keeps.
     drop(request.exec(&carrier).await);
     carrier.outcome.into_inner().ok().flatten().unwrap_or_else(|| Err(invalid_response(operation)))
 }
 
-/// Carries a request of `vaultrs` over the session, as the HTTP client of rustify.
+/// Carries a request of `vaultrs` over the connections of the session, as the HTTP client of rustify.
 struct Carrier<'a, T, R> {
     deadline: Instant,
     operation: VaultOperation,
     outcome: Mutex<Option<Result<T, TransitError>>>,
     read: R,
-    session: &'a Session,
+    requester: &'a Requester,
 }
 
 #[async_trait]
@@ -240,7 +260,8 @@ impl<T: Send, R: Fn(&HttpResponse) -> Option<T> + Send + Sync> Client for Carrie
         // The body of the answer repeats the token. It is wiped with the answer, and not passed on to rustify.
         let parse =
             |response: &HttpResponse| (self.read)(response).ok_or_else(|| invalid_response(self.operation));
-        let outcome = self.session.send(self.operation, path, body.into(), call, parse).await;
+        let request = Outgoing { body: body.into(), operation: self.operation, path, replay: Replay::Safe };
+        let outcome = self.requester.send(request, call, parse).await;
         if let Ok(mut slot) = self.outcome.lock() {
             *slot = Some(outcome);
         }

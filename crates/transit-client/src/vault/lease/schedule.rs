@@ -1,8 +1,11 @@
-//! When a token is looked up and renewed; pure.
+//! When a token is looked up, renewed and replaced by a login; pure.
 //!
 //! A token is renewed after two thirds of its remaining lifetime. A renewal that fails is repeated after growing
 //! pauses that never reach past the token's end. No request is given up: one that was refused may be granted
 //! later, so it is only repeated less often.
+//!
+//! A token of an own login is replaced before it ends: after two thirds of its lifetime if it cannot be renewed,
+//! and after a third of what is left once its maximum TTL or a refusal ends the renewals.
 
 use std::time::Duration;
 
@@ -53,13 +56,24 @@ impl Expiry {
 /// What is done with a lease.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum LeaseAction {
+    /// Log in, because the token ends.
+    LogIn,
     /// Look the token up.
     LookUp,
     /// Renew the token.
     Renew,
 }
 
-/// The times of the next lookup and the next renewal of a token.
+/// Who replaces a token that ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TokenOrigin {
+    /// The daemon logs in again.
+    Login,
+    /// Another program, such as an agent, renders the next token.
+    Rendered,
+}
+
+/// The times of the next lookup, the next renewal and the next login of a token.
 ///
 /// The caller waits for [`Self::next_action_at`], does the [`Self::due_action`], and reports its result.
 #[derive(Debug)]
@@ -69,9 +83,12 @@ pub struct LeaseSchedule {
     failed_renewals: u32,
     /// The last lookup failed. Until one succeeds, lookups keep their long pauses.
     lookup_failed: bool,
+    /// `None` if the token can be renewed, or if another program replaces it.
+    next_login: Option<Instant>,
     next_lookup: Instant,
     /// `None` if the token cannot or need not be renewed.
     next_renewal: Option<Instant>,
+    origin: TokenOrigin,
 }
 
 impl LeaseSchedule {
@@ -84,6 +101,14 @@ impl LeaseSchedule {
         schedule
     }
 
+    /// The schedule of a token that an own login has just brought.
+    #[must_use]
+    pub fn of_login(expiry: Expiry, renewable: Option<bool>) -> Self {
+        let mut schedule = Self { origin: TokenOrigin::Login, ..Self::new(expiry, renewable) };
+        schedule.plan_login(renewable);
+        schedule
+    }
+
     /// The schedule of a token whose lookup failed with `kind`. The first renewal is due at once, because its
     /// answer has the TTL.
     #[must_use]
@@ -93,9 +118,17 @@ impl LeaseSchedule {
             expiry: Expiry::Unknown,
             failed_renewals: 0,
             lookup_failed: true,
+            next_login: None,
             next_lookup: now + jittered(pause_after_failed_lookup(kind)),
             next_renewal: Some(now),
+            origin: TokenOrigin::Rendered,
         }
+    }
+
+    /// Who replaces the token when it ends.
+    #[must_use]
+    pub fn origin(&self) -> TokenOrigin {
+        self.origin
     }
 
     /// When the token expires.
@@ -107,17 +140,22 @@ impl LeaseSchedule {
     /// When the next action is due.
     #[must_use]
     pub fn next_action_at(&self) -> Instant {
-        self.next_renewal.map_or(self.next_lookup, |renewal| renewal.min(self.next_lookup))
+        let others = [self.next_login, self.next_renewal];
+        others.into_iter().flatten().fold(self.next_lookup, Instant::min)
     }
 
     /// The action that is due now; `None` before [`Self::next_action_at`].
     #[must_use]
     pub fn due_action(&self) -> Option<LeaseAction> {
         let now = Instant::now();
-        if self.next_lookup <= now {
-            return Some(LeaseAction::LookUp);
+        let is_due = |time: Option<Instant>| time.is_some_and(|time| time <= now);
+        if is_due(self.next_login) {
+            Some(LeaseAction::LogIn)
+        } else if self.next_lookup <= now {
+            Some(LeaseAction::LookUp)
+        } else {
+            is_due(self.next_renewal).then_some(LeaseAction::Renew)
         }
-        self.next_renewal.filter(|renewal| *renewal <= now).map(|_| LeaseAction::Renew)
     }
 
     /// The deadline of a request that is sent now. It leaves time for more attempts before the token expires.
@@ -160,6 +198,33 @@ impl LeaseSchedule {
             }
             Expiry::Unknown => self.next_renewal.or(Some(now)),
         };
+        self.plan_login(renewable);
+    }
+
+    /// Plans the login that replaces a token that cannot be renewed.
+    fn plan_login(&mut self, renewable: Option<bool>) {
+        if self.origin == TokenOrigin::Login
+            && renewable == Some(false)
+            && self.next_login.is_none()
+            && let Expiry::At(end) = self.expiry
+        {
+            self.next_login = Some(Self::regular_renewal(end));
+        }
+    }
+
+    /// Notes that a login was requested. If the token is still in use later, another one is.
+    pub fn login_requested(&mut self) {
+        let pause = self.expiry.remaining().map_or(LONG_PAUSE, |left| (left / 3).min(LONG_PAUSE));
+        self.next_login = Some(Instant::now() + jittered(pause.max(MAX_PAUSE_UNREACHABLE)));
+    }
+
+    /// Notes that renewals do not prolong the token any more. A token of an own login is replaced after a third
+    /// of the time that is left: early enough for several attempts, and not at the same moment on every machine.
+    pub fn renewals_end(&mut self) {
+        if self.origin == TokenOrigin::Login && self.next_login.is_none() {
+            let left = self.expiry.remaining().unwrap_or(LONG_PAUSE);
+            self.next_login = Some(Instant::now() + jittered((left / 3).min(LONG_PAUSE)));
+        }
     }
 
     /// Notes a lookup that failed.
@@ -203,6 +268,9 @@ impl LeaseSchedule {
     pub fn renewal_failed(&mut self, failure: RenewalFailure) -> Option<Instant> {
         let next = Instant::now() + self.renewal_pause(failure);
         self.failed_renewals = self.failed_renewals.saturating_add(1);
+        if matches!(failure, RenewalFailure::Denied | RenewalFailure::LoginRequired) {
+            self.renewals_end();
+        }
         let in_time = !matches!(self.expiry, Expiry::At(end) if end + TTL_ROUNDING < next);
         self.next_renewal = (in_time || failure != RenewalFailure::LoginRequired).then_some(next);
         if failure == RenewalFailure::Unreachable && self.failed_renewals == 1 {

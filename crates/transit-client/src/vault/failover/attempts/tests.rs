@@ -141,7 +141,7 @@ async fn a_slow_call_is_hedged_and_the_slower_request_is_cancelled() {
     }
     assert_eq!((silent.requests(), other.requests()), (1, 3), "the faster node is asked first");
     eventually("the connection of the slower request is closed", async || silent.abandoned() == 1).await;
-    let text = hedged.metrics.render();
+    let text = hedged.requester.metrics.render();
     for line in [
         "hedges_total{result=\"won\"} 1",
         "vault_requests_total{operation=\"encrypt\",outcome=\"cancelled\"} 1",
@@ -155,7 +155,7 @@ async fn a_slow_call_is_hedged_and_the_slower_request_is_cancelled() {
     let hedged = session(&[&slow.address, &silent.address]).await;
     encrypt(&hedged).await.unwrap();
     assert_eq!((slow.requests(), silent.requests()), (1, 2));
-    assert!(hedged.metrics.render().contains("hedges_total{result=\"lost\"} 1"));
+    assert!(hedged.requester.metrics.render().contains("hedges_total{result=\"lost\"} 1"));
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn the_requests_of_a_caller_that_leaves_are_cancelled() {
     eventually("the node is asked", async || silent.requests() == 1).await;
     calling.abort();
     eventually("the connection is closed", async || silent.abandoned() == 1).await;
-    let text = session.metrics.render();
+    let text = session.requester.metrics.render();
     assert!(text.contains("vault_requests_total{operation=\"encrypt\",outcome=\"cancelled\"} 1"), "{text}");
 }
 
@@ -398,7 +398,7 @@ async fn a_name_with_two_addresses_is_two_nodes_under_one_name() {
     assert_eq!((one.requests(), other.requests()), (1, 3));
     let host = format!("host: vault.invalid:{}", one.port);
     assert!(other.heads().iter().all(|head| head.contains(&host)), "{:?}", other.heads());
-    let text = session.metrics.render();
+    let text = session.requester.metrics.render();
     let ok = format!("node=\"http://vault.invalid:{}\",outcome=\"ok\"}} 3", one.port);
     assert!(text.contains(&ok), "{text}");
 }
@@ -542,7 +542,7 @@ async fn failures_of_a_candidate_or_a_renewal_do_not_change_the_health_of_nodes(
     let in_use = session_on(&access(""), pool, metrics(&addresses));
     encrypt(&in_use).await.unwrap();
     in_use.mark_in_use();
-    let metrics = Arc::clone(&in_use.metrics);
+    let metrics = Arc::clone(&in_use.requester.metrics);
     let candidate = Session::new(&access(""), Arc::clone(&in_use.pool), metrics).unwrap();
     assert!(encrypt_by(&candidate, soon()).await.is_err());
     assert!(lease::lookup(&in_use, soon()).await.is_err());
@@ -616,7 +616,7 @@ async fn a_call_that_has_waited_pays_for_each_further_request() {
         1,
         "the call waited for the node, and the budget did not allow another request"
     );
-    assert!(session.metrics.render().contains("retry_budget_exhausted_total 1"));
+    assert!(session.requester.metrics.render().contains("retry_budget_exhausted_total 1"));
 }
 
 #[tokio::test]
@@ -651,7 +651,7 @@ async fn hedging_pauses_when_all_nodes_are_slow_and_does_not_use_the_retry_budge
     let hedges = one.requests() + other.requests() - 180;
     assert!(hedges <= 60, "{hedges} hedges of 180 calls");
     assert!(session.pool.hedge.is_paused());
-    let text = session.metrics.render();
+    let text = session.requester.metrics.render();
     assert!(text.contains("retry_budget_exhausted_total 0"), "{text}");
     assert!(session.pool.budget.take());
 }
@@ -676,7 +676,7 @@ async fn a_hedge_that_the_budget_denies_uses_up_no_retry() {
     while session.pool.hedge.take() {}
     encrypt(&session).await.unwrap();
     assert_eq!((slow.requests(), other.requests()), (1, 1));
-    let text = session.metrics.render();
+    let text = session.requester.metrics.render();
     assert!(text.contains("hedges_total{result=\"denied\"} 1"), "{text}");
 }
 

@@ -50,7 +50,7 @@ async fn ask(
         let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap_or_default();
         body.get("auth").map(drop).ok_or_else(|| invalid_response(operation))
     };
-    send(&session.pool, &session.metrics, request, &parse).await
+    send(&session.pool, &session.requester.metrics, request, &parse).await
 }
 
 async fn log_in(session: &Session, replay: Replay) -> Result<(), TransitError> {

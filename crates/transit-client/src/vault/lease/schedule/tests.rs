@@ -24,6 +24,7 @@ async fn fail_renewals(schedule: &mut LeaseSchedule, failure: RenewalFailure) ->
             return (attempts, lookups);
         }
         match schedule.due_action().unwrap() {
+            LeaseAction::LogIn => panic!("only the agent has another token"),
             LeaseAction::LookUp => {
                 lookups += 1;
                 schedule.looked_up(Expiry::At(end), Some(true));
@@ -186,4 +187,70 @@ async fn a_request_leaves_time_for_more_attempts() {
         let deadline = LeaseSchedule::new(ends_in(ttl), Some(true)).request_deadline() - Instant::now();
         assert_eq!(deadline, seconds(longest), "{ttl} s");
     }
+}
+
+/// The time until the first login is due. Renewals succeed until then, each with `renewal`.
+async fn first_login(mut schedule: LeaseSchedule, renewal: impl Fn(&mut LeaseSchedule)) -> Duration {
+    let begun = Instant::now();
+    loop {
+        sleep_until(schedule.next_action_at()).await;
+        match schedule.due_action().unwrap() {
+            LeaseAction::LogIn => return begun.elapsed(),
+            LeaseAction::LookUp => schedule.looked_up(schedule.expiry(), None),
+            LeaseAction::Renew => renewal(&mut schedule),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(100_000), "no login is due");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_cannot_be_renewed_is_replaced_after_two_thirds() {
+    let end = Instant::now() + Duration::from_secs(900);
+    let schedule = LeaseSchedule::of_login(Expiry::At(end), Some(false));
+    let due = first_login(schedule, |_| panic!("it cannot be renewed")).await;
+    assert!((540..=600).contains(&due.as_secs()), "{due:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_at_its_maximum_ttl_is_replaced_while_time_is_left() {
+    let max = Instant::now() + Duration::from_secs(7200);
+    let schedule =
+        LeaseSchedule::of_login(Expiry::At(Instant::now() + Duration::from_secs(3600)), Some(true));
+    let due = first_login(schedule, |schedule| {
+        let full = Instant::now() + Duration::from_secs(3600);
+        schedule.renewed(Expiry::At(full.min(max)), Some(true));
+        if full > max {
+            schedule.renewals_end();
+        }
+    });
+    let due = due.await;
+    assert!((3600..7000).contains(&due.as_secs()), "{due:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_whose_renewal_is_refused_is_replaced_before_it_ends() {
+    for failure in [RenewalFailure::LoginRequired, RenewalFailure::Denied] {
+        let end = Instant::now() + Duration::from_secs(900);
+        let schedule = LeaseSchedule::of_login(Expiry::At(end), Some(true));
+        let due = first_login(schedule, |schedule| {
+            schedule.renewal_failed(failure);
+        });
+        let due = due.await;
+        assert!((540..890).contains(&due.as_secs()), "{failure:?}: {due:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_requested_login_is_requested_again_if_the_token_stays_in_use() {
+    let mut schedule =
+        LeaseSchedule::of_login(Expiry::At(Instant::now() + Duration::from_secs(900)), Some(false));
+    while schedule.due_action() != Some(LeaseAction::LogIn) {
+        sleep_until(schedule.next_action_at()).await;
+        if schedule.due_action() == Some(LeaseAction::LookUp) {
+            schedule.looked_up(schedule.expiry(), Some(false));
+        }
+    }
+    schedule.login_requested();
+    let pause = schedule.next_action_at().duration_since(Instant::now());
+    assert!((4..=300).contains(&pause.as_secs()), "{pause:?}");
 }

@@ -1,0 +1,325 @@
+//! Opens what carries a secret_id to this machine: a response wrap, a cubbyhole, or a sealed payload.
+//!
+//! A wrap and a cubbyhole can be opened once. The ledger notes that before the request is sent. So there are four
+//! outcomes: it opens; it was opened by this machine before (spent); it was opened or forged by another hand
+//! (tampered); or the answer is lost (spent, because it must not be sent again).
+
+use std::fmt;
+
+use transit_client::{
+    ErrorKind, TransitError,
+    token::Token,
+    vault::auth::{
+        LoginContext, LoginError, LoginFailure,
+        approle::{Delivered, PlainText, SecretId},
+        cubbyhole, wrapping,
+    },
+};
+use zeroize::Zeroizing;
+
+use sealed_payload::{NodeKey, SealedPayloadError};
+
+use super::{
+    authenticator::{Identity, Target},
+    credential::CredentialHash,
+    credential_source::fixed_mount,
+};
+use crate::config::settings::auth::{Delivery, MaterialFile};
+
+/// What was delivered may lead to another delivery, such as a cubbyhole that holds a wrapping token.
+const MAX_STEPS: usize = 3;
+
+/// A secret_id that was opened.
+#[derive(Clone)]
+pub(super) struct OpenedDelivery {
+    /// Of what was delivered.
+    pub(super) credential: CredentialHash,
+    pub(super) secret_id: SecretId,
+}
+
+/// What was delivered.
+pub(super) struct DeliveryFile<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) delivery: &'a Delivery,
+    /// The setting and the path, for messages.
+    pub(super) name: &'a str,
+    /// The name of the AppRole role, if it is configured.
+    pub(super) role: Option<&'a str>,
+}
+
+/// Returns the secret_id of a delivery. It stays in memory for the next logins.
+pub(super) async fn open(
+    identity: &mut Identity,
+    target: &Target,
+    file: DeliveryFile<'_>,
+) -> Result<OpenedDelivery, LoginError> {
+    let credential = CredentialHash::of([file.bytes]);
+    if let Some(opened) = identity.opened.as_ref().filter(|opened| opened.credential == credential) {
+        return Ok(opened.clone());
+    }
+    if let Some(known) = identity.rejection(credential) {
+        return Err(known);
+    }
+    let opened = match open_steps(identity, target, &file).await {
+        Ok(secret_id) => OpenedDelivery { credential, secret_id },
+        Err(failed) if failed.failure.needs_new_credential() => {
+            return Err(identity.reject(credential, failed));
+        }
+        Err(failed) => return Err(failed),
+    };
+    identity.opened = Some(opened.clone());
+    Ok(opened)
+}
+
+async fn open_steps(
+    identity: &mut Identity,
+    target: &Target,
+    file: &DeliveryFile<'_>,
+) -> Result<SecretId, LoginError> {
+    let DeliveryFile { bytes, delivery, name, role } = file;
+    let first = match delivery {
+        Delivery::Plain | Delivery::Cubbyhole => Delivered::parse(bytes, PlainText::SecretId, name),
+        Delivery::Wrapped => Delivered::parse(bytes, PlainText::WrappingToken, name),
+        Delivery::Sealed { private_key_file } => {
+            let content = open_sealed(target, private_key_file, bytes, name)?;
+            Delivered::parse(&content, PlainText::SecretId, &format!("what is sealed in {name}"))
+        }
+    };
+    let mut delivered = first.map_err(blocked)?;
+    check_form(delivery, &delivered, name)?;
+    let namespace = &target.auth.namespace;
+    for _ in 0..MAX_STEPS {
+        let opened = match &delivered {
+            Delivered::SecretId(secret_id) => return Ok(secret_id.clone()),
+            Delivered::Wrapped(token) => {
+                let expected = expected_path(target, *role)?;
+                check_creation_path(identity, target, token, &expected, name).await?;
+                let credential = CredentialHash::of([token.expose().as_bytes()]);
+                let unwrapping = wrapping::unwrap(token, namespace, &target.context);
+                once(identity, credential, name, unwrapping).await?
+            }
+            Delivered::Cubbyhole { path, token } => {
+                let credential = CredentialHash::of([token.expose().as_bytes()]);
+                let reading = cubbyhole::read(token, path, namespace, &target.context);
+                once(identity, credential, name, reading).await?
+            }
+        };
+        delivered = Delivered::parse(&opened, PlainText::SecretId, &format!("what {name} leads to"))
+            .map_err(|error| LoginError::new(LoginFailure::Spent, error))?;
+    }
+    let message =
+        format!("{name} leads to a delivery in a delivery in a delivery: deliver the secret_id itself");
+    Err(LoginError::new(LoginFailure::Spent, TransitError::new(ErrorKind::Config, message)))
+}
+
+/// Opens a payload that is sealed for the key of this node.
+fn open_sealed(
+    target: &Target,
+    key_file: &MaterialFile,
+    payload: &[u8],
+    name: &str,
+) -> Result<Zeroizing<Vec<u8>>, LoginError> {
+    let config_error = |message: String| TransitError::new(ErrorKind::Config, message);
+    let pem = target.config.material.get(key_file).map_err(|error| {
+        let message = format!("{error}; transit-kms keygen makes it");
+        blocked(config_error(message).with_source(error))
+    })?;
+    let key = NodeKey::from_pem(pem).map_err(|error| {
+        let message = format!("{} ({}): {error}", key_file.setting, key_file.path.display());
+        blocked(config_error(message).with_source(error))
+    })?;
+    key.open(payload).map_err(|error| {
+        let failure = match error {
+            SealedPayloadError::Damaged => LoginFailure::Tampered,
+            _ => LoginFailure::Refused,
+        };
+        let message = format!("{name}: {error}");
+        LoginError::new(failure, TransitError::new(ErrorKind::Denied, message).with_source(error))
+    })
+}
+
+/// Returns the token that an agent's sink has wrapped.
+pub(super) async fn open_token(
+    identity: &mut Identity,
+    target: &Target,
+    bytes: &[u8],
+    name: &str,
+) -> Result<Token, LoginError> {
+    let credential = CredentialHash::of([bytes]);
+    if let Some((_, token)) = identity.opened_token.as_ref().filter(|(opened, _)| *opened == credential) {
+        return Ok(token.clone());
+    }
+    if let Some(known) = identity.rejection(credential) {
+        return Err(known);
+    }
+    let opened = async {
+        let delivered = Delivered::parse(bytes, PlainText::WrappingToken, name).map_err(blocked)?;
+        let Delivered::Wrapped(wrapping) = delivered else {
+            let message = format!("{name} has another form than an agent's sink with wrap_ttl writes");
+            return Err(blocked(TransitError::new(ErrorKind::Config, message)));
+        };
+        check_creation_path(identity, target, &wrapping, &ExpectedPath::Sink, name).await?;
+        let wrapped = CredentialHash::of([wrapping.expose().as_bytes()]);
+        let unwrapping = wrapping::unwrap(&wrapping, &target.auth.namespace, &target.context);
+        let answer = once(identity, wrapped, name, unwrapping).await?;
+        wrapping::token_of(&answer).map_err(|error| LoginError::new(LoginFailure::Spent, error))
+    };
+    match opened.await {
+        Ok(token) => {
+            identity.opened_token = Some((credential, token.clone()));
+            Ok(token)
+        }
+        Err(failed) if failed.failure.needs_new_credential() => Err(identity.reject(credential, failed)),
+        Err(failed) => Err(failed),
+    }
+}
+
+/// A delivery must have the form that the config announces: who can write the file must not choose what is done
+/// with it.
+fn check_form(delivery: &Delivery, delivered: &Delivered, name: &str) -> Result<(), LoginError> {
+    let fits = match delivered {
+        Delivered::Cubbyhole { .. } => matches!(delivery, Delivery::Cubbyhole),
+        Delivered::SecretId(_) => matches!(delivery, Delivery::Plain | Delivery::Sealed { .. }),
+        Delivered::Wrapped(_) => matches!(delivery, Delivery::Wrapped | Delivery::Sealed { .. }),
+    };
+    if fits {
+        return Ok(());
+    }
+    let message = format!("{name} has another form than vault.auth.delivery says: correct one of them");
+    Err(blocked(TransitError::new(ErrorKind::Config, message)))
+}
+
+/// Uses something that works once, unless this machine has used it before.
+async fn once(
+    identity: &mut Identity,
+    credential: CredentialHash,
+    name: &str,
+    using: impl Future<Output = Result<Zeroizing<Vec<u8>>, LoginError>>,
+) -> Result<Zeroizing<Vec<u8>>, LoginError> {
+    if identity.with_ledger(move |ledger| ledger.is_consumed(credential)).await {
+        return Err(spent(name));
+    }
+    identity.with_ledger(move |ledger| ledger.consume(credential)).await;
+    let outcome = using.await;
+    if let Err(failed) = &outcome
+        && !failed.failure.needs_new_credential()
+    {
+        // Vault has provably not processed the request.
+        identity.with_ledger(move |ledger| ledger.not_consumed(credential)).await;
+    }
+    outcome
+}
+
+/// Checks what a wrapping token wraps before it is used.
+async fn check_creation_path(
+    identity: &mut Identity,
+    target: &Target,
+    token: &Token,
+    expected: &ExpectedPath,
+    name: &str,
+) -> Result<(), LoginError> {
+    let credential = CredentialHash::of([token.expose().as_bytes()]);
+    if identity.with_ledger(move |ledger| ledger.is_consumed(credential)).await {
+        return Err(spent(name));
+    }
+    let context: &LoginContext = &target.context;
+    let path = wrapping::creation_path(token, &target.auth.namespace, context).await.map_err(|failed| {
+        match failed.failure {
+            LoginFailure::Tampered => LoginError::new(
+                LoginFailure::Tampered,
+                TransitError::new(
+                    ErrorKind::Denied,
+                    format!(
+                        "the wrapping token in {name} was used by another hand, has expired or is forged: find out \
+                         who had it, destroy its secret_id, and deliver a new one ({})",
+                        failed.error.message
+                    ),
+                ),
+            ),
+            _ => failed,
+        }
+    })?;
+    if expected.matches(&path) {
+        return Ok(());
+    }
+    let message = format!(
+        "the wrapping token in {name} wraps another answer than that of {expected}: it may be forged, and is not \
+         used; deliver a new one"
+    );
+    Err(LoginError::new(LoginFailure::Tampered, TransitError::new(ErrorKind::Denied, message)))
+}
+
+/// The path of the request whose answer a wrapping token must wrap.
+enum ExpectedPath {
+    /// It creates secret_ids of the role; `None` for any role of the mount.
+    SecretId { mount: String, role: Option<String> },
+    /// An agent wraps the token of its sink.
+    Sink,
+}
+
+impl ExpectedPath {
+    fn matches(&self, path: &str) -> bool {
+        let Self::SecretId { mount, role } = self else { return path == "sys/wrapping/wrap" };
+        let Some(rest) = path.strip_prefix(&format!("auth/{mount}/role/")) else { return false };
+        let Some((found, what)) = rest.rsplit_once('/') else { return false };
+        matches!(what, "secret-id" | "custom-secret-id")
+            && !found.contains('/')
+            && role.as_ref().is_none_or(|expected| expected.eq_ignore_ascii_case(found))
+    }
+}
+
+impl fmt::Display for ExpectedPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SecretId { mount, role } => {
+                write!(f, "auth/{mount}/role/{}/secret-id", role.as_deref().unwrap_or("<role>"))
+            }
+            Self::Sink => f.write_str("sys/wrapping/wrap"),
+        }
+    }
+}
+
+fn expected_path(target: &Target, role: Option<&str>) -> Result<ExpectedPath, LoginError> {
+    let mount = fixed_mount(&target.auth).map_err(blocked)?;
+    Ok(ExpectedPath::SecretId { mount: mount.as_str().to_owned(), role: role.map(str::to_owned) })
+}
+
+fn spent(name: &str) -> LoginError {
+    let message = format!(
+        "this machine has used the delivery in {name}, and a delivery works once: deliver a new one. It happens after \
+         a restart, because the secret_id is kept in memory only; a sealed delivery survives a restart"
+    );
+    LoginError::new(LoginFailure::Spent, TransitError::new(ErrorKind::Denied, message))
+}
+
+fn blocked(error: TransitError) -> LoginError {
+    LoginError::new(LoginFailure::Blocked, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_answer_of_the_own_role_is_unwrapped() {
+        let path = |role: Option<&str>| ExpectedPath::SecretId {
+            mount: "approle".into(),
+            role: role.map(str::to_owned),
+        };
+        let own = path(Some("kms"));
+        assert!(own.matches("auth/approle/role/kms/secret-id"));
+        assert!(own.matches("auth/approle/role/kms/custom-secret-id"));
+        for foreign in [
+            "sys/wrapping/wrap",
+            "auth/approle/role/other/secret-id",
+            "auth/approle2/role/kms/secret-id",
+            "auth/approle/role/kms/role-id",
+            "auth/approle/role/kms/x/secret-id",
+            "",
+        ] {
+            assert!(!own.matches(foreign), "{foreign}");
+        }
+        assert!(path(None).matches("auth/approle/role/any/secret-id"));
+        assert!(!path(None).matches("sys/wrapping/wrap"));
+    }
+}

@@ -1,0 +1,14 @@
+//! Logs in to Vault: from the settings of `vault.auth` and the files that they name to a token.
+//!
+//! The [`Authenticator`] decides whether a login may be sent. It sends one at a time, and remembers what must not be
+//! sent again: a credential that was used up, forged, or refused twice. `credential_source` makes the login of the settings;
+//! `delivery` opens what carries a secret_id. The session manager decides when a login is needed.
+
+mod authenticator;
+mod credential;
+mod credential_source;
+mod delivery;
+mod ledger;
+
+pub(super) use authenticator::{Authenticator, IssuedToken, Target};
+pub(super) use credential_source::inline_login;
