@@ -10,6 +10,7 @@ mod activation;
 mod admin;
 #[cfg(test)]
 mod aws_auth;
+mod auth;
 #[cfg(test)]
 mod candidates;
 #[cfg(test)]

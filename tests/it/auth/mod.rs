@@ -1,0 +1,9 @@
+//! Logins of the daemon, on a real server. Each method goes through the same cases; what is special about a method
+//! has tests beside its setup.
+
+mod approle;
+mod cases;
+mod cert;
+mod deliveries;
+mod jwt;
+mod userpass;
