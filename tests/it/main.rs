@@ -9,8 +9,9 @@ mod activation;
 #[cfg(test)]
 mod admin;
 #[cfg(test)]
-mod aws_auth;
 mod auth;
+#[cfg(test)]
+mod aws_auth;
 #[cfg(test)]
 mod candidates;
 #[cfg(test)]
