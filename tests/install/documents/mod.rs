@@ -3,6 +3,7 @@
 mod claims;
 mod language;
 mod links;
+mod logins;
 
 use std::{
     collections::BTreeSet,
