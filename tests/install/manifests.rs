@@ -17,7 +17,22 @@ use crate::chart::{
 
 const ROOT: &str = testkit::repository::ROOT;
 /// The manifests of Kubernetes objects.
-const PODS: [&str; 3] = ["daemonset", "hosted-control-plane", "static-pod"];
+const PODS: [&str; 6] = [
+    "daemonset",
+    "hosted-control-plane",
+    "login/static-pod",
+    "login/static-pod-sealed",
+    "login/static-pod-workload-api",
+    "static-pod",
+];
+/// The static pods without an agent, and the config files that they are for.
+const LOGINS: [(&str, &[&str]); 3] = [
+    ("login/static-pod", &["approle", "approle-wrapped", "cert", "inline", "jwt", "userpass"]),
+    ("login/static-pod-sealed", &["approle-sealed"]),
+    ("login/static-pod-workload-api", &["cert-workload-api", "jwt-workload-api"]),
+];
+/// The config files that need a mount of the operator's own, or none.
+const OTHER_LOGINS: [&str; 3] = ["agent", "aws", "token-file"];
 
 #[test]
 fn manifests_match_the_output_of_scripts_manifests() {
@@ -59,9 +74,14 @@ fn pods_follow_the_rules() {
 
 /// kubelet rejects a static pod that refers to API objects.
 #[test]
-fn the_static_pod_refers_to_no_api_objects() {
-    let object = pod_of("static-pod");
-    let pod = pod(&object).unwrap();
+fn the_static_pods_refer_to_no_api_objects() {
+    for name in PODS.iter().filter(|name| name.contains("static-pod")) {
+        assert_refers_to_no_api_objects(pod(&pod_of(name)).unwrap());
+    }
+}
+
+#[track_caller]
+fn assert_refers_to_no_api_objects(pod: &Value) {
     assert_eq!(pod["automountServiceAccountToken"], false);
     assert!(pod.get("serviceAccountName").is_none());
     for volume in list(&pod["volumes"]) {
@@ -92,6 +112,39 @@ fn the_static_pod_mounts_every_path_of_the_agents_files() {
     }
     assert!(paths > 8, "{paths}");
     assert!(mounts(daemon, "/etc/transit-kms/ca/ca.pem") && !mounts(daemon, "/etc/transit-kms/secret_id"));
+}
+
+#[test]
+fn the_static_pods_without_an_agent_mount_every_path_of_their_configs() {
+    let mut checked: Vec<_> = OTHER_LOGINS.map(str::to_owned).into();
+    for (name, configs) in LOGINS {
+        let object = pod_of(name);
+        let pod = pod(&object).unwrap();
+        assert!(container(pod, "agent").is_none(), "{name}");
+        assert_eq!(container(pod, "keygen").is_some(), name.ends_with("sealed"), "{name}");
+        let daemon = container(pod, "transit-kms").unwrap();
+        for config in configs {
+            let text = fs::read_to_string(manifest(&format!("login/{config}.yaml"))).unwrap();
+            let words = text.split(|c: char| c.is_whitespace() || c == '"');
+            let paths: Vec<_> = words
+                .filter_map(|word| {
+                    Some(word.strip_prefix("unix://").unwrap_or(word)).filter(|it| it.starts_with('/'))
+                })
+                .filter(|path| !path.ends_with("config.yaml."))
+                .collect();
+            assert!(paths.len() > 1, "{config}: {paths:?}");
+            for path in paths {
+                assert!(mounts(daemon, path), "{name}, {config}: {path}");
+            }
+            checked.push((*config).to_owned());
+        }
+    }
+    let folder = fs::read_dir(manifest("login")).unwrap().map(|it| it.unwrap().path());
+    let mut all: Vec<_> = folder.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    all.retain(|name| !name.starts_with("static-pod"));
+    all.sort();
+    checked.sort();
+    assert_eq!(checked, all, "each config is for one of the pods");
 }
 
 #[test]
@@ -149,7 +202,7 @@ fn mounts(container: &Value, path: &str) -> bool {
 fn pod_of(name: &str) -> Value {
     let all = objects(&fs::read_to_string(manifest(&format!("{name}.yaml"))).unwrap());
     let kind = match name {
-        "static-pod" => "Pod",
+        name if name.contains("static-pod") => "Pod",
         "daemonset" => "DaemonSet",
         _ => "Deployment",
     };

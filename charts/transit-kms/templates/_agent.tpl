@@ -102,6 +102,16 @@ template {
 {{- end -}}
 
 {{- define "transit-kms.agent.template" -}}
+{{ include "transit-kms.config.vault" . }}
+  # This inserts the agent's own token.
+  token: '{{ `{{ with secret "auth/token/lookup-self" }}{{ .Data.id }}{{ end }}` }}'
+{{- with .encryption }}
+{{ include "transit-kms.config.encryption" . }}
+{{- end }}
+{{- end -}}
+
+{{/* The settings of the daemon's config file that do not depend on the login. Takes a dict: vault, caFile. */}}
+{{- define "transit-kms.config.vault" -}}
 vault:
   addresses: {{ toJson .vault.addresses }}
   {{- with .vault.namespace }}
@@ -118,9 +128,10 @@ vault:
     server_name: {{ . | quote }}
     {{- end }}
   {{- end }}
-  # This inserts the agent's own token.
-  token: '{{ `{{ with secret "auth/token/lookup-self" }}{{ .Data.id }}{{ end }}` }}'
-{{- with .encryption }}
+{{- end -}}
+
+{{/* Takes the value `encryption`. */}}
+{{- define "transit-kms.config.encryption" -}}
 encryption:
   mode: {{ .mode }}
   {{- with .maxAge }}
@@ -135,5 +146,4 @@ encryption:
   {{- with .renewAfterUses }}
   renew_after_uses: {{ int64 . }}
   {{- end }}
-{{- end }}
 {{- end -}}

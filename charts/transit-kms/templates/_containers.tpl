@@ -14,7 +14,7 @@ image: {{ include "transit-kms.daemonImage" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args:
   - serve
-  - --config=/run/transit-kms-config/{{ .Values.agent.enabled | ternary "config.yaml" .Values.config.file }}
+  - --config=/run/transit-kms-config/{{ or .Values.agent.enabled (eq (include "transit-kms.login" .) "yes") | ternary "config.yaml" .Values.config.file }}
   - --listen=unix:///run/transit-kms/kms.sock
   - --takeover
   # For kubelet's probes, in a directory of this pod: on the TCP port, the pod's predecessor may answer.
@@ -69,6 +69,11 @@ volumeMounts:
   - {name: socket, mountPath: /run/transit-kms}
   - {name: config, mountPath: /run/transit-kms-config, readOnly: true}
   - {name: admin, mountPath: /run/transit-kms-admin}
+  {{- if include "transit-kms.login" . }}
+  {{- with include "transit-kms.login.mounts" . | trim }}
+  {{- nindent 2 . }}
+  {{- end }}
+  {{- end }}
   {{- with include "transit-kms.caMount" . }}
   {{- nindent 2 . }}
   {{- end }}

@@ -6,6 +6,10 @@ includes the pod's config, `kubectl rollout undo` restores it, and a node that b
 {{- if include "transit-kms.generatesAgentFiles" . -}}
 {{ include "transit-kms.agentFiles" . }}
 {{ end -}}
+{{- if include "transit-kms.login" . -}}
+transit-kms/config.yaml: |
+  {{- include "transit-kms.login.config" . | trim | nindent 2 }}
+{{ end -}}
 {{- with .Values.vault.tls.ca -}}
 transit-kms/ca.pem: |
   {{- trim . | nindent 2 }}

@@ -15,6 +15,9 @@ securityContext:
 {{- if .Values.agent.enabled }}
 initContainers:
   - {{ include "transit-kms.container.agent" . | indent 4 | trim }}
+{{- else if include "transit-kms.login.sealed" . }}
+initContainers:
+  - {{ include "transit-kms.container.keygen" . | indent 4 | trim }}
 {{- end }}
 containers:
   - {{ include "transit-kms.container.daemon" . | indent 4 | trim }}

@@ -29,19 +29,15 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- if and $credentials (ne $credentials (include "transit-kms.agentConfigDirectory" .)) }}
 - name: credentials
   {{- if has $agent.auth.method (list "jwt" "kubernetes") }}
-  projected:
-    defaultMode: 0400
-    sources:
-      - serviceAccountToken:
-          audience: {{ $agent.auth.serviceAccountToken.audience | quote }}
-          expirationSeconds: {{ int $agent.auth.serviceAccountToken.expirationSeconds }}
-          path: token
+  {{- include "transit-kms.volume.serviceAccountToken" $agent.auth.serviceAccountToken | nindent 2 }}
   {{- else if $agent.auth.secret.name }}
   secret: {secretName: {{ $agent.auth.secret.name }}, defaultMode: 0400}
   {{- else }}
   hostPath: {path: {{ $agent.auth.hostDirectory }}, type: Directory}
   {{- end }}
 {{- end }}
+{{- else if include "transit-kms.login" . }}
+{{ include "transit-kms.login.volumes" . }}
 {{- else }}
 - name: config
   {{- if .Values.config.volume }}
@@ -62,6 +58,17 @@ hostPath: {path: {{ .Values.socket.hostDirectory }}, type: DirectoryOrCreate}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Takes the value `serviceAccountToken`. */}}
+{{- define "transit-kms.volume.serviceAccountToken" -}}
+projected:
+  defaultMode: 0400
+  sources:
+    - serviceAccountToken:
+        audience: {{ .audience | quote }}
+        expirationSeconds: {{ int .expirationSeconds }}
+        path: token
 {{- end -}}
 
 {{/* The path of the file with CA certificates; empty if there is none. */}}

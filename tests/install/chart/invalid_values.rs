@@ -2,6 +2,8 @@
 
 use super::helm::{Helm, RELEASE, sets, values};
 
+const NO_AGENT: &str = "--set=agent.enabled=false";
+
 /// Helm's arguments in addition to the value set `minimal`, and parts of the expected error message.
 const INVALID_VALUES: &[(&[&str], &[&str])] = &[
     // Unknown values, above all a token.
@@ -79,6 +81,87 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
     (
         &["--set=agent.config.source=host,agent.config.hostDirectory=null"],
         &["missing property 'hostDirectory'"],
+    ),
+    // A login of the daemon.
+    (
+        &["--set=auth.method=approle"],
+        &["auth.method: transit-kms logs in itself only without", "agent.enabled=false"],
+    ),
+    (&[NO_AGENT, "--set=auth.method=ldap"], &["'/auth/method'", "'approle', 'aws'"]),
+    (&[NO_AGENT, "--set=auth.secretId=x"], &["'/auth'", "additional properties 'secretId' not allowed"]),
+    (&[NO_AGENT, "--set=auth.password=x"], &["'/auth'", "additional properties 'password' not allowed"]),
+    (
+        &[NO_AGENT, "--set=auth.method=approle", "--set-json=vault.addresses=[]"],
+        &["'/vault/addresses'", "minItems"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,auth.delivery=mail"],
+        &["'/auth/delivery'", "'cubbyhole', 'plain'"],
+    ),
+    (&[NO_AGENT, "--set=auth.method=jwt"], &["'/auth/role'", "minLength"]),
+    (&[NO_AGENT, "--set=auth.method=spiffe,auth.role=null"], &["'/auth'", "missing property 'role'"]),
+    (&[NO_AGENT, "--set=auth.method=userpass"], &["'/auth/username'", "minLength"]),
+    (
+        &[NO_AGENT, "--set=auth.method=token_file,auth.delivery=sealed"],
+        &["'/auth/delivery'", "'plain', 'wrapped'"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=cert,auth.delivery=wrapped"],
+        &["auth.delivery: the method cert has only plain files"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,auth.secret.name=x"],
+        &["auth.secret.name: kube-apiserver encrypts Secrets through transit-kms", "acceptDeadlock=true"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=aws,auth.secret.name=x,auth.secret.acceptDeadlock=true"],
+        &["auth.secret.name: the method aws has no files"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,config.volume.emptyDir.medium=Memory"],
+        &["config.volume: with auth.method, the chart generates the config file"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=agent"],
+        &["vault.addresses: with auth.method=agent", "auth.agentSocket"],
+    ),
+    (
+        &[NO_AGENT, "--set-json=vault.addresses=[]", "--set=auth.method=agent,auth.namespace=a"],
+        &["auth.namespace: with auth.method=agent, the agent logs in"],
+    ),
+    (&[NO_AGENT, "--set=auth.method=token_file,auth.mount=a"], &["auth.mount: the method token_file"]),
+    (
+        &[NO_AGENT, "--set=auth.method=cert,auth.inline=true"],
+        &["auth.inline: not possible with auth.method=cert"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,auth.inline=true,auth.delivery=wrapped"],
+        &["auth.inline: each request contains the credentials", "Use plain"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,auth.workloadApi.source=csi"],
+        &["auth.workloadApi.source: only for the methods cert, jwt and spiffe"],
+    ),
+    (&[NO_AGENT, "--set=auth.workloadApi.source=tcp"], &["'/auth/workloadApi/source'", "'csi', 'hostPath'"]),
+    (
+        &[NO_AGENT, "--set=auth.workloadApi.spiffeId=cp1"],
+        &["'/auth/workloadApi/spiffeId'", "does not match pattern"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=jwt,auth.role=x,auth.workloadApi.source=csi,auth.jwtFile=jwt"],
+        &["auth.jwtFile and auth.workloadApi.source: set only one of them"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=cert,auth.mount=cert-prod,auth.trustDomains.prod=auth/cert-prod"],
+        &["auth.trustDomains: only for the methods cert, jwt and spiffe, and instead of auth.mount"],
+    ),
+    (
+        &[NO_AGENT, "--set=auth.method=approle,auth.stateHostDirectory=/etc/transit-kms/state"],
+        &["auth.stateHostDirectory: must not be in auth.hostDirectory"],
+    ),
+    (
+        &["--set=vault.tls.caHostPath=/var/lib/transit-kms/ca.pem"],
+        &["vault.tls.caHostPath: the chart would mount the whole directory /var/lib/transit-kms"],
     ),
     // The rest.
     (&["--set=image.repository=Registry/x:tag"], &["'/image/repository'", "does not match pattern"]),

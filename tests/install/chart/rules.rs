@@ -1,5 +1,7 @@
 //! Rules for all rendered objects.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::{
@@ -10,8 +12,8 @@ use super::{
 use testkit::command;
 use testkit::repository::daemon;
 
-/// The only value set that mounts a Secret.
-const WITH_SECRET: &str = "secret";
+/// The only value sets that mount a Secret.
+const WITH_SECRET: [&str; 2] = ["login-secret", "secret"];
 
 #[test]
 fn pods_of_every_value_set_follow_the_rules() {
@@ -21,7 +23,8 @@ fn pods_of_every_value_set_follow_the_rules() {
             let what = format!("{set}: {}", object["kind"]);
             assert_pod_follows_the_rules(&what, pod);
             let secret = list(&pod["volumes"]).any(|volume| volume.get("secret").is_some());
-            assert_eq!(secret, set == WITH_SECRET && object["kind"] == "DaemonSet", "{what}");
+            let may = WITH_SECRET.contains(&&*set) && object["kind"] == "DaemonSet";
+            assert_eq!(secret, may, "{what}");
             let token = pod["automountServiceAccountToken"] == true;
             assert_eq!(
                 token,
@@ -142,6 +145,30 @@ fn a_changed_agent_config_restarts_the_pods() {
     assert!(before.is_string());
     assert_eq!(file("--set=log.level=debug"), before);
     assert_ne!(file("--set=vault.keyNames={other}"), before);
+}
+
+/// Without an agent, the config file of the pod has only paths. Where it reads credentials, only the daemon sees them.
+#[test]
+fn a_login_of_the_daemon_needs_no_agent_and_mounts_every_path_of_its_config() {
+    let mut checked = 0;
+    for set in sets().iter().filter(|set| set.starts_with("login-")) {
+        let rendered = objects(&Helm::V3.render(set));
+        let daemon_set = &one(&rendered, "DaemonSet")["spec"]["template"];
+        let config = text(&daemon_set["metadata"]["annotations"]["transit-kms/config.yaml"]);
+        let pod = &daemon_set["spec"];
+        assert!(container(pod, "agent").is_none(), "{set}");
+        assert_eq!(container(pod, "keygen").is_some(), config.contains("delivery: sealed"), "{set}");
+        let mounted: Vec<_> = list(&container(pod, "transit-kms").unwrap()["volumeMounts"])
+            .map(|it| text(&it["mountPath"]))
+            .collect();
+        let words = config.split(|c: char| c.is_whitespace() || "\"[]".contains(c));
+        let words = words.map(|word| word.strip_prefix("unix://").unwrap_or(word));
+        for path in words.filter(|word| word.starts_with('/')) {
+            checked += 1;
+            assert!(mounted.iter().any(|it| Path::new(path).starts_with(it)), "{set}: {path} of {mounted:?}");
+        }
+    }
+    assert!(checked > 15, "{checked}");
 }
 
 #[test]

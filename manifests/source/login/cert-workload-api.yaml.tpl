@@ -1,0 +1,1 @@
+{{ include "manifests.login" (list . "An X.509-SVID from the SPIFFE Workload API." `{method: cert, role: transit-kms, workloadApi: {source: hostPath}, trustDomains: {prod.acme.net: auth/cert-prod}}`) }}
