@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::Value;
 use testkit::{command, temp_dir};
+use transit_kms::config::{ParseOptions, parse};
 
 use crate::chart::{
     ChartControlPlane,
@@ -124,7 +125,7 @@ fn the_static_pods_without_an_agent_mount_every_path_of_their_configs() {
         assert_eq!(container(pod, "keygen").is_some(), name.ends_with("sealed"), "{name}");
         let daemon = container(pod, "transit-kms").unwrap();
         for config in configs {
-            let text = fs::read_to_string(manifest(&format!("login/{config}.yaml"))).unwrap();
+            let text = assert_accepted(&format!("login/{config}.yaml"));
             let words = text.split(|c: char| c.is_whitespace() || c == '"');
             let paths: Vec<_> = words
                 .filter_map(|word| {
@@ -139,6 +140,10 @@ fn the_static_pods_without_an_agent_mount_every_path_of_their_configs() {
             checked.push((*config).to_owned());
         }
     }
+    for config in OTHER_LOGINS {
+        assert_accepted(&format!("login/{config}.yaml"));
+    }
+    assert_accepted("systemd/login.yaml");
     let folder = fs::read_dir(manifest("login")).unwrap().map(|it| it.unwrap().path());
     let mut all: Vec<_> = folder.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     all.retain(|name| !name.starts_with("static-pod"));
@@ -191,6 +196,15 @@ fn yamllint_reports_nothing() {
         ["--strict", "-c", &config].into_iter().chain(files.iter().map(String::as_str)),
     )
     .stdout();
+}
+
+/// Asserts that the daemon accepts a config file of `manifests/`, and returns its text.
+#[track_caller]
+fn assert_accepted(name: &str) -> String {
+    let text = fs::read_to_string(manifest(name)).unwrap();
+    let taken = parse(text.as_bytes(), &manifest(name), ParseOptions::default());
+    assert!(taken.is_ok(), "{taken:?} of {name}");
+    text
 }
 
 /// Returns whether a path is below a volume mount of this container.

@@ -85,6 +85,9 @@
 {{- if and (ne $auth.delivery "plain") (not (has $auth.method (list "approle" "token_file"))) -}}
 {{- fail (printf "auth.delivery: the method %s has only plain files; leave it at plain" $auth.method) -}}
 {{- end -}}
+{{- if and (eq $auth.method "aws") (eq $auth.aws.type "ec2") (or $auth.aws.region $auth.aws.iamServerIdHeaderValue) -}}
+{{- fail "auth.aws.region, auth.aws.iamServerIdHeaderValue: only for auth.aws.type=iam" -}}
+{{- end -}}
 {{- if hasPrefix (printf "%s/" $auth.hostDirectory) (printf "%s/" $auth.stateHostDirectory) -}}
 {{- fail "auth.stateHostDirectory: must not be in auth.hostDirectory, which is mounted read-only" -}}
 {{- end -}}

@@ -160,6 +160,10 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
         &["auth.stateHostDirectory: must not be in auth.hostDirectory"],
     ),
     (
+        &[NO_AGENT, "--set=auth.method=aws,auth.aws.type=ec2,auth.aws.region=eu-central-1"],
+        &["auth.aws.region, auth.aws.iamServerIdHeaderValue: only for auth.aws.type=iam"],
+    ),
+    (
         &["--set=vault.tls.caHostPath=/var/lib/transit-kms/ca.pem"],
         &["vault.tls.caHostPath: the chart would mount the whole directory /var/lib/transit-kms"],
     ),

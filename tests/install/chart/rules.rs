@@ -11,6 +11,7 @@ use super::{
 };
 use testkit::command;
 use testkit::repository::daemon;
+use transit_kms::config::{ParseOptions, parse};
 
 /// The only value sets that mount a Secret.
 const WITH_SECRET: [&str; 2] = ["login-secret", "secret"];
@@ -155,6 +156,8 @@ fn a_login_of_the_daemon_needs_no_agent_and_mounts_every_path_of_its_config() {
         let rendered = objects(&Helm::V3.render(set));
         let daemon_set = &one(&rendered, "DaemonSet")["spec"]["template"];
         let config = text(&daemon_set["metadata"]["annotations"]["transit-kms/config.yaml"]);
+        let taken = parse(config.as_bytes(), Path::new(set), ParseOptions::default());
+        assert!(taken.is_ok(), "{taken:?} of {set}");
         let pod = &daemon_set["spec"];
         assert!(container(pod, "agent").is_none(), "{set}");
         assert_eq!(container(pod, "keygen").is_some(), config.contains("delivery: sealed"), "{set}");
@@ -175,6 +178,7 @@ fn a_login_of_the_daemon_needs_no_agent_and_mounts_every_path_of_its_config() {
 fn the_program_has_every_flag_of_the_chart() {
     let help = |arguments: &[&str]| run(command(daemon()).args(arguments).arg("--help")).stdout();
     let (serve, probe, unused) = (help(&["serve"]), help(&["probe"]), help(&["probe", "unused"]));
+    let keygen = help(&["keygen"]);
     for set in sets() {
         for object in objects(&Helm::V3.render(&set)) {
             let containers = pod(&object).into_iter().flat_map(containers);
@@ -182,6 +186,7 @@ fn the_program_has_every_flag_of_the_chart() {
                 let arguments: Vec<_> = list(&container["args"]).map(text).collect();
                 let known = match arguments.first() {
                     Some(&"serve") => &serve,
+                    Some(&"keygen") => &keygen,
                     Some(&"probe") => &unused,
                     _ => continue,
                 };
