@@ -16,10 +16,12 @@ use testkit::{
     repository, temp_dir,
 };
 
-/// The role and the policy of the node, as in docs/install.md.
-const ROLE: &str = "transit-kms-east";
+/// The policy of the nodes, as in docs/install.md.
+const POLICY: &str = "transit-kms-east";
+/// The role of the node.
+const ROLE: &str = "transit-kms-east-cp1";
 const CUBBYHOLE: &str = "transit-kms-cubbyhole";
-const NODE: &str = "cp-1";
+const NODE: &str = "cp1";
 /// `EX_USAGE`.
 const USAGE: Option<i32> = Some(64);
 /// `EX_OSERR`.
@@ -39,14 +41,14 @@ impl Introduction {
         for (file, name) in [
             ("courier", "transit-kms-courier"),
             ("cubbyhole", CUBBYHOLE),
-            ("node", ROLE),
+            ("node", POLICY),
             ("requestor", "transit-kms-requestor"),
         ] {
             let path = format!("manifests/vault/trusted-introduction/{file}.hcl");
             bao.policy(name, &fs::read_to_string(repository::path(&path)).unwrap()).await;
         }
         bao.api("POST", "transit/keys/kms-east", json!({})).await;
-        let role = json!({"token_no_default_policy": true, "token_policies": [ROLE], "token_ttl": "1h"});
+        let role = json!({"token_no_default_policy": true, "token_policies": [POLICY], "token_ttl": "1h"});
         bao.api("POST", &format!("auth/approle/role/{ROLE}"), role).await;
         // The command is in cubbyhole.hcl.
         let token_role = json!({
@@ -198,13 +200,13 @@ async fn secret_ids_are_listed_and_destroyed() {
     let limited = ["--num-uses", "3", "--ttl", "2h", "--cidr", "127.0.0.0/8,::1/128"];
     let first = it.issue(&limited).await;
     let second = it.issue(&[]).await;
-    let other = it.run(&["issue", "--role", ROLE, "--node", "cp-2", "--wrap", "1h"]).await;
+    let other = it.run(&["issue", "--role", ROLE, "--node", "cp2", "--wrap", "1h"]).await;
     assert_eq!(other.code, Some(0), "{other:?}");
 
     it.login(&first).await;
     let listed = it.list(&[]).await;
     let nodes: Vec<_> = listed.iter().map(|it| it["node"].as_str().unwrap()).collect();
-    assert_eq!(nodes, [NODE, NODE, "cp-2"]);
+    assert_eq!(nodes, [NODE, NODE, "cp2"]);
     assert_eq!((&listed[0]["uses_left"], &listed[1]["uses_left"]), (&json!(2), &Value::Null));
     assert!(listed[0]["expiration_time"].is_string() && listed[1]["expiration_time"].is_null());
     assert_eq!(listed[0]["cidr_list"], json!(["127.0.0.0/8", "::1/128"]));
@@ -220,7 +222,7 @@ async fn secret_ids_are_listed_and_destroyed() {
     assert_eq!(listed[2]["accessor"], accessor);
     let destroyed = it.run(&["destroy", "--role", ROLE, "--accessor", accessor]).await;
     assert_eq!((destroyed.code, destroyed.stdout), (Some(0), format!("destroyed {accessor}\n")));
-    assert_eq!(it.list(&["--node", "cp-2"]).await.len(), 0);
+    assert_eq!(it.list(&["--node", "cp2"]).await.len(), 0);
     assert_eq!(it.list(&[]).await.len(), 2);
 
     it.login(&first).await;

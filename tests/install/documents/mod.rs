@@ -1,6 +1,7 @@
 //! Checks the documents against the program and against the rules of style.
 
 mod claims;
+mod introduction;
 mod language;
 mod links;
 mod logins;
