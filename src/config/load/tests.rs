@@ -154,3 +154,118 @@ fn a_file_that_is_larger_than_its_reported_size_is_read_completely() {
     assert!(bytes.len() > 100, "{}", bytes.len());
     assert!(matches!(read_regular(Path::new("/proc/self/status"), 10), Err(ReadError::TooLarge(10))));
 }
+
+#[test]
+fn a_token_file_is_a_token_that_is_read_at_each_load() {
+    let files = Files::new();
+    let token_file = files.path("sink");
+    let text = format!(
+        "address: https://v\nkeynames: k\nauth: {{ method: token_file, token_file: {} }}\n",
+        token_file.display()
+    );
+    let config = files.write("c.yaml", &text);
+    let error = read(&config).unwrap_err();
+    assert_eq!(error.kind, ConfigErrorKind::Unreadable);
+    let missing = format!("auth.token_file: {} does not exist (yet)", token_file.display());
+    assert!(error.rule.starts_with(&missing), "{error}");
+    files.write("sink", &format!("{SECRET} {SECRET}"));
+    let error = read(&config).unwrap_err();
+    let rule = format!("auth.token_file: {} must contain a token", token_file.display());
+    assert!(error.kind == ConfigErrorKind::Invalid && error.rule.starts_with(&rule), "{error}");
+    assert!(!format!("{error:?}").contains(SECRET), "{error:?}");
+    files.write("sink", SECRET);
+    let first = read(&config).unwrap();
+    assert_eq!(first.config.credentials, Credentials::Token(Token::new(SECRET).unwrap()));
+    files.write("sink", "{\"token\": \"other\"}");
+    let second = read(&config).unwrap();
+    assert_eq!(second.config.credentials, Credentials::Token(Token::new("other").unwrap()));
+    assert_ne!(first.fingerprint, second.fingerprint);
+    assert_eq!(first.material_fingerprint, second.material_fingerprint);
+    assert_eq!(first.connection_fingerprint, second.connection_fingerprint);
+    let named = load_blocking(&config.into(), ParseOptions::default()).files;
+    assert_eq!(named, [token_file]);
+}
+
+#[test]
+fn login_material_has_a_fingerprint_of_its_own_and_may_be_missing() {
+    let files = Files::new();
+    let (role_id, secret_id) = (files.path("role_id"), files.path("secret_id"));
+    let text = format!(
+        "address: https://v\nkeynames: k\nauth: {{ method: approle, role_id_file: {}, secret_id_file: {} }}\n",
+        role_id.display(),
+        secret_id.display()
+    );
+    let config = files.write("c.yaml", &text);
+    let file = |path: &Path| MaterialFile { path: path.to_owned(), setting: "auth.secret_id_file".into() };
+    let first = read(&config).unwrap();
+    assert!(first.material.get(&file(&secret_id)).unwrap_err().to_string().contains("does not exist (yet)"));
+    files.write("secret_id", SECRET);
+    let second = read(&config).unwrap();
+    assert_eq!(second.material.get(&file(&secret_id)).unwrap(), SECRET.as_bytes());
+    assert_eq!(first.fingerprint, second.fingerprint);
+    assert_eq!(first.connection_fingerprint, second.connection_fingerprint);
+    assert_ne!(first.material_fingerprint, second.material_fingerprint);
+    assert!(!format!("{second:?}").contains(SECRET));
+    let named = load_blocking(&config.into(), ParseOptions::default()).files;
+    assert_eq!(named, [role_id, secret_id]);
+}
+
+/// Each file with its mode, and the file that must cause a warning.
+#[test]
+fn files_with_secrets_of_a_login_must_not_be_readable_by_others() {
+    let login = |auth: &str| {
+        let files = Files::new();
+        let base = files.dir.path().display().to_string();
+        let auth = auth.replace("DIR", &base);
+        let config = files.write("c.yaml", &format!("address: https://v\nkeynames: k\nauth: {{ {auth} }}\n"));
+        for path in [config.clone()].into_iter().chain(["a", "b", "c"].map(|name| files.write(name, "t"))) {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        let warnings = read(&config).unwrap().config.warnings;
+        warnings.iter().map(|warning| warning.replace(&base, "")).collect::<Vec<_>>()
+    };
+    let by_all = "and can be read by all users (mode 0644):";
+    for (auth, expected) in [
+        ("method: agent", vec![]),
+        (
+            "method: approle, role_id_file: DIR/a, secret_id_file: DIR/b, delivery: sealed, private_key_file: DIR/c",
+            vec![
+                "/b holds the secret_id of auth.secret_id_file",
+                "/c holds the private key of auth.private_key_file",
+            ],
+        ),
+        ("method: approle, role_id_file: DIR/a", vec!["/a holds the role_id of auth.role_id_file"]),
+        ("method: approle, role_id: r, secret_id: s", vec!["/c.yaml holds credentials"]),
+        (
+            "method: approle, role_id: r, secret_id_file: DIR/b",
+            vec!["/b holds the secret_id of auth.secret_id_file"],
+        ),
+        (
+            "method: cert, cert_file: DIR/a, key_file: DIR/b",
+            vec!["/b holds the private key of auth.key_file"],
+        ),
+        ("method: jwt, role: r, jwt_file: DIR/a", vec!["/a holds the JWT of auth.jwt_file"]),
+        // Kubelet decides the mode of the token of a ServiceAccount.
+        ("method: kubernetes, role: r, jwt_file: DIR/a", vec![]),
+        ("method: token_file, token_file: DIR/a", vec!["/a holds the token of auth.token_file"]),
+        (
+            "method: token_file, token_file: DIR/a, delivery: wrapped",
+            vec!["/a holds the wrapping token of auth.token_file"],
+        ),
+        (
+            "method: userpass, username: u, password_file: DIR/a",
+            vec!["/a holds the password of auth.password_file"],
+        ),
+        ("method: userpass, username: u, password: p", vec!["/c.yaml holds credentials"]),
+        (
+            "method: inline, login: { method: userpass, username: u, password_file: DIR/a }",
+            vec!["/a holds the password of auth.login.password_file"],
+        ),
+    ] {
+        let warnings = login(auth);
+        assert_eq!(warnings.len(), expected.len(), "{auth}: {warnings:?}");
+        for (warning, expected) in warnings.iter().zip(expected) {
+            assert!(warning.starts_with(&format!("{expected} {by_all}")), "{auth}: {warning}");
+        }
+    }
+}

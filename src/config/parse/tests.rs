@@ -1,5 +1,7 @@
 //! Texts, and the configs or errors that they result in.
 
+mod auth;
+
 use proptest::prelude::*;
 
 use super::{
@@ -19,6 +21,19 @@ vault:
   keynames: [kms, kms-old]
   tls: { ca_file: /etc/ca.pem, server_name: vault.internal, client_cert_file: /c.pem, client_key_file: /k.pem }
   token: hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ
+";
+
+const LOGIN_CONFIG: &str = "\
+vault:
+  address: https://vault-0:8200
+  keynames: [kms]
+  auth:
+    method: approle
+    mount: node-1
+    role_id: hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ
+    secret_id: hvs.QZ7XJWQ0ZJX9WZQJ1XWZ3QJ-XQ_ZWqzJx4wQjZ
+    delivery: plain
+    namespace: team-a
 ";
 
 #[test]
@@ -532,8 +547,11 @@ proptest! {
     /// An error for a damaged file never shows four consecutive characters of the secret. The messages contain
     /// no such sequence themselves.
     #[test]
-    fn errors_for_damaged_files_show_no_secret(damages in prop::collection::vec(damage(), 1..6)) {
-        if let Err(error) = parse(&damaged(WRAPPED_CONFIG, &damages), Path::new("/x"), ParseOptions::default()) {
+    fn errors_for_damaged_files_show_no_secret(
+        text in prop::sample::select(vec![WRAPPED_CONFIG, LOGIN_CONFIG]),
+        damages in prop::collection::vec(damage(), 1..6),
+    ) {
+        if let Err(error) = parse(&damaged(text, &damages), Path::new("/x"), ParseOptions::default()) {
             let text = format!("{error} {error:?}").to_lowercase();
             let secret = SENTINEL.to_lowercase();
             for piece in secret.as_bytes()["hvs.".len()..].windows(4) {

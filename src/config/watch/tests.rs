@@ -12,7 +12,7 @@ use std::{
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::config::{ConfigErrorKind, Credentials};
+use crate::config::{ConfigErrorKind, Credentials, settings::auth::MaterialFile};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const NEVER: Duration = Duration::from_secs(3600);
@@ -403,4 +403,59 @@ async fn the_files_that_a_fixed_text_names_are_watched() {
     let found = next(&mut watcher).await;
     let error = found.as_ref().as_ref().unwrap_err();
     assert!(error.to_string().starts_with("flags: tls.ca_file: "), "{error}");
+}
+
+#[tokio::test]
+async fn login_material_is_observed_without_a_new_config() {
+    let bench = Bench::new();
+    let secret_id = bench.path("credentials/secret_id");
+    let text = format!(
+        "address: https://v\nkeynames: k\nauth: {{ method: approle, role_id: r, secret_id_file: {} }}\n",
+        secret_id.display()
+    );
+    fs::write(bench.path("c.yaml"), text).unwrap();
+    let mut watcher = bench.watch("c.yaml");
+    let file = MaterialFile { path: secret_id.clone(), setting: "auth.secret_id_file".into() };
+    let material = |found: &Observation| {
+        let loaded = found.as_ref().unwrap();
+        loaded.material.get(&file).map(<[u8]>::to_vec).map_err(|error| error.to_string())
+    };
+    let first = next(&mut watcher).await;
+    let missing = material(&first).unwrap_err();
+    assert!(
+        missing.starts_with("auth.secret_id_file: ") && missing.contains("does not exist (yet)"),
+        "{missing}"
+    );
+    bench.make_dir("credentials");
+    for contents in ["first", "second"] {
+        fs::write(bench.path("credentials/new"), contents).unwrap();
+        fs::rename(bench.path("credentials/new"), &secret_id).unwrap();
+        let found = next(&mut watcher).await;
+        assert_eq!(material(&found).unwrap(), contents.as_bytes());
+        assert_eq!(
+            found.as_ref().as_ref().unwrap().fingerprint,
+            first.as_ref().as_ref().unwrap().fingerprint
+        );
+    }
+    fs::remove_file(&secret_id).unwrap();
+    assert!(material(&*next(&mut watcher).await).is_err(), "the config stays usable");
+}
+
+#[tokio::test]
+async fn a_token_file_is_reloaded_as_a_rendered_token_is() {
+    let bench = Bench::new();
+    let sink = bench.path("sink");
+    let text = format!(
+        "address: https://v\nkeynames: k\nauth: {{ method: token_file, token_file: {} }}\n",
+        sink.display()
+    );
+    fs::write(bench.path("c.yaml"), text).unwrap();
+    fs::write(&sink, "t0").unwrap();
+    let mut watcher = bench.watch("c.yaml");
+    assert_eq!(next_token(&mut watcher).await, "t0");
+    fs::write(bench.path("new"), "t1").unwrap();
+    fs::rename(bench.path("new"), &sink).unwrap();
+    assert_eq!(next_token(&mut watcher).await, "t1");
+    fs::remove_file(&sink).unwrap();
+    assert_eq!(next_error(&mut watcher).await, ConfigErrorKind::Unreadable);
 }

@@ -2,17 +2,25 @@
 //! test gives it. `failover/attempts/tests.rs` tests which node is asked, and `tests/it` the rest, against a real
 //! server.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream, UnixListener},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{lease, session::Session};
+use super::{lease, pool::Pool, session::Session};
 use crate::{
     ErrorKind, Transit, TransitError,
     ciphertext::Ciphertext,
+    endpoint::{Address, Endpoint},
     key::{KeyName, KeyRef, MountPath, Namespace},
     testing::fake_vault::{
-        Answer, FakeVault, GOOD, HEALTH, call, encrypt, encrypt_by, json, session, session_in, soon,
+        Answer, FakeVault, GOOD, HEALTH, access, call, encrypt, encrypt_by, endpoint, json, metrics, session,
+        session_in, session_on, soon,
     },
     transit::{Call, NodeId},
 };
@@ -319,4 +327,59 @@ async fn a_key_without_a_version_is_an_error_that_ejects_no_node() {
     let error = session.read_key(&KeyRef::in_transit("kms"), call()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied, "{error}");
     assert_eq!(session.pool.healthy().len(), 1);
+}
+
+/// Forwards the connections of a unix socket to a port, as the listener of an agent does.
+fn listen(socket: &Path, port: u16) -> AbortOnDropHandle<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let mut vault = TcpStream::connect(("127.0.0.1", port)).await?;
+                copy_bidirectional(&mut stream, &mut vault).await
+            });
+        }
+    }))
+}
+
+#[tokio::test]
+async fn an_agent_is_reached_over_its_unix_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("agent.sock");
+    let fake = FakeVault::with(vec![json(200, GOOD)]).await;
+    let address = Address::unix(&format!("unix://{}", socket.display())).unwrap();
+    let name = address.to_string();
+    // The name in certificates concerns TLS only.
+    let server_name = Some("vault.internal".to_owned());
+    let endpoint = Endpoint { addresses: vec![address], server_name, ..endpoint(&[]) };
+    assert_eq!(Pool::new(&endpoint).await.unwrap().health(), [(name.clone(), true)]);
+    let session = session_of(&endpoint).await;
+
+    let error = encrypt_by(&session, soon()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unreachable);
+    for words in
+        [format!("Vault at {name} cannot be reached"), "the socket does not exist: does the agent run".into()]
+    {
+        assert!(error.message.contains(&words), "{error}");
+    }
+    drop(UnixListener::bind(&socket).unwrap());
+    let error = encrypt_by(&session_of(&endpoint).await, soon()).await.unwrap_err();
+    assert!(error.message.contains("no process listens on the socket"), "{error}");
+
+    // The ejected node gets calls again once a health check over the socket has succeeded.
+    std::fs::remove_file(&socket).unwrap();
+    let _listening = listen(&socket, fake.port);
+    assert_eq!(encrypt(&session).await.unwrap(), "vault:v2:QUJD");
+    assert!(fake.health_checks() > 0);
+    let head = &fake.heads()[0];
+    for line in ["host: localhost", "x-vault-request: true"] {
+        assert!(head.contains(&format!("\r\n{line}\r\n")), "{head}");
+    }
+}
+
+async fn session_of(endpoint: &Endpoint) -> Session {
+    let names: Vec<String> = endpoint.addresses.iter().map(ToString::to_string).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    session_on(&access(""), Pool::new(endpoint).await.unwrap(), metrics(&names))
 }
