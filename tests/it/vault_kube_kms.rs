@@ -109,6 +109,7 @@ vault:
     method: "approle"
     role_id: "1234"
     secret_id_file: "/etc/vault-kms/secret-id"
+    state_dir: "/var/run/kmsplugin/kms-1.sock.state"
 "#;
     let arguments: Vec<&str> = ["convert", "--"].into_iter().chain(flags).collect();
     let variables = [("VAULT_KUBE_KMS_VAULT_NAMESPACE", "team-a"), ("VAULT_KUBE_KMS_METRICS_PORT", "1234")];

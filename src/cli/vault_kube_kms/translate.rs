@@ -49,7 +49,8 @@ pub(crate) struct Translation {
 pub(super) fn translate(flags: &Flags, is_set: impl Fn(&str) -> bool) -> Result<Translation, FlagsError> {
     let mut notes = Vec::new();
     refuse_unsupported(flags)?;
-    let yaml = yaml(flags, &mut notes)?;
+    let listen = listen(flags)?;
+    let yaml = yaml(flags, &listen, &mut notes)?;
     // Whether http:// is allowed is decided at the start: the variable is one of `serve`.
     let options = ParseOptions { allow_http: true };
     parse(yaml.as_bytes(), Path::new(NAME), options).map_err(|error| in_words_of_flags(&error.rule))?;
@@ -60,7 +61,7 @@ pub(super) fn translate(flags: &Flags, is_set: impl Fn(&str) -> bool) -> Result<
                 .into(),
         );
     }
-    Ok(Translation { yaml, serve_flags: serve_flags(flags, is_set)?, notes, without_tls })
+    Ok(Translation { yaml, serve_flags: serve_flags(flags, &listen, is_set)?, notes, without_tls })
 }
 
 /// Replaces the key of a setting by the flag that it is from.
@@ -87,7 +88,7 @@ fn refuse_unsupported(flags: &Flags) -> Result<(), FlagsError> {
     }
 }
 
-fn yaml(flags: &Flags, notes: &mut Vec<String>) -> Result<String, FlagsError> {
+fn yaml(flags: &Flags, listen: &UnixAddress, notes: &mut Vec<String>) -> Result<String, FlagsError> {
     let (mount, key) = key(flags)?;
     let mut missing = Vec::new();
     let mut required = |flag: &'static str, value| {
@@ -126,6 +127,7 @@ fn yaml(flags: &Flags, notes: &mut Vec<String>) -> Result<String, FlagsError> {
     yaml.setting(2, "namespace", given(&flags.vault_auth_namespace));
     yaml.setting(2, "role_id", Some(role_id));
     yaml.setting(2, "secret_id_file", Some(secret_id_file));
+    yaml.setting(2, "state_dir", state_dir(listen).as_deref());
     Ok(yaml.0)
 }
 
@@ -160,12 +162,31 @@ fn connect_timeout(flags: &Flags, notes: &mut Vec<String>) -> Result<Option<Stri
     Ok(Some(humantime::format_duration(timeout.min(MAX_CONNECT_TIMEOUT)).to_string()))
 }
 
-fn serve_flags(flags: &Flags, is_set: impl Fn(&str) -> bool) -> Result<Vec<String>, FlagsError> {
+fn listen(flags: &Flags) -> Result<UnixAddress, FlagsError> {
     let listen = given(&flags.listen_address).unwrap_or(DEFAULT_LISTEN);
     // The documentation of vault-kube-kms has both forms.
     let listen = if listen.starts_with('/') { format!("unix://{listen}") } else { listen.to_owned() };
-    let parsed: Result<UnixAddress, AddressError> = listen.parse();
-    parsed.map_err(|error| value_error("-listen-address", &error.to_string()))?;
+    listen.parse().map_err(|error: AddressError| value_error("-listen-address", &error.to_string()))
+}
+
+/// Returns a directory beside the socket.
+///
+/// In a container, the volume of the socket is the only directory that can be written, and each plugin of a pod needs a
+/// directory of its own. `None` means the default: other users can create files in `/tmp`.
+fn state_dir(listen: &UnixAddress) -> Option<String> {
+    let path = listen.path()?;
+    let shared = ["/tmp", "/var/tmp"].map(Path::new);
+    if shared.iter().any(|shared| path.parent() == Some(shared)) {
+        return None;
+    }
+    Some(format!("{}.state", path.to_str()?))
+}
+
+fn serve_flags(
+    flags: &Flags,
+    listen: &UnixAddress,
+    is_set: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, FlagsError> {
     let metrics = port("-metrics-port", &flags.metrics_port)?.unwrap_or(Some(DEFAULT_METRICS_PORT));
     let health = port("-health-port", &flags.health_port)?.flatten();
     let admin = match (metrics, health) {

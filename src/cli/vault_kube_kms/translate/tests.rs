@@ -55,6 +55,7 @@ fn the_arguments_of_openshift_become_this_config() {
     namespace: "admin"
     role_id: "1234-abcd"
     secret_id_file: "/etc/kubernetes/static-pod-resources/secrets/encryption-config/secret-id"
+    state_dir: "/var/run/kmsplugin/kms-1.sock.state"
 "#;
     assert_eq!(translation.yaml, expected);
     let serve = [
@@ -127,6 +128,16 @@ fn each_flag_changes_one_thing() {
     ] {
         let translation = with(more).unwrap();
         assert!(translation.serve_flags.iter().any(|flag| flag == serve), "{more:?}: {translation:?}");
+    }
+    // Each plugin of a pod has its own directory, and none is in a directory of all users.
+    for (listen, state_dir) in [
+        ("unix:///run/kms/2.sock", Some("/run/kms/2.sock.state")),
+        ("unix:///tmp/kms.sock", None),
+        ("unix:///@kms", None),
+    ] {
+        let yaml = with(&["-listen-address", listen]).unwrap().yaml;
+        let found = yaml.lines().find_map(|line| line.strip_prefix("    state_dir: "));
+        assert_eq!(found.map(|found| found.trim_matches('"')), state_dir, "{yaml}");
     }
     let mode_is_set =
         translate(&flags(&REQUIRED).unwrap(), |variable| variable == "TRANSIT_KMS_SOCKET_MODE").unwrap();
