@@ -8,16 +8,20 @@ use std::{
 };
 
 use rustix::process::geteuid;
+use serde_json::json;
+use tempfile::TempDir;
 use testkit::{
-    calls::status,
+    Bao, KEY, MOUNT,
+    calls::{encrypt, round_trip, status},
     cli::{run, run_with},
-    closed_address, command, connect, eventually, http, kms_client, port,
+    closed_address, command, config_file, connect, eventually, http, kms_client, login, port,
     process::Process,
     repository, temp_dir, unix_url,
 };
 use tonic::Code;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+const SEED: &[u8] = b"0123456789abcdef0123456789abcdef";
 /// `EX_USAGE`.
 const USAGE: Option<i32> = Some(64);
 
@@ -220,4 +224,88 @@ async fn a_rejected_peer_is_logged_with_the_variable_that_allows_it() {
             "uid {own} is not allowed; --allow-uid {first},{second} or TRANSIT_KMS_ALLOW_UID={first},{second} would allow it"
         ))
         .await;
+}
+
+/// A real server with an AppRole, and a transit-kms that logs in with it.
+struct LoggedIn {
+    bao: Bao,
+    dir: TempDir,
+    drop_in: DropIn,
+}
+
+impl LoggedIn {
+    async fn start(key_path: &str) -> Self {
+        let (bao, dir) = (Bao::start().await, temp_dir("drop-in-"));
+        login::approle(&bao, dir.path(), &json!({})).await;
+        let role_id = fs::read_to_string(dir.path().join("role_id")).unwrap();
+        let flags = [
+            format!("-vault-address={}", bao.address()),
+            format!("-vault-key-path={key_path}"),
+            format!("-approle-role-id={role_id}"),
+            format!("-approle-secret-id-path={}", dir.path().join("secret_id").display()),
+            format!("-tls-ca-file={}", bao.ca_file().display()),
+            // Trace.
+            "-zap-log-level=6".to_owned(),
+        ];
+        let drop_in = DropIn::start(dir.path(), &flags, &[]).await;
+        Self { bao, dir, drop_in }
+    }
+
+    async fn wait_ready(&self) {
+        eventually("/readyz is 200", WAIT_TIMEOUT, async || match self.drop_in.get("/readyz").await {
+            200 => Ok(()),
+            _ => Err(self.drop_in.process.output()),
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_with_the_flags_serves_calls() {
+    let setup = LoggedIn::start(&format!("{MOUNT}/keys/{KEY}")).await;
+    setup.wait_ready().await;
+    round_trip(&kms_client(&setup.drop_in.socket).await, "with-flags").await;
+    assert!(setup.dir.path().join("kms-1.sock.state").is_dir());
+}
+
+/// vault-kube-kms needs a restart for this.
+#[tokio::test]
+async fn a_new_secret_id_is_used_without_a_restart() {
+    let mut setup = LoggedIn::start(&format!("{MOUNT}/keys/{KEY}")).await;
+    setup.wait_ready().await;
+    let pid = setup.drop_in.process.pid();
+    let kms = kms_client(&setup.drop_in.socket).await;
+    round_trip(&kms, "before").await;
+
+    let (bao, file) = (&setup.bao, setup.dir.path().join("secret_id"));
+    let role = format!("auth/approle/role/{}", login::ROLE);
+    let old = fs::read_to_string(&file).unwrap();
+    let answer = bao.api("POST", &format!("{role}/secret-id"), json!({})).await;
+    let new = answer["data"]["secret_id"].as_str().unwrap();
+    config_file::by_rename(&file, new);
+    bao.api("POST", &format!("{role}/secret-id/destroy"), json!({"secret_id": &old})).await;
+    // Only a login with the new secret_id gives another token.
+    bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
+    eventually("a call with a token of the new secret_id", WAIT_TIMEOUT, async || {
+        encrypt(&kms, SEED, "after").await.map_err(|error| error.to_string())
+    })
+    .await;
+    round_trip(&kms, "after").await;
+    assert_eq!((setup.drop_in.process.exited(), setup.drop_in.process.pid()), (None, pid));
+    let output = setup.drop_in.process.output();
+    assert!(output.contains(" DEBUG "), "the level is not used");
+    let line = output.lines().find(|line| line.contains(&old) || line.contains(new));
+    assert_eq!(line, None, "a secret_id is printed");
+}
+
+#[tokio::test]
+async fn a_key_path_that_the_policy_does_not_cover_is_explained() {
+    let setup = LoggedIn::start(&format!("{MOUNT}/keys/absent")).await;
+    let kms = kms_client(&setup.drop_in.socket).await;
+    eventually("Status names the key and the remedy", WAIT_TIMEOUT, async || {
+        let error = status(&kms).await.unwrap_err();
+        let words = ["absent", "policy"];
+        if words.iter().all(|word| error.message().contains(word)) { Ok(()) } else { Err(error.to_string()) }
+    })
+    .await;
 }
