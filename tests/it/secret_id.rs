@@ -9,9 +9,9 @@ use sealed_payload::NodeKey;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{
-    Bao,
-    cli::{Ran, run_kmsctl_with},
-    closed_address,
+    Bao, Caller, ConfigFile, Daemon,
+    cli::{Ran, run, run_kmsctl_with},
+    closed_address, config_file,
     http::{HttpServer, answer},
     repository, temp_dir,
 };
@@ -168,6 +168,45 @@ async fn each_form_of_delivery_leads_to_a_login() {
     let listed = it.list(&["--node", NODE]).await;
     assert_eq!(listed.len(), 6, "{listed:?}");
     assert!(!format!("{listed:?}").contains(str::from_utf8(&secret_id).unwrap()));
+}
+
+/// The daemon reads what the commands have made, in each form.
+#[tokio::test]
+async fn transit_kms_starts_with_each_form_of_delivery() {
+    let it = Introduction::start().await;
+    let keygen = run(&["keygen", "--out", &it.path("node-key.pem")]).await;
+    fs::write(it.path("node.pub"), keygen.stdout).unwrap();
+    let (public, cubbyhole) = (it.path("node.pub"), ["--cubbyhole", "--token-role", CUBBYHOLE]);
+    for (delivery, issue) in [
+        ("plain", vec![]),
+        ("wrapped", vec!["--wrap", "1h"]),
+        ("cubbyhole", cubbyhole.to_vec()),
+        ("cubbyhole", [&cubbyhole[..], &["--wrap", "1h"]].concat()),
+        ("sealed", vec!["--seal", &public]),
+        ("sealed", vec!["--seal", &public, "--wrap", "1h"]),
+    ] {
+        let dir = temp_dir("node-");
+        let delivered = dir.path().join("secret_id");
+        it.issue(&[&issue[..], &["--out", delivered.to_str().unwrap()]].concat()).await;
+        let mut auth = json!({
+            "delivery": delivery,
+            "method": "approle",
+            "role": ROLE,
+            "role_id": it.role_id,
+            "secret_id_file": delivered,
+            "state_dir": dir.path(),
+        });
+        if delivery == "sealed" {
+            auth["private_key_file"] = it.path("node-key.pem").into();
+        }
+        let config =
+            ConfigFile { auth: Some(auth), keys: vec!["kms-east".into()], ..ConfigFile::of(&it.bao, "") };
+        let file = dir.path().join("config.yaml");
+        config_file::by_rename(&file, &config.yaml());
+        let daemon = Daemon::start(&file).await;
+        daemon.wait_ready().await;
+        Caller::of(&daemon).await.round_trip().await;
+    }
 }
 
 /// Without a token role, the token of the cubbyhole is a child of the requestor's token.
