@@ -51,9 +51,9 @@ mount: {{ . | quote }}
 {{- with $auth.namespace }}
 namespace: {{ . | quote }}
 {{- end }}
-{{- if has $auth.method (list "aws" "cert" "jwt" "kubernetes" "spiffe") }}
-{{- with $auth.role }}
-role: {{ . | quote }}
+{{- if has $auth.method (list "approle" "aws" "cert" "jwt" "kubernetes" "spiffe") }}
+{{- if and $auth.role (not (and $auth.inline (eq $auth.method "approle"))) }}
+role: {{ $auth.role | quote }}
 {{- end }}
 {{- end }}
 {{- if eq $auth.method "approle" }}
@@ -97,9 +97,6 @@ jwt_file: {{ printf "%s/%s" $directory ($auth.jwtFile | default "token") | quote
 cert_file: {{ printf "%s/%s" $directory $auth.certFile | quote }}
 key_file: {{ printf "%s/%s" $directory $auth.keyFile | quote }}
 {{- end }}
-{{- if include "transit-kms.login.usesState" . }}
-state_dir: {{ $auth.stateHostDirectory | quote }}
-{{- end }}
 {{- end -}}
 
 {{/* What the method presents to Vault: `jwt`, `x509`, or nothing of both. */}}
@@ -116,12 +113,19 @@ state_dir: {{ $auth.stateHostDirectory | quote }}
 {{- if and (include "transit-kms.login" .) (eq (include "transit-kms.login.svid" .) "jwt") (not .Values.auth.jwtFile) (not .Values.auth.workloadApi.source) -}}yes{{- end -}}
 {{- end -}}
 
-{{/* Whether the method must remember what it has used up. */}}
+{{/*
+Whether the method must remember what it has used up. The directory of the host is always mounted at the default of
+`state_dir`.
+*/}}
 {{- define "transit-kms.login.usesState" -}}
 {{- $auth := .Values.auth -}}
 {{- if and (include "transit-kms.login" .) (not $auth.inline) -}}
-{{- if or (eq $auth.method "approle") (and (eq $auth.method "aws") (eq $auth.aws.type "ec2")) (and (eq $auth.method "token_file") (eq $auth.delivery "wrapped")) -}}yes{{- end -}}
+{{- if or (has $auth.method (list "approle" "aws")) (and (eq $auth.method "token_file") (eq $auth.delivery "wrapped")) -}}yes{{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "transit-kms.login.stateMount" -}}
+{name: state, mountPath: /var/lib/transit-kms}
 {{- end -}}
 
 {{- define "transit-kms.login.sealed" -}}
@@ -130,7 +134,7 @@ state_dir: {{ $auth.stateHostDirectory | quote }}
 
 {{/* In the directory for the state, because the directory with the credentials is read-only. */}}
 {{- define "transit-kms.login.privateKeyFile" -}}
-{{ .Values.auth.stateHostDirectory }}/{{ .Values.auth.privateKeyFile }}
+/var/lib/transit-kms/{{ .Values.auth.privateKeyFile }}
 {{- end -}}
 
 {{/* The directory with the credentials; empty if the method needs none. A directory of the host keeps its path. */}}
@@ -192,7 +196,7 @@ state_dir: {{ $auth.stateHostDirectory | quote }}
 - {name: credentials, mountPath: {{ . }}, readOnly: true}
 {{- end }}
 {{- if include "transit-kms.login.usesState" . }}
-- {name: state, mountPath: {{ $auth.stateHostDirectory }}}
+- {{ include "transit-kms.login.stateMount" . }}
 {{- end }}
 {{- if $auth.workloadApi.source }}
 - {name: workload-api, mountPath: {{ include "transit-kms.login.workloadApiDirectory" . }}, readOnly: true}
@@ -216,5 +220,5 @@ securityContext:
   {{- include "transit-kms.containerSecurityContext" . | nindent 2 }}
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
-  - {name: state, mountPath: {{ .Values.auth.stateHostDirectory }}}
+  - {{ include "transit-kms.login.stateMount" . }}
 {{- end -}}

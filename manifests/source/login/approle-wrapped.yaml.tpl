@@ -1,1 +1,1 @@
-{{ include "manifests.login" (list . "AppRole: the second file has a wrapping token for the secret_id. Deliver a new one for each start." `{method: approle, secretIdFile: wrapped_secret_id, delivery: wrapped}`) }}
+{{ include "manifests.login" (list . "AppRole: the second file has a wrapping token for the secret_id. Deliver a new one for each start." `{method: approle, role: transit-kms, secretIdFile: wrapped_secret_id, delivery: wrapped}`) }}

@@ -99,6 +99,8 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
         &["'/auth/delivery'", "'cubbyhole', 'plain'"],
     ),
     (&[NO_AGENT, "--set=auth.method=jwt"], &["'/auth/role'", "minLength"]),
+    (&[NO_AGENT, "--set=auth.method=approle,auth.delivery=wrapped"], &["'/auth/role'", "minLength"]),
+    (&[NO_AGENT, "--set=auth.method=aws"], &["'/auth/role'", "minLength"]),
     (&[NO_AGENT, "--set=auth.method=spiffe,auth.role=null"], &["'/auth'", "missing property 'role'"]),
     (&[NO_AGENT, "--set=auth.method=userpass"], &["'/auth/username'", "minLength"]),
     (
@@ -114,7 +116,7 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
         &["auth.secret.name: kube-apiserver encrypts Secrets through transit-kms", "acceptDeadlock=true"],
     ),
     (
-        &[NO_AGENT, "--set=auth.method=aws,auth.secret.name=x,auth.secret.acceptDeadlock=true"],
+        &[NO_AGENT, "--set=auth.method=aws,auth.role=x,auth.secret.name=x,auth.secret.acceptDeadlock=true"],
         &["auth.secret.name: the method aws has no files"],
     ),
     (
@@ -135,7 +137,7 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
         &["auth.inline: not possible with auth.method=cert"],
     ),
     (
-        &[NO_AGENT, "--set=auth.method=approle,auth.inline=true,auth.delivery=wrapped"],
+        &[NO_AGENT, "--set=auth.method=approle,auth.role=x,auth.inline=true,auth.delivery=wrapped"],
         &["auth.inline: each request contains the credentials", "Use plain"],
     ),
     (
@@ -160,7 +162,7 @@ const INVALID_VALUES: &[(&[&str], &[&str])] = &[
         &["auth.stateHostDirectory: must not be in auth.hostDirectory"],
     ),
     (
-        &[NO_AGENT, "--set=auth.method=aws,auth.aws.type=ec2,auth.aws.region=eu-central-1"],
+        &[NO_AGENT, "--set=auth.method=aws,auth.role=x,auth.aws.type=ec2,auth.aws.region=eu-central-1"],
         &["auth.aws.region, auth.aws.iamServerIdHeaderValue: only for auth.aws.type=iam"],
     ),
     (

@@ -52,6 +52,8 @@ mount -t tmpfs tmp tmp
 
 pivot_root . old
 umount -l old
+# systemd makes credentials in a mount namespace of their own, from which they must propagate.
+mount --make-rshared /
 exec setpriv --bounding-set=-sys_module,-sys_rawio,-sys_time --inh-caps=-sys_module,-sys_rawio,-sys_time \
     env -i container=transit-kms-test PATH=/usr/local/bin:/usr/bin:/usr/sbin \
     /lib/systemd/systemd --unit=multi-user.target

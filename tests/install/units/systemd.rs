@@ -87,6 +87,33 @@ impl SystemdNode {
         Self { machine: Machine::boot(files.path(), &[daemon().into(), agent]).await, _files: files }
     }
 
+    /// Boots a machine without an agent: transit-kms logs in with credentials of systemd.
+    async fn boot_without_agent(bao: &Bao) -> Self {
+        let files = temp_dir("files-");
+        let write = |path: &str, text: &str| {
+            let path = files.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for unit in [SERVICE, SOCKET, "transit-kms.service.d/login.conf"] {
+            write(&format!("etc/systemd/system/{unit}"), &manifest(&format!("systemd/{unit}")));
+        }
+        write("etc/sysusers.d/transit-kms.conf", &manifest("systemd/sysusers.conf"));
+        write("etc/tmpfiles.d/transit-kms.conf", &manifest("systemd/tmpfiles.conf"));
+        for (unit, target) in [(SERVICE, "multi-user"), (SOCKET, "sockets")] {
+            let wants = files.path().join(format!("etc/systemd/system/{target}.target.wants"));
+            fs::create_dir_all(&wants).unwrap();
+            std::os::unix::fs::symlink(Path::new("..").join(unit), wants.join(unit)).unwrap();
+        }
+        let config = manifest("systemd/login.yaml").replace("https://vault.example.com:8200", &bao.address());
+        write("etc/transit-kms/config.yaml", &config);
+        let environment = format!("TRANSIT_KMS_ADMIN_LISTEN=127.0.0.1:{}\n", port::unused());
+        write("etc/transit-kms/environment", &environment);
+        write("etc/transit-kms/ca/ca.pem", &fs::read_to_string(bao.ca_file()).unwrap());
+        login::approle(bao, &files.path().join("etc/transit-kms"), &json!({})).await;
+        Self { machine: Machine::boot(files.path(), &[daemon().into()]).await, _files: files }
+    }
+
     /// Waits until Status is `ok`.
     async fn wait_ok(&self) {
         eventually("Status is ok", PATIENCE, async || {
@@ -166,6 +193,48 @@ async fn the_plugin_listens_before_kubernetes_starts_and_uses_the_token_of_the_a
             machine.run(&["systemd-analyze", "verify", &format!("/etc/systemd/system/{unit}")]).await;
         assert!(verified.good && verified.stderr.is_empty(), "{verified:?}");
     }
+}
+
+#[tokio::test]
+async fn the_plugin_logs_in_with_credentials_of_systemd_and_uses_new_ones_after_a_restart() {
+    let bao = Bao::start().await;
+    let node = SystemdNode::boot_without_agent(&bao).await;
+    node.wait_ok().await;
+    let machine = &node.machine;
+    let uid = fs::metadata(machine.path(&format!("/proc/{}", machine.number(SERVICE, "MainPID").await)))
+        .unwrap()
+        .uid();
+    let state = fs::metadata(machine.path("/var/lib/transit-kms")).unwrap();
+    assert_eq!((state.permissions().mode() & 0o7777, state.uid()), (0o700, uid));
+    let remembered = fs::metadata(machine.path("/var/lib/transit-kms/logins.json")).unwrap();
+    assert_eq!((remembered.permissions().mode() & 0o7777, remembered.uid()), (0o600, uid));
+    // The config names no secret, and the copies of systemd are for this service only.
+    let ready = machine.run(&["transit-kms", "probe", "ready", "--admin", &admin(machine)]).await;
+    assert!(ready.good && !ready.stdout.contains("warning"), "{ready:?}");
+    let journal = machine.run(&["journalctl", "--no-pager", "--unit", SERVICE]).await.stdout;
+    assert!(journal.contains("logged in"), "{journal}");
+    let refused = ["not permitted", "ermission denied", "Read-only file system", "cannot be remembered"];
+    assert!(!refused.iter().any(|words| journal.contains(words)), "{journal}");
+
+    // systemd copies the file when the service starts.
+    let load = Load::start_on(&machine.path(SOCKET_PATH), 2, Duration::from_millis(5)).await;
+    let path = format!("auth/approle/role/{}/secret-id", login::ROLE);
+    let secret_id = bao.api("POST", &path, json!({})).await["data"]["secret_id"].as_str().unwrap().to_owned();
+    let at = machine.path("/etc/transit-kms/secret_id");
+    let old = fs::read_to_string(&at).unwrap();
+    fs::write(&at, secret_id).unwrap();
+    bao.api("POST", &format!("{path}/destroy"), json!({"secret_id": old})).await;
+    machine.systemctl(["restart", SERVICE]).await;
+    node.wait_ok().await;
+    load.stop().await.assert_nothing_failed();
+}
+
+/// The address of the admin listener.
+fn admin(machine: &Machine) -> String {
+    let environment = fs::read_to_string(machine.path("/etc/transit-kms/environment")).unwrap();
+    let address =
+        environment.lines().find_map(|line| line.strip_prefix("TRANSIT_KMS_ADMIN_LISTEN=")).unwrap();
+    address.to_owned()
 }
 
 #[tokio::test]
