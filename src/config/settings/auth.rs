@@ -85,6 +85,16 @@ impl AuthMethod {
     }
 }
 
+impl AuthMethod {
+    /// Returns whether something must outlive the process: a nonce, or which credentials were used up or refused.
+    ///
+    /// The refusals of a password are not kept: from a hash of it on disk, a password could be guessed.
+    #[must_use]
+    pub fn keeps_state(&self) -> bool {
+        matches!(self, Self::AppRole(_) | Self::Aws(_) | Self::TokenFile(_))
+    }
+}
+
 /// A method whose credentials can travel with each request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum InlineMethod {

@@ -212,12 +212,16 @@ async fn log_in(
 
 impl Identity {
     async fn open(auth: AuthSettings) -> Self {
-        let state_dir = auth.state_dir.clone();
-        let ledger = spawn_blocking(move || Ledger::open(&state_dir)).await;
+        let ledger = if auth.method.keeps_state() {
+            let state_dir = auth.state_dir.clone();
+            spawn_blocking(move || Ledger::open(&state_dir)).await.unwrap_or_else(|_| Ledger::in_memory())
+        } else {
+            Ledger::in_memory()
+        };
         Self {
             auth,
             blocked: None,
-            ledger: ledger.unwrap_or_else(|_| Ledger::in_memory()),
+            ledger,
             opened: None,
             opened_token: None,
             rejected: None,

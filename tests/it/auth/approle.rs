@@ -28,6 +28,7 @@ impl Method for AppRole {
         testkit::config_file::by_rename(&dir.join("secret_id"), secret_id);
         let auth = json!({
             "method": "approle", "role_id": role_id["data"]["role_id"], "secret_id_file": dir.join("secret_id"),
+            "state_dir": dir.join("state"),
         });
         Issued { auth, secrets: vec![secret_id.to_owned()] }
     }

@@ -63,7 +63,7 @@ impl Method for Delivered {
         config_file::by_rename(&dir.join("delivery"), &text);
         let auth = json!({
             "method": "approle", "role": ROLE, "role_id": role_id(env, ROLE).await, "delivery": delivery,
-            "secret_id_file": dir.join("delivery"),
+            "secret_id_file": dir.join("delivery"), "state_dir": dir.join("state"),
         });
         Issued { auth, secrets: vec![secret] }
     }
@@ -236,8 +236,7 @@ async fn delivered_env_with(form: Form, role: Value) -> (TestEnv, String) {
     make_role(&env, ROLE, &settings).await;
     let mut method = Delivered { form, made: true };
     let dir = env.dir().to_owned();
-    let Issued { mut auth, secrets } = method.issue(&env, &dir, &settings).await;
-    auth["state_dir"] = json!(dir.join("state"));
+    let Issued { auth, secrets } = method.issue(&env, &dir, &settings).await;
     env.render_auth(auth);
     (env, secrets.into_iter().next().unwrap())
 }
