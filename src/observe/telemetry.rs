@@ -51,6 +51,9 @@ pub fn start(format: LogFormat, level: LogLevel) {
     let filter = Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("transit_kms", level)
+        // The crates of this workspace.
+        .with_target("kms_plugin", level)
+        .with_target("transit_client", level)
         // They log each failed request as an error without its cause; transit-kms logs the cause.
         .with_target("rustify", LevelFilter::OFF)
         .with_target("vaultrs", LevelFilter::OFF);

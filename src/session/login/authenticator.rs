@@ -40,7 +40,7 @@ const FIRST_BLOCKED_PAUSE: Duration = Duration::from_secs(2);
 const MAX_BLOCKED_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a login is for.
-pub(in crate::session) struct Target {
+pub(in crate::session) struct LoginTarget {
     pub(in crate::session) auth: AuthSettings,
     pub(in crate::session) config: Arc<LoadedConfig>,
     pub(in crate::session) context: LoginContext,
@@ -115,7 +115,7 @@ impl Authenticator {
     ///
     /// The login is a task of its own. If the caller is dropped, it ends in the background, because half of a
     /// login uses up a credential; the next call returns its token.
-    pub(in crate::session) async fn log_in(&self, target: Target) -> Result<IssuedToken, LoginError> {
+    pub(in crate::session) async fn log_in(&self, target: LoginTarget) -> Result<IssuedToken, LoginError> {
         let state = Arc::clone(&self.state).lock_owned().await;
         if let Some(token) = self.unclaimed_token(&target) {
             return Ok(token);
@@ -141,7 +141,7 @@ impl Authenticator {
         *self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn unclaimed_token(&self, target: &Target) -> Option<IssuedToken> {
+    fn unclaimed_token(&self, target: &LoginTarget) -> Option<IssuedToken> {
         let mut unclaimed = self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
         let fits =
             unclaimed.as_ref().is_some_and(|it| {
@@ -162,7 +162,7 @@ impl Authenticator {
 /// Logs in with what `identity` knows, and adds to it what the attempt shows.
 async fn log_in(
     mut state: OwnedMutexGuard<Option<Identity>>,
-    target: Target,
+    target: LoginTarget,
     metrics: &Metrics,
     revoker: &Revoker,
 ) -> Result<IssuedToken, LoginError> {
@@ -229,7 +229,7 @@ impl Identity {
         }
     }
 
-    async fn attempt(&mut self, target: &Target) -> Result<Outcome, LoginError> {
+    async fn attempt(&mut self, target: &LoginTarget) -> Result<Outcome, LoginError> {
         if let AuthMethod::TokenFile(token_file) = &target.auth.method {
             let (bytes, name) = contents(&target.config.material, token_file)?;
             return open_token(self, target, bytes, &name).await.map(Outcome::Unwrapped);
@@ -237,7 +237,7 @@ impl Identity {
         self.log_in(target).await.map(Outcome::LoggedIn)
     }
 
-    async fn log_in(&mut self, target: &Target) -> Result<LoggedIn, LoginError> {
+    async fn log_in(&mut self, target: &LoginTarget) -> Result<LoggedIn, LoginError> {
         let prepared = prepare(self, target).await?;
         let Prepared { credential, login, pool, waits_for } = &prepared;
         let credential = *credential;

@@ -15,7 +15,7 @@ use transit_client::{
 use zeroize::Zeroizing;
 
 use super::{
-    authenticator::{Identity, Target},
+    authenticator::{Identity, LoginTarget},
     credential::CredentialHash,
     delivery::{self, DeliveryFile},
 };
@@ -39,7 +39,7 @@ pub(super) struct Prepared {
 }
 
 /// Makes the login of the settings of `target`.
-pub(super) async fn prepare(identity: &mut Identity, target: &Target) -> Result<Prepared, LoginError> {
+pub(super) async fn prepare(identity: &mut Identity, target: &LoginTarget) -> Result<Prepared, LoginError> {
     let (auth, material) = (&target.auth, &target.config.material);
     match &auth.method {
         AuthMethod::AppRole(settings) => approle(identity, target, settings).await,
@@ -93,7 +93,7 @@ fn inline(
 
 async fn approle(
     identity: &mut Identity,
-    target: &Target,
+    target: &LoginTarget,
     settings: &AppRoleSettings,
 ) -> Result<Prepared, LoginError> {
     let (auth, material) = (&target.auth, &target.config.material);
@@ -162,7 +162,7 @@ fn userpass_login(
 
 /// A login on connections that present this certificate.
 async fn with_certificate(
-    target: &Target,
+    target: &LoginTarget,
     login: Login,
     certificate: &[u8],
     key: &[u8],

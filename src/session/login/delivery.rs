@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use sealed_payload::{NodeKey, SealedPayloadError};
 
 use super::{
-    authenticator::{Identity, Target},
+    authenticator::{Identity, LoginTarget},
     credential::CredentialHash,
     credential_source::fixed_mount,
 };
@@ -50,7 +50,7 @@ pub(super) struct DeliveryFile<'a> {
 /// Returns the secret_id of a delivery. It stays in memory for the next logins.
 pub(super) async fn open(
     identity: &mut Identity,
-    target: &Target,
+    target: &LoginTarget,
     file: DeliveryFile<'_>,
 ) -> Result<OpenedDelivery, LoginError> {
     let credential = CredentialHash::of([file.bytes]);
@@ -73,7 +73,7 @@ pub(super) async fn open(
 
 async fn open_steps(
     identity: &mut Identity,
-    target: &Target,
+    target: &LoginTarget,
     file: &DeliveryFile<'_>,
 ) -> Result<SecretId, LoginError> {
     let DeliveryFile { bytes, delivery, name, role } = file;
@@ -114,7 +114,7 @@ async fn open_steps(
 
 /// Opens a payload that is sealed for the key of this node.
 fn open_sealed(
-    target: &Target,
+    target: &LoginTarget,
     key_file: &MaterialFile,
     payload: &[u8],
     name: &str,
@@ -141,7 +141,7 @@ fn open_sealed(
 /// Returns the token that an agent's sink has wrapped.
 pub(super) async fn open_token(
     identity: &mut Identity,
-    target: &Target,
+    target: &LoginTarget,
     bytes: &[u8],
     name: &str,
 ) -> Result<Token, LoginError> {
@@ -213,7 +213,7 @@ async fn once(
 /// Checks what a wrapping token wraps before it is used.
 async fn check_creation_path(
     identity: &mut Identity,
-    target: &Target,
+    target: &LoginTarget,
     token: &Token,
     expected: &ExpectedPath,
     name: &str,
@@ -279,7 +279,7 @@ impl fmt::Display for ExpectedPath {
     }
 }
 
-fn expected_path(target: &Target, role: Option<&str>) -> Result<ExpectedPath, LoginError> {
+fn expected_path(target: &LoginTarget, role: Option<&str>) -> Result<ExpectedPath, LoginError> {
     let mount = fixed_mount(&target.auth).map_err(blocked)?;
     Ok(ExpectedPath::SecretId { mount: mount.as_str().to_owned(), role: role.map(str::to_owned) })
 }

@@ -10,5 +10,5 @@ mod credential_source;
 mod delivery;
 mod ledger;
 
-pub(super) use authenticator::{Authenticator, IssuedToken, Target};
+pub(super) use authenticator::{Authenticator, IssuedToken, LoginTarget};
 pub(super) use credential_source::inline_login;

@@ -23,7 +23,7 @@ use crate::{
         settings::auth::{AuthMethod, AuthSettings},
     },
     session::{
-        login::{Authenticator, IssuedToken, Target, inline_login},
+        login::{Authenticator, IssuedToken, LoginTarget, inline_login},
         manager::Sessions,
         older_versions::OlderVersions,
         progress::Progress,
@@ -194,7 +194,7 @@ impl VerificationAttempt {
             observer: Some(self.observer()),
             pool: Arc::clone(pool),
         };
-        let target = Target { auth: auth.clone(), config: Arc::clone(&self.config), context };
+        let target = LoginTarget { auth: auth.clone(), config: Arc::clone(&self.config), context };
         let IssuedToken { guard, info, namespace, token } =
             self.authenticator.log_in(target).await.map_err(|failed| failed.error)?;
         let Some(info) = info else { return self.rendered(token, &namespace, pool, deadline).await };

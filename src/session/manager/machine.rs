@@ -94,7 +94,7 @@ pub(super) enum Action<P: Payload> {
         error: TransitError,
         /// The result differs from that of the attempt before.
         is_new: bool,
-        purpose: Purpose,
+        purpose: CandidatePurpose,
         result: ReloadResult,
     },
     /// Say why the config file cannot be used.
@@ -115,7 +115,7 @@ pub(super) enum Action<P: Payload> {
 
 /// Why a candidate is verified.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Purpose {
+pub(super) enum CandidatePurpose {
     /// It is a config that is not in use.
     NewConfig,
     /// It is the config in use, and its token ends.
@@ -134,7 +134,7 @@ pub(super) struct Moment {
 
 /// The state of the machine.
 pub(super) struct ManagerState<P: Payload> {
-    /// At most one for each [`Purpose`]. The first one is verified next, or is being verified.
+    /// At most one for each [`CandidatePurpose`]. The first one is verified next, or is being verified.
     candidates: VecDeque<Candidate<P>>,
     /// The config in use, with the newest files of its login.
     in_use: Option<P::Config>,
@@ -148,7 +148,7 @@ struct Candidate<P: Payload> {
     older_versions: OlderVersions,
     /// The pause after the next attempt that fails.
     pause: Duration,
-    purpose: Purpose,
+    purpose: CandidatePurpose,
     stage: Stage,
 }
 
@@ -216,7 +216,7 @@ impl<P: Payload> ManagerState<P> {
                 candidate.stage = Stage::Waiting;
                 actions.push(Action::CancelVerification);
             }
-            let mut candidate = Candidate::new(config, Purpose::NewConfig);
+            let mut candidate = Candidate::new(config, CandidatePurpose::NewConfig);
             actions.push(candidate.verify());
             self.candidates.push_front(candidate);
             return actions;
@@ -239,7 +239,7 @@ impl<P: Payload> ManagerState<P> {
 
     fn published(&mut self, session: P::Published) -> Vec<Action<P>> {
         if let Some(candidate) = self.candidates.pop_front() {
-            if candidate.purpose == Purpose::NewConfig {
+            if candidate.purpose == CandidatePurpose::NewConfig {
                 // The login that the config before it needed.
                 self.candidates.clear();
             }
@@ -255,10 +255,10 @@ impl<P: Payload> ManagerState<P> {
         let Some(config) = self.in_use.as_ref().filter(|config| P::logs_in(config)) else {
             return Vec::new();
         };
-        if self.candidates.iter().any(|candidate| candidate.purpose == Purpose::NewLogin) {
+        if self.candidates.iter().any(|candidate| candidate.purpose == CandidatePurpose::NewLogin) {
             return Vec::new();
         }
-        let mut candidate = Candidate::new(config.clone(), Purpose::NewLogin);
+        let mut candidate = Candidate::new(config.clone(), CandidatePurpose::NewLogin);
         if self.verifying().is_some() {
             self.candidates.push_back(candidate);
             return Vec::new();
@@ -290,8 +290,8 @@ impl<P: Payload> ManagerState<P> {
     }
 
     fn drop_new_config(&mut self) -> Vec<Action<P>> {
-        let was_verifying = self.verifying().is_some_and(|it| it.purpose == Purpose::NewConfig);
-        self.candidates.retain(|candidate| candidate.purpose != Purpose::NewConfig);
+        let was_verifying = self.verifying().is_some_and(|it| it.purpose == CandidatePurpose::NewConfig);
+        self.candidates.retain(|candidate| candidate.purpose != CandidatePurpose::NewConfig);
         if was_verifying { vec![Action::CancelVerification] } else { Vec::new() }
     }
 
@@ -302,7 +302,7 @@ impl<P: Payload> ManagerState<P> {
 }
 
 impl<P: Payload> Candidate<P> {
-    fn new(config: P::Config, purpose: Purpose) -> Self {
+    fn new(config: P::Config, purpose: CandidatePurpose) -> Self {
         Self {
             config,
             last_result: None,
@@ -318,7 +318,7 @@ impl<P: Payload> Candidate<P> {
         Action::Verify {
             config: self.config.clone(),
             older_versions: self.older_versions,
-            reports_progress: self.last_result.is_none() && self.purpose == Purpose::NewConfig,
+            reports_progress: self.last_result.is_none() && self.purpose == CandidatePurpose::NewConfig,
         }
     }
 

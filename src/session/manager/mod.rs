@@ -24,7 +24,7 @@ use transit_client::{
 
 use self::{
     candidate::{VerificationAttempt, VerifiedSession},
-    machine::{Action, Event, ManagerState, Moment, Payload, Purpose},
+    machine::{Action, CandidatePurpose, Event, ManagerState, Moment, Payload},
 };
 use super::{
     lease::{Lease, RunningLease},
@@ -204,12 +204,12 @@ impl SessionManager {
         &self,
         error: &TransitError,
         is_new: bool,
-        purpose: Purpose,
+        purpose: CandidatePurpose,
         result: ReloadResult,
         moment: Moment,
     ) {
         match purpose {
-            Purpose::NewConfig if is_new => {
+            CandidatePurpose::NewConfig if is_new => {
                 self.metrics.config.reloaded(result);
                 warn!(
                     %error, kind = error.kind.name(),
@@ -217,13 +217,13 @@ impl SessionManager {
                     "the new config is not in use yet; trying again"
                 );
             }
-            Purpose::NewConfig => debug!(%error, "the new config is still not in use"),
-            Purpose::NewLogin if is_new => warn!(
+            CandidatePurpose::NewConfig => debug!(%error, "the new config is still not in use"),
+            CandidatePurpose::NewLogin if is_new => warn!(
                 %error, kind = error.kind.name(),
                 session_in_use_is_healthy = moment.session_is_healthy,
                 "the token ends, and no login has brought another one yet; trying again"
             ),
-            Purpose::NewLogin => debug!(%error, "no login has brought another token yet"),
+            CandidatePurpose::NewLogin => debug!(%error, "no login has brought another token yet"),
         }
         self.publisher.set_config_error(Some(error.to_string()));
     }

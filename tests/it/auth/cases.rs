@@ -112,8 +112,7 @@ pub(super) async fn tokens_are_replaced_under_load_and_revoked<M: Method>(method
     let (mut daemon, _) = bench.env.ready(["--log-level", "trace"]).await;
     let load = Load::start(&daemon, 1, PAUSE).await;
     bench.wait_for_logins(&daemon, "ok", 3.0).await;
-    let generation = daemon.generation().await;
-    eventually("the last token is in use", RELOAD_TIMEOUT, async || generation >= 3).await;
+    daemon.wait_generation(3).await;
     load.stop().await.assert_nothing_failed();
     eventually("the replaced tokens are revoked", RELOAD_TIMEOUT, async || {
         login_tokens(&bench.env).await <= 1
@@ -200,7 +199,7 @@ async fn revoke_all(env: &TestEnv) {
     let methods = env.bao.api("GET", "sys/auth", Value::Null).await;
     let mounts = methods["data"].as_object().unwrap().keys().map(|mount| mount.trim_end_matches('/'));
     for mount in mounts.filter(|mount| *mount != "token") {
-        env.bao.api("PUT", &format!("sys/leases/revoke-prefix/auth/{mount}"), json!({})).await;
+        env.bao.api("PUT", &format!("sys/leases/revoke-prefix/auth/{mount}/login"), json!({})).await;
     }
 }
 

@@ -125,7 +125,7 @@ async fn a_wrap_of_anything_else_is_not_opened() {
     for wrapping in [forged, foreign] {
         deliver(&env, &wrapping);
         let before = logins(&daemon, "tampered").await;
-        env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle", json!({})).await;
+        env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
         wait_for_logins(&daemon, "tampered", before + 1.0).await;
         let (_, said) = daemon.admin("/readyz").await;
         assert!(said.contains(&format!("than that of auth/approle/role/{ROLE}/secret-id")), "{said}");
@@ -212,7 +212,7 @@ async fn a_single_use_secret_id_is_warned_about_and_its_loss_is_explained() {
     let (env, _) = delivered_env_with(Form::Wrapped, json!({ "secret_id_num_uses": 1 })).await;
     let (daemon, caller) = env.ready([]).await;
     daemon.wait_printed("the secret_id allows one login").await;
-    env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle", json!({})).await;
+    env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
     wait_for_logins(&daemon, "refused", 1.0).await;
     deliver(&env, &wrapped_secret_id(&env, ROLE).await);
     caller.wait_ok(RELOAD_TIMEOUT).await;

@@ -44,6 +44,7 @@ path "{mount}/decrypt/{key}"  {{ capabilities = ["update"] }}
 path "{mount}/keys/{key}"     {{ capabilities = ["read"] }}
 path "auth/token/lookup-self" {{ capabilities = ["read"] }}
 path "auth/token/renew-self"  {{ capabilities = ["update"] }}
+path "auth/token/revoke-self" {{ capabilities = ["update"] }}
 "#
     )
 }

@@ -57,7 +57,7 @@ impl Bench {
             Action::ReportConfigInUse => "in use".into(),
             Action::ReportFailedCandidate { is_new, purpose, result, .. } => {
                 let newly = if is_new { "newly" } else { "still" };
-                let login = if purpose == Purpose::NewLogin { "login " } else { "" };
+                let login = if purpose == CandidatePurpose::NewLogin { "login " } else { "" };
                 format!("{login}{newly} {}", result.label())
             }
             Action::ReportInvalidConfig(error) => format!("invalid: {error}"),

@@ -164,11 +164,7 @@ const REFUSALS: &[Refusal] = &[
     },
     Refusal {
         methods: CERT,
-        words: &[
-            "no client certificate supplied",
-            "client certificate must be supplied",
-            "tls connection is required",
-        ],
+        words: &["client certificate must be supplied", "tls connection is required"],
         failure: LoginFailure::Blocked,
         meaning: "no client certificate has reached Vault: its listener must ask for one \
                   (tls_disable_client_certs=false), and no proxy in between may end TLS",
@@ -177,8 +173,9 @@ const REFUSALS: &[Refusal] = &[
         methods: CERT,
         words: &["no chain matching", "failed to match all constraints", "invalid certificate"],
         failure: LoginFailure::Blocked,
-        meaning: "no certificate role matches the certificate: check its authority, allowed_uri_sans and \
-                  allowed_common_names of the role, and vault.auth.role",
+        meaning: "no certificate role matches the certificate, or none has reached Vault: check its authority, \
+                  allowed_uri_sans and allowed_common_names of the role, and vault.auth.role; no proxy in \
+                  between may end TLS",
     },
     Refusal {
         methods: &[LoginMethod::Aws],

@@ -24,12 +24,12 @@ use crate::{
 const NOT_VALID: &str = "wrapping token is not valid or does not exist";
 
 #[derive(Deserialize)]
-struct LookupBody {
-    data: LookupData,
+struct WrapLookupBody {
+    data: WrapDetails,
 }
 
 #[derive(Deserialize)]
-struct LookupData {
+struct WrapDetails {
     creation_path: String,
 }
 
@@ -62,7 +62,7 @@ pub async fn creation_path(
     let operation = VaultOperation::WrappingLookup;
     let request = Outgoing { body, operation, path: "sys/wrapping/lookup".to_owned(), replay: Replay::Safe };
     let answer = requester.send(request, context.call(), |response| {
-        let body: LookupBody =
+        let body: WrapLookupBody =
             serde_json::from_slice(&response.body).map_err(|_| invalid_response(operation))?;
         Ok(body.data.creation_path)
     });
