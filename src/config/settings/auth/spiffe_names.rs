@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use transit_client::{key::MountPath, rule::BrokenRule};
 
 const MAX_TRUST_DOMAIN_BYTES: usize = 255;
-const MAX_SPIFFE_ID_BYTES: usize = 2048;
+pub(super) const MAX_SPIFFE_ID_BYTES: usize = 2048;
 
 /// The name of a SPIFFE trust domain, such as `prod.acme.net`.
 ///

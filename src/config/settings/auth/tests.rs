@@ -42,7 +42,7 @@ fn a_spiffe_id_has_a_trust_domain_and_a_path() {
     let id = SpiffeId::new("spiffe://prod.acme.net/ns/kube-system/Transit_KMS.1").unwrap();
     assert_eq!(id.trust_domain().as_str(), "prod.acme.net");
     assert_eq!(id.as_str(), "spiffe://prod.acme.net/ns/kube-system/Transit_KMS.1");
-    let long = format!("spiffe://a/{}", "x".repeat(MAX_SPIFFE_ID_BYTES));
+    let long = format!("spiffe://a/{}", "x".repeat(spiffe_names::MAX_SPIFFE_ID_BYTES));
     for text in [
         "",
         "spiffe://a",
