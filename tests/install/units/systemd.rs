@@ -227,6 +227,23 @@ async fn the_plugin_logs_in_with_credentials_of_systemd_and_uses_new_ones_after_
     machine.systemctl(["restart", SERVICE]).await;
     node.wait_ok().await;
     load.stop().await.assert_nothing_failed();
+
+    // An encrypted credential. The machine has no TPM, so the key is a file of this machine.
+    let encrypted = "/etc/transit-kms/secret_id.cred";
+    let plain = "/etc/transit-kms/secret_id";
+    let encrypt = ["systemd-creds", "encrypt", "--with-key=host", "--name=secret_id", plain, encrypted];
+    let ran = machine.run(&encrypt).await;
+    assert!(ran.good, "{ran:?}");
+    fs::remove_file(&at).unwrap();
+    let drop_in = machine.path("/etc/systemd/system/transit-kms.service.d/login.conf");
+    let text = fs::read_to_string(&drop_in).unwrap();
+    let line = format!("LoadCredentialEncrypted=secret_id:{encrypted}");
+    fs::write(&drop_in, text.replace(&format!("LoadCredential=secret_id:{plain}"), &line)).unwrap();
+    machine.systemctl(["daemon-reload"]).await;
+    machine.systemctl(["restart", SERVICE]).await;
+    let unit = machine.systemctl(["cat", SERVICE]).await;
+    assert!(unit.contains(&line), "{unit}");
+    node.wait_ok().await;
 }
 
 /// The address of the admin listener.
