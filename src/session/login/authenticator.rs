@@ -315,6 +315,24 @@ impl Identity {
         failed
     }
 
+    /// Whether this machine has used the token of a delivery, or may have.
+    pub(super) async fn has_consumed(&mut self, token: &Token) -> bool {
+        let credential = CredentialHash::of([token.expose().as_bytes()]);
+        self.with_ledger(move |ledger| ledger.is_consumed(credential)).await
+    }
+
+    /// See [`Ledger::consume`].
+    pub(super) async fn consume(&mut self, token: &Token) {
+        let credential = CredentialHash::of([token.expose().as_bytes()]);
+        self.with_ledger(move |ledger| ledger.consume(credential)).await;
+    }
+
+    /// See [`Ledger::not_consumed`].
+    pub(super) async fn not_consumed(&mut self, token: &Token) {
+        let credential = CredentialHash::of([token.expose().as_bytes()]);
+        self.with_ledger(move |ledger| ledger.not_consumed(credential)).await;
+    }
+
     /// Uses the ledger on a thread for blocking calls: a disk that hangs must not stop the calls of the API server.
     pub(super) async fn with_ledger<T: Default + Send + 'static>(
         &mut self,

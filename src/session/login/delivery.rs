@@ -2,7 +2,8 @@
 //!
 //! A wrap and a cubbyhole can be opened once. The ledger notes that before the request is sent. So there are four
 //! outcomes: it opens; it was opened by this machine before (spent); it was opened or forged by another hand
-//! (tampered); or the answer is lost (spent, because it must not be sent again).
+//! (tampered); or the answer is lost. Then a wrap is looked at again, and a cubbyhole, whose token no request may
+//! look up, is spent.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use transit_client::{
     ErrorKind, TransitError,
     token::Token,
     vault::auth::{
-        LoginContext, LoginError, LoginFailure,
+        LoginError, LoginFailure,
         approle::{Delivered, PlainText, SecretId},
         cubbyhole, wrapping,
     },
@@ -87,21 +88,15 @@ async fn open_steps(
     };
     let mut delivered = first.map_err(blocked)?;
     check_form(delivery, &delivered, name)?;
-    let namespace = &target.auth.namespace;
     for _ in 0..MAX_STEPS {
         let opened = match &delivered {
             Delivered::SecretId(secret_id) => return Ok(secret_id.clone()),
             Delivered::Wrapped(token) => {
                 let expected = expected_path(target, *role)?;
-                check_creation_path(identity, target, token, &expected, name).await?;
-                let credential = CredentialHash::of([token.expose().as_bytes()]);
-                let unwrapping = wrapping::unwrap(token, namespace, &target.context);
-                once(identity, credential, name, unwrapping).await?
+                unwrap(identity, target, token, &expected, name).await?
             }
             Delivered::Cubbyhole { path, token } => {
-                let credential = CredentialHash::of([token.expose().as_bytes()]);
-                let reading = cubbyhole::read(token, path, namespace, &target.context);
-                once(identity, credential, name, reading).await?
+                read_cubbyhole(identity, target, path, token, name).await?
             }
         };
         delivered = Delivered::parse(&opened, PlainText::SecretId, &format!("what {name} leads to"))
@@ -158,10 +153,7 @@ pub(super) async fn open_token(
             let message = format!("{name} has another form than an agent's sink with wrap_ttl writes");
             return Err(blocked(TransitError::new(ErrorKind::Config, message)));
         };
-        check_creation_path(identity, target, &wrapping, &ExpectedPath::Sink, name).await?;
-        let wrapped = CredentialHash::of([wrapping.expose().as_bytes()]);
-        let unwrapping = wrapping::unwrap(&wrapping, &target.auth.namespace, &target.context);
-        let answer = once(identity, wrapped, name, unwrapping).await?;
+        let answer = unwrap(identity, target, &wrapping, &ExpectedPath::Sink, name).await?;
         wrapping::token_of(&answer).map_err(|error| LoginError::new(LoginFailure::Spent, error))
     };
     match opened.await {
@@ -189,64 +181,61 @@ fn check_form(delivery: &Delivery, delivered: &Delivered, name: &str) -> Result<
     Err(blocked(TransitError::new(ErrorKind::Config, message)))
 }
 
-/// Uses something that works once, unless this machine has used it before.
-async fn once(
+/// Reads a cubbyhole, unless this machine has read it before. Its token cannot be looked up.
+async fn read_cubbyhole(
     identity: &mut Identity,
-    credential: CredentialHash,
+    target: &LoginTarget,
+    path: &str,
+    token: &Token,
     name: &str,
-    using: impl Future<Output = Result<Zeroizing<Vec<u8>>, LoginError>>,
 ) -> Result<Zeroizing<Vec<u8>>, LoginError> {
-    if identity.with_ledger(move |ledger| ledger.is_consumed(credential)).await {
+    if identity.has_consumed(token).await {
         return Err(spent(name));
     }
-    identity.with_ledger(move |ledger| ledger.consume(credential)).await;
-    let outcome = using.await;
-    if let Err(failed) = &outcome
-        && !failed.failure.needs_new_credential()
-    {
+    identity.consume(token).await;
+    let outcome = cubbyhole::read(token, path, &target.auth.namespace, &target.context).await;
+    if outcome.as_ref().is_err_and(|failed| !failed.failure.needs_new_credential()) {
         // Vault has provably not processed the request.
-        identity.with_ledger(move |ledger| ledger.not_consumed(credential)).await;
+        identity.not_consumed(token).await;
     }
     outcome
 }
 
-/// Checks what a wrapping token wraps before it is used.
-async fn check_creation_path(
+/// Opens a wrapping token, if it wraps what it should.
+///
+/// Its lookup shows whether it was used, so a lost answer is no end: the next attempt looks again. If the token is
+/// still there, Vault has not processed the request, and it can be sent again.
+async fn unwrap(
     identity: &mut Identity,
     target: &LoginTarget,
     token: &Token,
     expected: &ExpectedPath,
     name: &str,
-) -> Result<(), LoginError> {
-    let credential = CredentialHash::of([token.expose().as_bytes()]);
-    if identity.with_ledger(move |ledger| ledger.is_consumed(credential)).await {
-        return Err(spent(name));
-    }
-    let context: &LoginContext = &target.context;
-    let path = wrapping::creation_path(token, &target.auth.namespace, context).await.map_err(|failed| {
-        match failed.failure {
-            LoginFailure::Tampered => LoginError::new(
-                LoginFailure::Tampered,
-                TransitError::new(
-                    ErrorKind::Denied,
-                    format!(
-                        "the wrapping token in {name} was used by another hand, has expired or is forged: find out \
-                         who had it, destroy its secret_id, and deliver a new one ({})",
-                        failed.error.message
-                    ),
-                ),
-            ),
-            _ => failed,
+) -> Result<Zeroizing<Vec<u8>>, LoginError> {
+    let namespace = &target.auth.namespace;
+    let path = match wrapping::creation_path(token, namespace, &target.context).await {
+        Ok(path) => path,
+        Err(failed) if failed.failure != LoginFailure::Tampered => return Err(failed),
+        Err(_) if identity.has_consumed(token).await => return Err(spent(name)),
+        Err(failed) => {
+            let message = format!(
+                "the wrapping token in {name} was used by another hand, has expired or is forged: find out who had \
+                 it, destroy its secret_id, and deliver a new one ({})",
+                failed.error.message
+            );
+            let error = TransitError::new(ErrorKind::Denied, message).with_source(failed.error);
+            return Err(LoginError::new(LoginFailure::Tampered, error));
         }
-    })?;
-    if expected.matches(&path) {
-        return Ok(());
+    };
+    if !expected.matches(&path) {
+        let message = format!(
+            "the wrapping token in {name} wraps another answer than that of {expected}: it may be forged, and is \
+             not used; deliver a new one"
+        );
+        return Err(LoginError::new(LoginFailure::Tampered, TransitError::new(ErrorKind::Denied, message)));
     }
-    let message = format!(
-        "the wrapping token in {name} wraps another answer than that of {expected}: it may be forged, and is not \
-         used; deliver a new one"
-    );
-    Err(LoginError::new(LoginFailure::Tampered, TransitError::new(ErrorKind::Denied, message)))
+    identity.consume(token).await;
+    wrapping::unwrap(token, namespace, &target.context).await
 }
 
 /// The path of the request whose answer a wrapping token must wrap.

@@ -100,6 +100,7 @@ impl Ledger {
     pub(super) fn consume(&mut self, credential: CredentialHash) {
         let entry = Entry { hash: credential.to_hex(), count: 1, since: self.now() };
         let consumed = &mut self.entries.consumed;
+        consumed.retain(|earlier| earlier.hash != entry.hash);
         consumed.push(entry);
         consumed.drain(..consumed.len().saturating_sub(MAX_CONSUMED));
         self.write();

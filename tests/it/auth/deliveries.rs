@@ -1,10 +1,12 @@
-//! `approle` with a secret_id that a courier brings: wrapped, or in a cubbyhole.
+//! `approle` with a secret_id that a courier brings: wrapped, in a cubbyhole, or sealed.
 
 use std::{fs, path::Path, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use testkit::{Caller, Daemon, RELOAD_TIMEOUT, TestEnv, config_file, eventually};
+use testkit::{
+    Caller, Daemon, Fault, FaultProxy, RELOAD_TIMEOUT, TestEnv, cli, config_file, eventually, temp_dir,
+};
 
 use super::cases::{Issued, Method, ROLE, token_settings};
 
@@ -26,12 +28,22 @@ mod cubbyhole {
     cases_of_one_process!(Delivered::new(Form::Cubbyhole));
 }
 
+mod sealed {
+    use crate::auth::{
+        cases::cases,
+        deliveries::{Delivered, Form},
+    };
+
+    cases!(Delivered::new(Form::Sealed));
+}
+
 /// How long it takes until an attempt would have followed: the pauses between attempts are shorter.
 const PAUSES: Duration = Duration::from_secs(12);
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Form {
     Cubbyhole,
+    Sealed,
     Wrapped,
 }
 
@@ -52,24 +64,37 @@ impl Method for Delivered {
             make_role(env, ROLE, token).await;
             self.made = true;
         }
-        let wrapping = wrapped_secret_id(env, ROLE).await;
         let (delivery, text, secret) = match self.form {
-            Form::Wrapped => ("wrapped", wrapping.clone(), wrapping),
+            Form::Wrapped => {
+                let wrapping = wrapped_secret_id(env, ROLE).await;
+                ("wrapped", wrapping.clone(), wrapping)
+            }
+            Form::Sealed => {
+                let secret_id =
+                    env.bao.api("POST", &format!("auth/approle/role/{ROLE}/secret-id"), json!({})).await;
+                let secret_id = secret_id["data"]["secret_id"].as_str().unwrap().to_owned();
+                ("sealed", sealed(&node_key(dir).await, &secret_id).await, secret_id)
+            }
             Form::Cubbyhole => {
+                let wrapping = wrapped_secret_id(env, ROLE).await;
                 let (token, path) = in_cubbyhole(env, &json!({ "wrapping_token": wrapping })).await;
                 ("cubbyhole", json!({ "token": token, "path": path }).to_string(), token)
             }
         };
         config_file::by_rename(&dir.join("delivery"), &text);
-        let auth = json!({
+        let mut auth = json!({
             "method": "approle", "role": ROLE, "role_id": role_id(env, ROLE).await, "delivery": delivery,
             "secret_id_file": dir.join("delivery"), "state_dir": dir.join("state"),
         });
+        if self.form == Form::Sealed {
+            auth["private_key_file"] = json!(dir.join("node-key.pem"));
+        }
         Issued { auth, secrets: vec![secret] }
     }
 
     fn spoil(&self, dir: &Path) {
         let text = match self.form {
+            Form::Sealed => "a secret_id that nothing seals".to_owned(),
             Form::Wrapped => "hvs.forged-by-another-hand".to_owned(),
             Form::Cubbyhole => {
                 json!({ "token": "hvs.forged-by-another-hand", "path": "cubbyhole/x" }).to_string()
@@ -83,7 +108,10 @@ impl Method for Delivered {
     }
 
     fn refusal(&self) -> &'static str {
-        "or is forged"
+        match self.form {
+            Form::Sealed => "this is not a sealed payload",
+            Form::Cubbyhole | Form::Wrapped => "or is forged",
+        }
     }
 }
 
@@ -216,6 +244,68 @@ async fn a_single_use_secret_id_is_warned_about_and_its_loss_is_explained() {
     wait_for_logins(&daemon, "refused", 1.0).await;
     deliver(&env, &wrapped_secret_id(&env, ROLE).await);
     caller.wait_ok(RELOAD_TIMEOUT).await;
+}
+
+#[tokio::test]
+async fn a_sealed_delivery_is_only_for_one_node_and_shows_each_change() {
+    let (env, _) = delivered_env(Form::Sealed).await;
+    let good = fs::read_to_string(env.dir().join("delivery")).unwrap();
+    let daemon = env.daemon([]).await;
+    daemon.wait_ready().await;
+
+    let other = env.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let for_another_node = sealed(&node_key(&other).await, "00000000-0000-0000-0000-000000000000").await;
+    let middle = good.len() / 2;
+    let (before, after) = good.split_at(middle);
+    let flipped = if after.starts_with('A') { "B" } else { "A" };
+    let changed = format!("{before}{flipped}{}", &after[1..]);
+    for (text, result, words) in [
+        (for_another_node, "refused", "is sealed for the key"),
+        (changed, "tampered", "the sealed payload is damaged"),
+    ] {
+        deliver(&env, &text);
+        env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
+        wait_for_logins(&daemon, result, 1.0).await;
+        let (_, said) = daemon.admin("/readyz").await;
+        assert!(said.contains(words), "{said}");
+        deliver(&env, &good);
+        daemon.wait_ready().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_to_an_unwrap_is_no_interception_and_uses_nothing_up() {
+    let (mut env, _) = wrapped_env().await;
+    let proxy = FaultProxy::in_front_of(&env.bao).await;
+    proxy.inject("sys/wrapping/unwrap", Fault::NoAnswer);
+    env.rendered.addresses = vec![proxy.address()];
+    env.render_auth(env.rendered.auth.clone().unwrap());
+    let daemon = env.daemon(["--allow-http"]).await;
+    wait_for_logins(&daemon, "away", 1.0).await;
+    assert_eq!(proxy.requests("sys/wrapping/unwrap"), 1, "it is not sent again without a look");
+    proxy.clear();
+    daemon.wait_ready_within(PAUSES * 2).await;
+    assert_eq!(logins(&daemon, "tampered").await, 0.0);
+    assert_eq!(logins(&daemon, "spent").await, 0.0);
+}
+
+/// Makes the key of a node, unless there is one, and returns its public key.
+async fn node_key(dir: &Path) -> String {
+    let out = dir.join("node-key.pem").display().to_string();
+    let made = cli::run(&["keygen", "--out", &out]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    made.stdout
+}
+
+/// Seals a secret_id with the operator's program.
+async fn sealed(public_key: &str, secret_id: &str) -> String {
+    let dir = temp_dir("seal-");
+    let key = dir.path().join("node.pub");
+    fs::write(&key, public_key).unwrap();
+    let ran = cli::run_kmsctl(&["seal", "--to", key.to_str().unwrap()], secret_id).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    ran.stdout
 }
 
 /// A server with the role, and a wrapped secret_id in the config. Returns the wrapping token too.

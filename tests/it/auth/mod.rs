@@ -6,4 +6,5 @@ mod cases;
 mod cert;
 mod deliveries;
 mod jwt;
+mod tokens;
 mod userpass;

@@ -6,7 +6,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{LoginContext, LoginError, LoginFailure, wrapping::lost_or_away};
+use super::{LoginContext, LoginError, LoginFailure};
 use crate::{
     ErrorKind, TransitError,
     key::Namespace,
@@ -48,6 +48,15 @@ pub async fn read(
             let kind = ErrorKind::Denied;
             LoginError::new(LoginFailure::Tampered, TransitError::new(kind, message).with_source(error))
         }
-        _ => lost_or_away(error, "token of the cubbyhole"),
+        _ if error.may_have_been_processed() => {
+            let message = format!(
+                "the answer was lost, and the token of a cubbyhole works only once: deliver a new one ({})",
+                error.message
+            );
+            let kind = error.kind;
+            LoginError::new(LoginFailure::Spent, TransitError::new(kind, message).with_source(error))
+        }
+        ErrorKind::Config => LoginError::new(LoginFailure::Blocked, error),
+        _ => LoginError::new(LoginFailure::Away, error),
     })
 }

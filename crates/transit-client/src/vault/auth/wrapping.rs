@@ -72,8 +72,8 @@ pub async fn creation_path(
 /// Opens the wrapping token, which works once. The answer is the whole JSON that was wrapped.
 ///
 /// # Errors
-/// As [`creation_path`]. If the answer was lost, the failure is [`LoginFailure::Spent`]: the token may have been
-/// used, and must not be sent again.
+/// As [`creation_path`]. If the answer is lost, the token may have been used: the failure is
+/// [`LoginFailure::Away`], and [`creation_path`] must show that the token is still there before it is sent again.
 pub async fn unwrap(
     token: &Token,
     namespace: &Namespace,
@@ -116,21 +116,6 @@ fn of_wrap(error: TransitError) -> LoginError {
         let message = format!("the wrapping token was used, has expired or is forged ({})", error.message);
         let kind = ErrorKind::Denied;
         return LoginError::new(LoginFailure::Tampered, TransitError::new(kind, message).with_source(error));
-    }
-    lost_or_away(error, "wrapping token")
-}
-
-/// The meaning of an error about `what`, which works once.
-pub(super) fn lost_or_away(error: TransitError, what: &str) -> LoginError {
-    if error.may_have_been_processed() {
-        let message = format!(
-            "the answer was lost, and the {what} works only once: deliver a new one ({})",
-            error.message
-        );
-        return LoginError::new(
-            LoginFailure::Spent,
-            TransitError::new(error.kind, message).with_source(error),
-        );
     }
     let failure = match error.kind {
         ErrorKind::Config | ErrorKind::Denied | ErrorKind::KeyNotFound | ErrorKind::TokenInvalid => {
