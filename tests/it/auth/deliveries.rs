@@ -259,7 +259,7 @@ async fn a_sealed_delivery_is_only_for_one_node_and_shows_each_change() {
     let middle = good.len() / 2;
     let (before, after) = good.split_at(middle);
     let flipped = if after.starts_with('A') { "B" } else { "A" };
-    let changed = format!("{before}{flipped}{}", &after[1..]);
+    let changed = format!("{before}{flipped}{}", after.get(1..).unwrap());
     for (text, result, words) in [
         (for_another_node, "refused", "is sealed for the key"),
         (changed, "tampered", "the sealed payload is damaged"),
