@@ -90,14 +90,23 @@ impl Ledger {
         (self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
+    /// Reads what another process has written: during a takeover, two processes use one directory.
+    fn refresh(&mut self) {
+        if let Some(entries) = self.path.as_ref().and_then(|path| read(path).ok()) {
+            self.entries = entries;
+        }
+    }
+
     /// Whether this machine has opened the delivery, or may have.
-    pub(super) fn is_consumed(&self, credential: CredentialHash) -> bool {
+    pub(super) fn is_consumed(&mut self, credential: CredentialHash) -> bool {
+        self.refresh();
         self.entries.consumed.iter().any(|entry| entry.hash == credential.to_hex())
     }
 
     /// Notes that the delivery is about to be opened. It is noted before the request is sent: otherwise, a crash
     /// in between would look like an interception.
     pub(super) fn consume(&mut self, credential: CredentialHash) {
+        self.refresh();
         let entry = Entry { hash: credential.to_hex(), count: 1, since: self.now() };
         let consumed = &mut self.entries.consumed;
         consumed.retain(|earlier| earlier.hash != entry.hash);
@@ -108,6 +117,7 @@ impl Ledger {
 
     /// Notes that the request to open the delivery was provably not processed.
     pub(super) fn not_consumed(&mut self, credential: CredentialHash) {
+        self.refresh();
         self.entries.consumed.retain(|entry| entry.hash != credential.to_hex());
         self.write();
     }
@@ -121,7 +131,8 @@ impl Ledger {
     }
 
     /// How often Vault has refused the credential.
-    pub(super) fn refusals(&self, credential: CredentialHash) -> u32 {
+    pub(super) fn refusals(&mut self, credential: CredentialHash) -> u32 {
+        self.refresh();
         let since = |entry: &Entry| self.now().saturating_sub(entry.since);
         self.entries
             .refused
@@ -132,6 +143,7 @@ impl Ledger {
 
     /// Notes that a login is sent, and returns true; or returns false if there were too many.
     pub(super) fn may_log_in(&mut self) -> bool {
+        self.refresh();
         let now = self.now();
         // A time in the future was written with another clock, and must not delay the next login.
         self.entries.logins.retain(|time| *time <= now && now - time < RATE_WINDOW.as_secs());
@@ -218,7 +230,7 @@ mod tests {
         assert!(later.is_consumed(hash("wrap")) && !later.is_consumed(hash("other")));
         assert_eq!(later.refuse(hash("bad")), 2);
         assert_eq!(later.refusals(hash("other")), 0);
-        let forgotten = opened(&state_dir, NOW + REFUSAL_AGE);
+        let mut forgotten = opened(&state_dir, NOW + REFUSAL_AGE);
         assert_eq!(forgotten.refusals(hash("bad")), 0, "Vault has forgotten it too");
         later.not_consumed(hash("wrap"));
         assert!(!Ledger::open(&state_dir).is_consumed(hash("wrap")));
@@ -226,6 +238,16 @@ mod tests {
         let mode = fs::metadata(state_dir.join(FILE_NAME)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(&state_dir).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn two_processes_share_one_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut old, mut new) = (opened(dir.path(), NOW), opened(dir.path(), NOW));
+        new.consume(hash("of the new process"));
+        old.consume(hash("of the old process"));
+        assert!(new.is_consumed(hash("of the old process")));
+        assert!(opened(dir.path(), NOW).is_consumed(hash("of the new process")));
     }
 
     #[test]

@@ -290,6 +290,28 @@ async fn a_lost_answer_to_an_unwrap_is_no_interception_and_uses_nothing_up() {
     assert_eq!(logins(&daemon, "spent").await, 0.0);
 }
 
+#[tokio::test]
+async fn a_login_with_a_secret_id_of_one_use_is_not_sent_again() {
+    let (mut env, _) = delivered_env_with(Form::Wrapped, json!({ "secret_id_num_uses": 1 })).await;
+    let proxy = FaultProxy::in_front_of(&env.bao).await;
+    proxy.inject("approle/login", Fault::NoAnswer);
+    // The second address is the same server: the login must not go there either.
+    env.rendered.addresses = vec![proxy.address(), env.bao.address()];
+    env.render_auth(env.rendered.auth.clone().unwrap());
+    let daemon = env.daemon(["--allow-http"]).await;
+    wait_for_logins(&daemon, "spent", 1.0).await;
+    let (_, said) = daemon.admin("/readyz").await;
+    assert!(said.contains("the answer to the login was lost"), "{said}");
+    eventually("further attempts were due", PAUSES, async || {
+        daemon.metric("transit_kms_logins_total", &[("method", "approle")]).await >= 4.0
+    })
+    .await;
+    assert_eq!(vault_requests(&daemon, "login").await, 1.0);
+    proxy.clear();
+    deliver(&env, &wrapped_secret_id(&env, ROLE).await);
+    daemon.wait_ready().await;
+}
+
 /// Makes the key of a node, unless there is one, and returns its public key.
 async fn node_key(dir: &Path) -> String {
     let out = dir.join("node-key.pem").display().to_string();

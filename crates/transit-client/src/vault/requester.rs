@@ -33,6 +33,9 @@ const X_KMS_UID: HeaderName = HeaderName::from_static("x-kms-uid");
 /// refusal is not final.
 const FRESH_TOKEN_AGE: Duration = Duration::from_secs(2);
 
+/// How long an active node is looked for before a request that is sent only once.
+const FIND_NODE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How requests authenticate.
 #[derive(Clone)]
 pub enum RequestAuth {
@@ -178,6 +181,12 @@ impl Requester {
         if let Ok(uid) = HeaderValue::from_str(call.uid) {
             headers.insert(X_CORRELATION_ID, uid.clone());
             headers.insert(X_KMS_UID, uid);
+        }
+        if replay == Replay::IfUnsent {
+            // It is sent to one node only, so that should be one that answers. On a pool in use, that is the node
+            // that answers calls.
+            let until = call.deadline.min(Instant::now() + FIND_NODE_TIMEOUT);
+            drop(self.node_is_active(usize::MAX, until).await);
         }
         let http = HttpRequest { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
         let observer = self.observer.upgrade();

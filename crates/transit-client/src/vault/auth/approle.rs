@@ -138,10 +138,11 @@ fn token(text: &str, what: &str) -> Result<Token, TransitError> {
 /// A login with this role_id.
 #[must_use]
 pub fn login(at: AuthMount, role_id: SecretString, secret_id: Option<SecretId>) -> Login {
-    let single_use = secret_id.as_ref().is_some_and(SecretId::is_single_use);
-    let fields = [("role_id", role_id)].into_iter();
-    let secret_id = secret_id.map(|secret_id| ("secret_id", secret_id.value));
-    Login::new(LoginMethod::Approle, at, fields.chain(secret_id)).single_use(single_use)
+    let Some(SecretId { num_uses, value }) = secret_id else {
+        return Login::new(LoginMethod::Approle, at, [("role_id", role_id)]);
+    };
+    let fields = [("role_id", role_id), ("secret_id", value)];
+    Login::new(LoginMethod::Approle, at, fields).with_uses(num_uses)
 }
 
 #[cfg(test)]

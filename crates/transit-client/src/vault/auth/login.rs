@@ -120,6 +120,7 @@ pub struct Login {
     method: LoginMethod,
     /// Below the mount, such as `login`.
     path: String,
+    replay: Replay,
     /// The credential can be used once: a lost answer to it is the end of it.
     pub(super) single_use: bool,
 }
@@ -131,7 +132,14 @@ impl Login {
         at: AuthMount,
         fields: impl IntoIterator<Item = (&'static str, SecretString)>,
     ) -> Self {
-        Self { at, fields: fields.into_iter().collect(), method, path: "login".to_owned(), single_use: false }
+        Self {
+            at,
+            fields: fields.into_iter().collect(),
+            method,
+            path: "login".to_owned(),
+            replay: Replay::Safe,
+            single_use: false,
+        }
     }
 
     /// The same login at another path below the mount.
@@ -139,10 +147,14 @@ impl Login {
         Self { path, ..self }
     }
 
-    /// The same login with a credential that can be used once.
-    #[must_use]
-    pub fn single_use(self, single_use: bool) -> Self {
-        Self { single_use, ..self }
+    /// The same login with a credential that allows `uses` logins; `None` if that is not known, 0 for any number.
+    pub(super) fn with_uses(self, uses: Option<u64>) -> Self {
+        // One whose uses are not known may allow one only. No node gets it after another may have.
+        let replay = match uses {
+            None | Some(1) => Replay::IfUnsent,
+            Some(_) => Replay::Safe,
+        };
+        Self { replay, single_use: uses == Some(1), ..self }
     }
 
     /// The method of the login.
@@ -163,12 +175,15 @@ impl Login {
     /// If Vault does not answer, refuses, or issues a token that cannot be used. [`LoginError::failure`] says
     /// what has to happen before the next attempt.
     pub async fn log_in(&self, context: &LoginContext) -> Result<LoggedIn, LoginError> {
-        let replay = if self.single_use { Replay::IfUnsent } else { Replay::Safe };
         let requester = context
             .requester(&RequestAuth::NoToken, &self.at.namespace)
             .map_err(|error| LoginError::new(LoginFailure::Blocked, error))?;
-        let request =
-            Outgoing { body: self.body(), operation: VaultOperation::Login, path: self.path(), replay };
+        let request = Outgoing {
+            body: self.body(),
+            operation: VaultOperation::Login,
+            path: self.path(),
+            replay: self.replay,
+        };
         // TTLs count from here: the time that the answer took must not be added to them.
         let sent_at = Instant::now();
         let answer =
