@@ -10,7 +10,7 @@ use sealed_payload::NodeKey;
 use tempfile::TempDir;
 use testkit::{
     cli::{Ran, run, run_kmsctl},
-    command, temp_dir,
+    command, repository, temp_dir,
 };
 use tokio::task::JoinSet;
 
@@ -146,6 +146,17 @@ async fn a_payload_of_kmsctl_is_opened_by_the_node_and_by_openssl() {
     let decrypted = node.shell("openssl cms -decrypt -inform PEM -in secret-id.pem -inkey node-key.pem");
     assert_eq!(decrypted, CONTENT);
     assert_eq!(names(node.0.path()), ["node-key.pem", "node.pub", "secret-id", "secret-id.pem"]);
+}
+
+/// A pipe or a device is written to. As root, replacing /dev/stdout would break the machine.
+#[tokio::test]
+async fn a_pipe_is_not_replaced_by_a_file() {
+    let node = Node::with_key().await;
+    let script = format!(
+        "mkfifo pipe; cat pipe >read & {} seal --to node.pub --out pipe <<<x; wait; test -p pipe; cat read",
+        repository::kmsctl()
+    );
+    assert_eq!(node.opened(node.shell(&script).as_bytes()), "x\n");
 }
 
 /// The commands are those of docs/auth/trusted-introduction.md.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use testkit::{
     Bao, Caller, ConfigFile, Daemon,
     cli::{Ran, run, run_kmsctl_with},
-    closed_address, config_file,
+    closed_address, command, config_file,
     http::{HttpServer, answer},
     repository, temp_dir,
 };
@@ -404,6 +404,17 @@ async fn nothing_is_issued_if_it_cannot_be_delivered() {
         assert!(ran.stderr.contains(words), "{words}: {ran:?}");
     }
     assert!(it.list(&[]).await.is_empty());
+
+    // An output that fails at the end. The error says which secret_id to destroy.
+    let script = format!("exec {} secret-id {} >/dev/full", repository::kmsctl(), issue.join(" "));
+    let mut bash = command("bash");
+    bash.args(["-c", &script]).env("VAULT_ADDR", it.bao.address()).env("VAULT_CACERT", it.bao.ca_file());
+    let output = bash.env("VAULT_TOKEN", &it.requestor).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let listed = it.list(&[]).await;
+    let accessor = listed[0]["accessor"].as_str().unwrap();
+    assert!(said.contains(&format!("secret-id destroy --role {ROLE} --accessor {accessor}")), "{said}");
 }
 
 #[tokio::test]

@@ -33,6 +33,11 @@ pub(crate) fn read(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, Comm
 
 /// The output of a command. A file gets its content at once, or stays as it was.
 pub(crate) enum Output {
+    /// A device or a pipe, such as /dev/stdout. It is not replaced.
+    Device {
+        file: File,
+        target: PathBuf,
+    },
     /// A new file beside the target, which replaces it at the end.
     File {
         new: NewFile,
@@ -48,6 +53,12 @@ impl Output {
         if path == Path::new(STANDARD) {
             return Ok(Self::Standard);
         }
+        let is_device = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+        if is_device {
+            let file = OpenOptions::new().write(true).open(path);
+            let file = file.map_err(|source| write_error(path, source))?;
+            return Ok(Self::Device { file, target: path.to_owned() });
+        }
         let new = NewFile::beside(path).map_err(|source| write_error(path, source))?;
         Ok(Self::File { new, target: path.to_owned() })
     }
@@ -55,6 +66,9 @@ impl Output {
     /// Writes the content.
     pub(crate) fn write(self, content: &[u8]) -> Result<(), CommandError> {
         match self {
+            Self::Device { mut file, target } => {
+                file.write_all(content).map_err(|source| write_error(&target, source))
+            }
             Self::File { new, target } => {
                 new.replace(&target, content).map_err(|source| write_error(&target, source))
             }

@@ -7,14 +7,13 @@
 //! | `cubbyhole` | JSON with `token` and `path`; the cubbyhole has `secret_id`, or `wrap_info` |
 //! | `sealed` | a sealed payload with the content of `plain` or of `wrapped` |
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use crate::{
-    command_error::CommandError,
-    vault::{SecretText, VaultError},
-};
+use crate::{command_error::CommandError, vault::SecretText};
 
 /// A new secret_id, wrapped or not.
 #[derive(Deserialize)]
@@ -159,10 +158,12 @@ impl CubbyholeToken {
 }
 
 /// Adds what to do about a secret_id that was issued and cannot be delivered.
-pub(super) fn undelivered(accessor: Option<&str>, error: &VaultError) -> CommandError {
+pub(super) fn undelivered(role: &str, accessor: Option<&str>, error: &impl Display) -> CommandError {
     let what = accessor.map_or_else(
-        || "find it with `transit-kmsctl secret-id list`, and destroy it".to_owned(),
-        |accessor| format!("destroy it with `transit-kmsctl secret-id destroy --accessor {accessor}`"),
+        || format!("find it with `transit-kmsctl secret-id list --role {role}`, and destroy it"),
+        |accessor| {
+            format!("destroy it: `transit-kmsctl secret-id destroy --role {role} --accessor {accessor}`")
+        },
     );
     CommandError::Failed(format!("a secret_id was issued, and cannot be delivered: {error}. {what}"))
 }

@@ -28,20 +28,28 @@ const CUBBYHOLE_PATH: &str = "cubbyhole/transit-kms";
 /// The requestor writes the cubbyhole, and the node reads it.
 const CUBBYHOLE_USES: u64 = 2;
 
+/// The forms of the output, for the help.
+const FORMS: &str = "\
+The node reads the output with this setting:
+  without a flag   delivery: plain      the secret_id
+  --wrap           delivery: wrapped    a token that yields the secret_id once
+  --cubbyhole      delivery: cubbyhole  a token with one use left, and the path of its cubbyhole
+  --seal           delivery: sealed     the secret_id, or the wrap, encrypted for this node";
+
+const EXAMPLES: &str = "\
+Examples:
+  transit-kmsctl secret-id issue --role transit-kms --node cp-1 --seal node.pub --out secret-id.pem
+  transit-kmsctl secret-id issue --role transit-kms --node cp-1 --wrap 24h";
+
 /// Issues a secret_id for a node, and prints it in the form in which it is delivered
 ///
-/// Without --wrap, --cubbyhole and --seal, the output is the secret_id alone: everyone who sees it can use it. The
-/// setting `delivery` of the node must match:
+/// Without --wrap, --cubbyhole and --seal, the output is the secret_id alone: everyone who sees it can use it. With --wrap
+/// or --cubbyhole, a theft is noticed. With --seal, a theft is useless. --wrap can be combined with the other two.
 ///
-///   no flag            plain      the secret_id
-///   --wrap 24h         wrapped    a token that yields the secret_id once, so that a theft is noticed
-///   --cubbyhole        cubbyhole  a token with one use left, and the path of the cubbyhole that it opens
-///   --seal node.pub    sealed     encrypted for this node, so that a theft is useless
-///
-/// --wrap can be combined with --cubbyhole and --seal. A wrap and a cubbyhole can be used once: after a reboot, the node
-/// needs a new one. For nodes that must start without an operator, use --seal without --wrap.
+/// A wrap and a cubbyhole can be used once: after a restart, the node needs a new one. For nodes that must start without
+/// an operator, use --seal without --wrap.
 #[derive(Args, Debug)]
-#[command(after_help = EXIT_CODES, group = ArgGroup::new("form").args(["cubbyhole", "seal"]))]
+#[command(after_help = format!("{FORMS}\n\n{EXIT_CODES}\n\n{EXAMPLES}"), group = ArgGroup::new("form").args(["cubbyhole", "seal"]))]
 pub(super) struct IssueArgs {
     /// An address range from which the node may log in, such as 10.0.0.5/32. May be repeated. The role must allow it
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
@@ -74,9 +82,6 @@ pub(super) struct IssueArgs {
     #[arg(long, value_name = "PATH", default_value = "-")]
     out: PathBuf,
 
-    #[command(flatten)]
-    role: RoleArgs,
-
     /// Encrypt the output to the public key in this file, as `transit-kms keygen` prints it on the node
     #[arg(long, value_name = "PATH")]
     seal: Option<PathBuf>,
@@ -94,6 +99,10 @@ pub(super) struct IssueArgs {
     /// Wrap the secret_id in a token that can be used once within this time, for example 24h
     #[arg(long, value_name = "DURATION", value_parser = parse_wrap_ttl)]
     wrap: Option<Duration>,
+
+    // Last, because its heading in the help also counts for the arguments after it.
+    #[command(flatten)]
+    role: RoleArgs,
 }
 
 /// Vault counts in seconds, and without one it would not wrap.
@@ -117,7 +126,7 @@ pub(super) async fn run(args: &IssueArgs) -> Result<(), CommandError> {
     let result = match (&key, &cubbyhole) {
         (Some(key), _) => Zeroizing::new(key.seal(&payload.text()?)?.into_bytes()),
         (None, Some(token)) => {
-            let mut json = put_into_cubbyhole(&vault, token, &payload).await?;
+            let mut json = put_into_cubbyhole(&vault, &args.role.role, token, &payload).await?;
             json.push(b'\n');
             json
         }
@@ -127,7 +136,8 @@ pub(super) async fn run(args: &IssueArgs) -> Result<(), CommandError> {
             text
         }
     };
-    output.write(&result)?;
+    let role = &args.role.role;
+    output.write(&result).map_err(|error| undelivered(role, payload.accessor(), &error))?;
     describe(args, &payload);
     Ok(())
 }
@@ -179,6 +189,7 @@ async fn cubbyhole_token(vault: &Vault, args: &IssueArgs) -> Result<SecretText, 
 /// Uses the token for the first time: writes the payload. Returns the JSON that tells the node where it is.
 async fn put_into_cubbyhole(
     vault: &Vault,
+    role: &str,
     token: &SecretText,
     payload: &Payload,
 ) -> Result<Zeroizing<Vec<u8>>, CommandError> {
@@ -187,7 +198,7 @@ async fn put_into_cubbyhole(
     })?;
     let request =
         VaultRequest::post_secret(ApiPath::new(&[CUBBYHOLE_PATH]), payload.json()?).with_token(header);
-    vault.change(request).await.map_err(|error| undelivered(payload.accessor(), &error))?;
+    vault.change(request).await.map_err(|error| undelivered(role, payload.accessor(), &error))?;
     CubbyholeReference { path: CUBBYHOLE_PATH, token }.json()
 }
 
@@ -218,7 +229,7 @@ fn describe(args: &IssueArgs, payload: &Payload) {
     };
     lines.push(format!("the node reads it with: delivery: {delivery}"));
     if args.wrap.is_some() || args.cubbyhole {
-        lines.push("it can be used once: after a reboot, the node needs a new one".to_owned());
+        lines.push("it can be used once: after a restart, the node needs a new one".to_owned());
     } else if uses.is_some() {
         lines
             .push("when the logins are used up, for example by reboots, the node needs a new one".to_owned());
