@@ -100,10 +100,10 @@ async fn concurrent_calls_agree_on_one_key() {
         let path = path.clone();
         calls.spawn(async move { run(&["keygen", "--out", &path]).await });
     }
-    let key = || NodeKey::from_pem(&fs::read(&path).unwrap()).unwrap().public_key().to_pem();
-    while let Some(ran) = calls.join_next().await {
-        let ran = ran.unwrap();
-        assert_eq!((ran.code, ran.stdout), (Some(0), key()), "{}", ran.stderr);
+    let printed = calls.join_all().await;
+    let key = NodeKey::from_pem(&fs::read(&path).unwrap()).unwrap().public_key().to_pem();
+    for ran in printed {
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), key.as_str()), "{}", ran.stderr);
     }
     assert_eq!(names(dir.path()), ["node-key.pem"]);
 }
