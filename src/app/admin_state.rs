@@ -98,9 +98,8 @@ impl AdminState {
                         None => "during the outage grace",
                     });
                 }
-                if let Some(config_error) = self.store.config_error() {
-                    text.push_str("; the newest config is not in use: ");
-                    text.push_str(&config_error);
+                for obstacle in self.store.obstacles() {
+                    text.push_str(&format!("; {obstacle}"));
                 }
                 if let Some(state) = self.not_serving() {
                     text.push_str(&format!("; {state}"));
@@ -146,7 +145,10 @@ impl AdminReport for AdminState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::health::HealthSettings;
+    use crate::session::{
+        health::HealthSettings,
+        testing::{Model, SessionBench},
+    };
 
     /// A state whose heartbeats have these ages.
     fn state(runtime: Duration, health_checker: Duration) -> AdminState {
@@ -189,5 +191,19 @@ mod tests {
             .sessions
             .set_config_error(Some("config.yaml:3: vault.token: must not be empty".into()));
         assert!(state.ready().unwrap_err().contains("must not be empty"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readyz_reports_a_login_that_fails_while_the_session_works() {
+        let bench = SessionBench::ready(Model::new(), &["kms"]).await;
+        let store = Arc::clone(&bench.store);
+        let state = AdminState { store, ..state(Duration::ZERO, Duration::ZERO) };
+        bench.writers.sessions.set_login_error("deliver a new secret_id".into());
+        let text = state.ready().unwrap();
+        assert!(text.starts_with("ok: session 1, "), "{text}");
+        assert!(text.ends_with("; the next login fails: deliver a new secret_id"), "{text}");
+        bench.writers.sessions.set_config_error(Some("line 3".into()));
+        let text = state.ready().unwrap();
+        assert!(text.contains("deliver a new secret_id; the newest config is not in use: line 3"), "{text}");
     }
 }

@@ -34,7 +34,7 @@ use super::{
     state::{NewSession, Outdated, SessionPublisher},
 };
 use crate::{
-    config::{Credentials, Fingerprint, LoadedConfig, Observation, Watcher},
+    config::{Credentials, Fingerprint, LoadedConfig, Observation, Watcher, settings::auth::AuthMethod},
     observe::{
         labels::{ConfigState, ReloadResult},
         metrics::Metrics,
@@ -193,6 +193,11 @@ impl SessionManager {
             }
             Action::Verify { config, older_versions, reports_progress } => {
                 self.retry_at = None;
+                if let Credentials::Login(auth) = &config.config.credentials
+                    && !matches!(auth.method, AuthMethod::Inline(_))
+                {
+                    self.metrics.login.configured(auth.method.name());
+                }
                 let attempt = self.attempt(config, older_versions, reports_progress);
                 self.verification = Some(Box::pin(attempt.run()));
             }
@@ -208,6 +213,10 @@ impl SessionManager {
         result: ReloadResult,
         moment: Moment,
     ) {
+        match purpose {
+            CandidatePurpose::NewConfig => self.publisher.set_config_error(Some(error.to_string())),
+            CandidatePurpose::NewLogin => self.publisher.set_login_error(error.to_string()),
+        }
         match purpose {
             CandidatePurpose::NewConfig if is_new => {
                 self.metrics.config.reloaded(result);
@@ -225,7 +234,6 @@ impl SessionManager {
             ),
             CandidatePurpose::NewLogin => debug!(%error, "no login has brought another token yet"),
         }
-        self.publisher.set_config_error(Some(error.to_string()));
     }
 
     fn attempt(

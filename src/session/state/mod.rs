@@ -6,7 +6,8 @@
 //!
 //! There are three kinds of writers, and each has a handle with its own methods only:
 //!
-//! - [`SessionPublisher`]: the session manager publishes sessions, and why the newest config is not in use.
+//! - [`SessionPublisher`]: the session manager publishes sessions, and why the newest config is not in use
+//!   or the next login fails.
 //! - [`HealthReporter`]: the health checker reports whether a health check passed, with new keys if it did.
 //! - [`CallReporter`]: KMS calls and the KEK refresher report requests that failed.
 //!
@@ -145,10 +146,10 @@ impl StateStore {
         (now.answer, now.snapshot)
     }
 
-    /// Why the newest config is not in use, if it is not.
+    /// Why neither the next login nor the newest config replaces the session in use; empty if none is to do so.
     #[must_use]
-    pub fn config_error(&self) -> Option<Arc<str>> {
-        self.state.borrow().config_error.clone()
+    pub fn obstacles(&self) -> Vec<String> {
+        self.state.borrow().obstacles().collect()
     }
 
     /// Asks for a health check now.

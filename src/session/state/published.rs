@@ -91,12 +91,14 @@ pub(super) struct State {
     pub(super) current: Option<Current>,
     /// `config_error` is the outcome of a config, and not the progress of a verification.
     pub(super) has_outcome: bool,
+    /// Why no login has brought the next token of the session in use, if one is due.
+    pub(super) login_error: Option<Arc<str>>,
 }
 
 impl State {
     /// The state before the config was read.
     pub(super) fn starting() -> Self {
-        Self { config_error: Some(STARTING.into()), current: None, has_outcome: false }
+        Self { config_error: Some(STARTING.into()), current: None, has_outcome: false, login_error: None }
     }
 
     /// Returns what readers see at `now`.
@@ -120,11 +122,11 @@ impl State {
         if answer.state() == HealthState::Unreachable && current.snapshot.has_usable_kek(keks) {
             answer = StatusAnswer::Ok { in_grace: true };
         }
-        if let (StatusAnswer::NotOk { reason, .. } | StatusAnswer::KeyLost(reason), Some(config_error)) =
-            (&mut answer, config_error.as_deref())
-        {
-            // The newest config may hold the remedy, so the operator must see why it is not in use.
-            *reason = format!("{reason}; the newest config is not in use: {config_error}");
+        if let StatusAnswer::NotOk { reason, .. } | StatusAnswer::KeyLost(reason) = &mut answer {
+            // What would replace the session may be the remedy, so the operator must see why it does not.
+            for obstacle in self.obstacles() {
+                *reason = format!("{reason}; {obstacle}");
+            }
         }
         let (outage, token_invalid_for) = match &current.health {
             Health::Unreachable { reason, .. } => (Some(Arc::clone(reason)), None),
@@ -141,6 +143,15 @@ impl State {
             snapshot: Some(Arc::clone(&current.snapshot)),
             token_invalid_for,
         }
+    }
+
+    /// Why neither the next login nor the newest config replaces the session in use. The login is first, because
+    /// the session needs it.
+    pub(super) fn obstacles(&self) -> impl Iterator<Item = String> + use<> {
+        let login = self.login_error.as_ref().map(|error| format!("the next login fails: {error}"));
+        let config =
+            self.config_error.as_ref().map(|error| format!("the newest config is not in use: {error}"));
+        login.into_iter().chain(config)
     }
 
     /// The session in use, if it is the one of `generation`.

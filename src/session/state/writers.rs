@@ -53,7 +53,7 @@ pub struct NewSession {
 #[error("another key version was published meanwhile")]
 pub struct Outdated;
 
-/// Publishes sessions, and why the newest config is not in use. The session manager holds the only one.
+/// Publishes sessions, and why the newest config is not in use or the next login fails. The session manager holds the only one.
 pub struct SessionPublisher {
     store: Arc<StateStore>,
 }
@@ -94,6 +94,7 @@ impl SessionPublisher {
             let snapshot = store.verified_snapshot(parts, verification, before);
             published = Some(Arc::clone(&snapshot));
             state.config_error = None;
+            state.login_error = None;
             state.current = Some(Current::healthy(snapshot));
             true
         });
@@ -107,6 +108,12 @@ impl SessionPublisher {
             state.config_error = config_error.map(Into::into);
             state.has_outcome = true;
         });
+    }
+
+    /// Publishes why no login has brought the next token of the session in use. The next session that is published
+    /// clears it.
+    pub fn set_login_error(&self, login_error: String) {
+        self.store.state.send_modify(|state| state.login_error = Some(login_error.into()));
     }
 
     /// Publishes what the verification of the newest config waits for. Calls that arrive before the first

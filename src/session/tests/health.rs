@@ -72,6 +72,35 @@ async fn the_reason_also_says_why_the_newest_config_is_not_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_reason_also_says_why_the_next_login_fails() {
+    let mut bench = SessionBench::with_health_checker(Model::new()).await;
+    bench.writers.sessions.set_login_error("the wrapping token was used by another hand".into());
+    assert_eq!(bench.healthz(), "ok", "the session in use still works");
+    bench.session.kill_token();
+    pass(31).await;
+    let reason = bench.healthz();
+    assert!(reason.contains("token is invalid"), "{reason}");
+    assert!(
+        reason.ends_with("; the next login fails: the wrapping token was used by another hand"),
+        "{reason}"
+    );
+
+    bench.writers.sessions.set_config_error(Some("line 3".into()));
+    assert!(
+        bench.healthz().ends_with("hand; the newest config is not in use: line 3"),
+        "{}",
+        bench.healthz()
+    );
+    bench.writers.sessions.set_config_error(None);
+    assert!(bench.healthz().ends_with("by another hand"), "a good config does not end the login");
+    bench.publish(&["kms"]).await.unwrap();
+    assert_eq!(bench.healthz(), "ok");
+    bench.session.kill_token();
+    pass(31).await;
+    assert!(!bench.healthz().contains("login"), "the login succeeded: {}", bench.healthz());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_time_of_an_invalid_token_does_not_include_a_refusal_before_it() {
     let bench = SessionBench::ready(Model::new(), &["kms"]).await;
     bench.writers.calls.call_failed(1, &TransitError::new(ErrorKind::Denied, "the policy refuses"));

@@ -331,6 +331,6 @@ const BAD_CIPHERTEXT: &str = "the ciphertext is damaged or was made with another
 const CHECK_CIPHERTEXT: &str = "compare the value with a snapshot of etcd, or name the other key in \
                                 vault.keynames, behind the first";
 const POLICY: &str = "the token's policy does not allow {operation}";
-const RENDER_A_TOKEN: &str = "the agent has to render a new one{namespace_hint}";
+const RENDER_A_TOKEN: &str = "the agent has to render a new one, or a login has to bring one{namespace_hint}";
 const TOKEN_INVALID: &str = "Vault does not accept the token any more (it is expired, revoked, of another Vault \
                              or namespace, used from outside its bound CIDRs, or its entity is disabled)";
