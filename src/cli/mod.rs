@@ -13,13 +13,14 @@ use std::{
     ffi::OsString,
     io::{self, Write},
     process::ExitCode,
+    sync::LazyLock,
 };
 
 use clap::{Parser, Subcommand, error::ErrorKind};
 use tokio::runtime;
 
 pub use self::exit::Exit;
-use crate::config::ConfigSource;
+use crate::{config::ConfigSource, observe::build};
 
 /// Encrypts the Secrets of a Kubernetes cluster with a Transit key in HashiCorp Vault or OpenBao.
 ///
@@ -27,7 +28,7 @@ use crate::config::ConfigSource;
 ///
 /// kube-apiserver --(KMS v2, unix socket)--> transit-kms --(HTTPS)--> Transit
 #[derive(Debug, Parser)]
-#[command(name = "transit-kms", version, max_term_width = 110)]
+#[command(name = "transit-kms", version = VERSION.as_str(), max_term_width = 110)]
 #[command(after_help = exit::after_help(
     &[Exit::Success, Exit::CheckFailed, Exit::NoAnswer, Exit::Usage, Exit::System, Exit::CannotCreate],
     "`transit-kms serve --help`, `transit-kms probe --help` and `transit-kms keygen --help` have the details.\n\
@@ -44,7 +45,13 @@ enum Command {
     Keygen(keygen::KeygenArgs),
     Probe(probe::ProbeArgs),
     Serve(Box<serve::ServeArgs>),
+    /// Prints the version of transit-kms and its optional features
+    Version,
 }
+
+/// What follows the name of the program in the answer to `version` and `--version`.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nfeatures: {}", build::VERSION, build::features(", ")));
 
 /// Runs the subcommand that the arguments of this process name.
 #[must_use]
@@ -85,6 +92,10 @@ fn run(
         Command::Keygen(args) => keygen::main(&args),
         Command::Probe(args) => run_on_one_thread(probe::run(args)),
         Command::Serve(args) => serve::main(*args, config),
+        Command::Version => {
+            drop(writeln!(io::stdout(), "transit-kms {}", *VERSION));
+            Exit::Success.into()
+        }
     }
 }
 

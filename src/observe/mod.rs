@@ -1,5 +1,6 @@
 //! Metrics, logs and heartbeats. This module imports no other module of the daemon.
 
+pub mod build;
 pub mod heartbeat;
 pub mod labels;
 pub mod metrics;

@@ -205,10 +205,30 @@ async fn help_names_every_flag_and_variable() {
     let named =
         ["status", "encrypt", "decrypt", "roundtrip", "ready", "live", "--socket", "--admin", "--output"];
     assert!(named.iter().all(|word| ran.stdout.contains(word)), "{ran:?}");
+}
 
+#[tokio::test]
+async fn the_version_comes_with_the_features_of_the_build() {
     let ran = run(&["--version"]).await;
-    let version = format!("transit-kms {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!((ran.code, ran.stdout), (Some(0), version));
+    let features =
+        ran.stdout.strip_prefix(concat!("transit-kms ", env!("CARGO_PKG_VERSION"), "\nfeatures: "));
+    let features = features.unwrap_or_else(|| panic!("{ran:?}")).trim_end();
+    assert!(["none", "aws", "spiffe", "aws, spiffe"].contains(&features), "{ran:?}");
+    for arguments in [&["version"][..], &["-V"]] {
+        let same = run(arguments).await;
+        assert_eq!((same.code, &same.stdout), (Some(0), &ran.stdout), "{arguments:?}");
+    }
+    assert!(run(&["--help"]).await.stdout.contains("optional features"), "the help names the command");
+
+    let dir = temp_dir("version-");
+    let daemon = Daemon::start(&dir.path().join("absent.yaml")).await;
+    let (_, metrics) = daemon.admin("/metrics").await;
+    let build = format!(
+        "transit_kms_build_info{{features=\"{}\",version=\"{}\"}} 1",
+        features.replace(", ", ","),
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(metrics.contains(&build), "{build}: {metrics}");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ pub use self::{
     config::ConfigMetrics, health::HealthMetrics, keys::KeyMetrics, local_kek::LocalKekMetrics,
     login::LoginMetrics, requests::RequestMetrics, server::ServerMetrics, token::TokenMetrics,
 };
+use super::build;
 
 /// Returns the time of day. It can jump, so it is used for timestamps only and decides nothing.
 pub type WallClock = fn() -> SystemTime;
@@ -70,10 +71,11 @@ impl Metrics {
     /// If two metrics have the same name.
     pub fn with_clock(clock: WallClock) -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("transit_kms".into()), None)?;
+        let features = build::features(",");
         let build = opts!(
             "build_info",
-            "Always 1; the label is the version that runs.",
-            labels! { "version" => env!("CARGO_PKG_VERSION") }
+            "Always 1; the labels are the version that runs, and its optional features.",
+            labels! { "features" => features.as_str(), "version" => build::VERSION }
         );
         register_int_gauge_with_registry!(build, registry)?.set(1);
         Ok(Self {

@@ -15,7 +15,8 @@ fn one_health_state_is_1_and_names_have_the_prefix() {
     assert!(text.contains("transit_kms_health{state=\"refused\"} 1"), "{text}");
     assert!(text.contains("transit_kms_health{state=\"ok\"} 0"), "{text}");
     assert!(text.contains("process_resident_memory_bytes"), "{text}");
-    assert!(text.contains("transit_kms_build_info{version="), "{text}");
+    let build = format!("transit_kms_build_info{{features=\"{}\",version=\"", build::features(","));
+    assert!(text.contains(&build), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
