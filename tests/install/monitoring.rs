@@ -17,7 +17,7 @@ use testkit::{
     cluster::{Api, ApiServer, Cluster, EncryptionConfig},
     command, config_file, eventually,
     http::{HttpServer, answer, client},
-    port,
+    login, port,
     process::Process,
     temp_dir,
 };
@@ -240,7 +240,7 @@ fn promtool(arguments: &[&str]) {
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
 }
 
-/// Two daemons, of which the second has a local KEK, and an API server that uses the first.
+/// Two daemons, of which the second logs in by itself and has a local KEK, and an API server that uses the first.
 struct MonitoredCluster {
     api_server: ApiServer,
     cluster: Cluster,
@@ -254,7 +254,13 @@ impl MonitoredCluster {
         let (cluster, env) = (Cluster::start().await, TestEnv::start().await);
         let other = temp_dir("other-config-");
         let file = other.path().join("config.yaml");
-        config_file::by_rename(&file, &ConfigFile { local_kek: true, ..env.rendered.clone() }.yaml());
+        login::approle(&env.bao, other.path(), &json!({})).await;
+        let auth = json!({
+            "method": "approle", "role_id_file": other.path().join("role_id"),
+            "secret_id_file": other.path().join("secret_id"), "state_dir": other.path().join("state"),
+        });
+        let content = ConfigFile { auth: Some(auth), local_kek: true, ..env.rendered.clone() };
+        config_file::by_rename(&file, &content.yaml());
         let (first, _) = env.ready(["--log-level", "info"]).await;
         let options = DaemonOptions::arguments(["--log-level", "info", "--health-check-interval", "1s"]);
         let second = Daemon::start_with(&file, options).await;
