@@ -9,6 +9,11 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::{Caller, Daemon, Load, POLICY, RELOAD_TIMEOUT, TestEnv, eventually};
 
+use crate::leaks::{
+    assert_no_secret_of_process, query_everything,
+    secrets::{Output, Secrets},
+};
+
 /// The TTL of tokens that are to be replaced while a test runs: long enough for a busy machine.
 const SHORT_TTL: &str = "6s";
 const SHORT_MAX_TTL: &str = "12s";
@@ -194,6 +199,58 @@ pub(super) async fn a_restart_logs_in_again<M: Method>(method: M) {
     bench.assert_no_secret(&next);
 }
 
+/// Runs a daemon through a login, a refusal, another login, and an outage of Vault. Then searches everything that it has
+/// printed, answered and written for the credentials and for tokens.
+pub(super) async fn nothing_leaks<M: Method>(method: M, format: &str) {
+    let mut bench = Bench::with_long_tokens(method).await;
+    let arguments = ["--log-level", "trace", "--log-format", format];
+    let (mut daemon, caller) = bench.env.ready(arguments).await;
+    let mut said = Output::default();
+    let seed: [u8; 32] = rand::random();
+    caller.round_trip().await;
+    query_everything(&daemon, &mut said, &seed).await;
+
+    let noticed = || daemon.log().matches("the config on disk is the one in use").count();
+    let before = noticed();
+    bench.method.spoil(&bench.dir);
+    eventually("the wrong credentials are noticed", RELOAD_TIMEOUT, async || noticed() > before).await;
+    revoke_all(&bench.env).await;
+    let wanted = bench.method.refusal();
+    eventually("the refusal is explained", REPLACE_TIMEOUT, async || {
+        let (status, text) = daemon.admin("/readyz").await;
+        let is_explained = text.contains("the next login fails: ") && text.contains(wanted);
+        if status == 503 && is_explained { Ok(()) } else { Err(text) }
+    })
+    .await;
+    query_everything(&daemon, &mut said, &seed).await;
+    bench.issue().await;
+    daemon.wait_ready_within(REPLACE_TIMEOUT).await;
+    caller.round_trip().await;
+    bench.env.bao.stop();
+    query_everything(&daemon, &mut said, &seed).await;
+    let mut secrets = Secrets::default();
+    for secret in &bench.secrets {
+        secrets.add("a credential", secret);
+    }
+    assert_no_secret_of_process(&daemon, &secrets);
+    assert!(daemon.terminate().await.success());
+    said.add("the log", daemon.log());
+
+    let mut daemon = bench.env.daemon(arguments).await;
+    eventually("a login without Vault", REPLACE_TIMEOUT, async || {
+        daemon.metric("transit_kms_logins_total", &[("method", bench.method.name())]).await >= 1.0
+    })
+    .await;
+    query_everything(&daemon, &mut said, &seed).await;
+    assert!(daemon.terminate().await.success());
+    said.add("the log without Vault", daemon.log());
+    for file in std::fs::read_dir(bench.env.dir().join("state")).into_iter().flatten() {
+        said.add("the state", std::fs::read_to_string(file.unwrap().path()).unwrap());
+    }
+    secrets.assert_none_in(&said);
+    said.assert_no_token();
+}
+
 /// Revokes every token of a login.
 async fn revoke_all(env: &TestEnv) {
     let methods = env.bao.api("GET", "sys/auth", Value::Null).await;
@@ -241,6 +298,16 @@ macro_rules! cases_of_one_process {
         #[tokio::test]
         async fn vault_may_be_away_at_the_login() {
             $crate::auth::cases::vault_may_be_away_at_the_login($method).await;
+        }
+
+        #[tokio::test]
+        async fn nothing_leaks_in_text() {
+            $crate::auth::cases::nothing_leaks($method, "text").await;
+        }
+
+        #[tokio::test]
+        async fn nothing_leaks_in_json() {
+            $crate::auth::cases::nothing_leaks($method, "json").await;
         }
     };
 }

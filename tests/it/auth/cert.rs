@@ -44,8 +44,8 @@ impl Method for Cert {
         let auth = json!({
             "method": "cert", "role": ROLE, "cert_file": dir.join("cert.pem"), "key_file": dir.join("key.pem"),
         });
-        let secret = key.lines().nth(1).unwrap().to_owned();
-        Issued { auth, secrets: vec![secret] }
+        let secrets = key.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned).collect();
+        Issued { auth, secrets }
     }
 
     fn spoil(&self, dir: &Path) {

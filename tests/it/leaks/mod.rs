@@ -3,21 +3,20 @@
 //! A daemon and its clients run through successes and failures with known secrets. Then all output and all responses are
 //! searched for parts of these secrets in every likely encoding.
 
+mod configs;
+mod inline;
+pub(crate) mod secrets;
+
 use std::{
-    collections::HashMap,
     fs,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
-};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use kms_plugin::v2::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
-use rand::RngExt;
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
@@ -32,9 +31,12 @@ use tokio::task::{JoinSet, LocalSet};
 use tonic::{Request, Status};
 use transit_kms::session::local_kek::ANNOTATION;
 
+use self::{
+    configs::bad_configs,
+    secrets::{Output, Secrets, sentinel},
+};
+
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// The length of a part of a secret, or of an encoding of it, that counts as a leak.
-const MIN_LEAK_LENGTH: usize = 16;
 
 #[tokio::test]
 async fn text_output_contains_no_secret() {
@@ -320,41 +322,8 @@ async fn memory_stays_in_memory() {
     assert!(locked > 0 || daemon.log().contains("memory is not locked"), "{status}");
 }
 
-/// Checks the search itself.
-#[test]
-fn the_search_finds_every_encoding_of_a_secret() {
-    let secret: [u8; 32] = rand::random();
-    let mut secrets = Secrets::default();
-    secrets.add("it", secret);
-    secrets.add("a word", "a \"secret\" of %&/ words and nothing else");
-    let found = |text: String| {
-        let mut said = Output::default();
-        said.add("a line", format!("what stands before it {text} and after"));
-        secrets.found_in(&said).is_some()
-    };
-    let part = &secret[5..29];
-    for text in [
-        BASE64.encode(secret),
-        BASE64.encode([b"x", part].concat()),
-        BASE64.encode([b"xy", part].concat()),
-        URL_SAFE_NO_PAD.encode([b"xyz", part].concat()),
-        hex::encode(part),
-        hex::encode(part).to_uppercase(),
-        format!("{part:?}"),
-        format!("{:?}", bytes::Bytes::copy_from_slice(part)),
-        part.escape_ascii().to_string(),
-        "\"secret\" of %&/ words".to_owned(),
-        json!({"x": "\"secret\" of %&/ words"}).to_string(),
-        "%22secret%22+of+%25%26%2F".to_owned(),
-        "%22secret%22%20of%20%25%26%2F".to_owned(),
-    ] {
-        assert!(found(text.clone()), "{text}");
-    }
-    assert!(!found("[12, 34, 56, 78, 90, 12, 34] 0123456789abcdef".to_owned()));
-}
-
 /// All requests to a daemon that must not reveal a secret.
-async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
+pub(crate) async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     for path in ["/", "/livez", "/metrics", "/readyz"] {
         said.add(path, daemon.admin(path).await.1);
     }
@@ -380,7 +349,7 @@ async fn query_everything(daemon: &Daemon, said: &mut Output, seed: &[u8]) {
     said.add_run("probe encrypt", &probe(&["encrypt", "--plaintext", "-"], &text).await);
 }
 
-fn assert_no_secret_of_process(daemon: &Daemon, secrets: &Secrets) {
+pub(crate) fn assert_no_secret_of_process(daemon: &Daemon, secrets: &Secrets) {
     let mut said = Output::default();
     for name in ["cmdline", "environ", "comm", "status"] {
         let path = PathBuf::from(format!("/proc/{}/{name}", daemon.pid()));
@@ -407,282 +376,4 @@ async fn decrypt(kms: &mut Kms, sealed: &EncryptResponse) -> Result<Vec<u8>, Sta
         uid: "leaks".into(),
     };
     Ok(kms.decrypt(request).await?.into_inner().plaintext.to_vec())
-}
-
-/// A random text that cannot occur by chance.
-fn sentinel() -> String {
-    const LETTERS: &[u8] = b"abcdefghijkmnpqrstuvwxyzACDEFGHJKLMNPQRTUVWXY34679";
-    let mut rng = rand::rng();
-    (0..28).map(|_| char::from(LETTERS[rng.random_range(..LETTERS.len())])).collect()
-}
-
-/// All output and responses, with their sources.
-#[derive(Default)]
-struct Output(Vec<(String, String)>);
-
-impl Output {
-    fn add(&mut self, who: &str, what: String) {
-        self.0.push((who.to_owned(), what));
-    }
-
-    fn add_error(&mut self, who: &str, status: &Status) {
-        self.add(who, format!("{status:?} {status} {}", status.message()));
-    }
-
-    fn add_run(&mut self, who: &str, ran: &Ran) {
-        self.add(who, format!("{}{}", ran.stdout, ran.stderr));
-    }
-}
-
-/// The parts of all encodings of all secrets, with the names of the secrets.
-#[derive(Default)]
-struct Secrets(HashMap<Vec<u8>, &'static str>);
-
-impl Secrets {
-    fn add(&mut self, name: &'static str, secret: impl AsRef<[u8]>) {
-        let secret = secret.as_ref();
-        assert!(secret.len() > MIN_LEAK_LENGTH, "{name} is too short, so it could occur by chance");
-        for encoding in encodings(secret) {
-            for piece in encoding.windows(MIN_LEAK_LENGTH) {
-                self.0.insert(piece.to_vec(), name);
-            }
-        }
-    }
-
-    /// Adds the body of a PEM key and its decoded bytes. The common prefix of all keys of a kind is no secret, but does not
-    /// occur by chance either.
-    fn add_pem(&mut self, name: &'static str, pem: &str) {
-        let lines: Vec<_> = pem.lines().filter(|line| !line.starts_with("-----")).collect();
-        for line in &lines {
-            self.add(name, line);
-        }
-        self.add(name, BASE64.decode(lines.concat()).unwrap());
-    }
-
-    fn found_in(&self, said: &Output) -> Option<String> {
-        said.0.iter().find_map(|(who, text)| {
-            let bytes = text.as_bytes();
-            let at = bytes.windows(MIN_LEAK_LENGTH).position(|piece| self.0.contains_key(piece))?;
-            let line = text.lines().find(|line| {
-                line.as_bytes().windows(MIN_LEAK_LENGTH).any(|piece| self.0.contains_key(piece))
-            });
-            let name = self.0[&bytes[at..at + MIN_LEAK_LENGTH]];
-            Some(format!("{who} tells {name}: {}", line.unwrap_or(text)))
-        })
-    }
-
-    #[track_caller]
-    fn assert_none_in(&self, said: &Output) {
-        if let Some(found) = self.found_in(said) {
-            panic!("{found}");
-        }
-    }
-}
-
-/// The encodings in which a secret could be printed.
-fn encodings(secret: &[u8]) -> Vec<Vec<u8>> {
-    let mut all = vec![
-        secret.to_vec(),
-        hex::encode(secret).into_bytes(),
-        hex::encode(secret).to_uppercase().into_bytes(),
-        format!("{secret:?}").trim_matches(['[', ']']).as_bytes().to_vec(),
-        format!("{:?}", bytes::Bytes::copy_from_slice(secret)).into_bytes(),
-        secret.escape_ascii().to_string().into_bytes(),
-    ];
-    // Base64 depends on the offset modulo 3. All three variants are searched, without the letters at the ends, which
-    // depend on the neighbouring bytes.
-    for (before, own) in [(0, 0), (1, 2), (2, 3)] {
-        let bytes = [&vec![0; before][..], secret].concat();
-        for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
-            let text = engine.encode(&bytes);
-            all.push(text.as_bytes()[own..text.len() - 1].to_vec());
-        }
-    }
-    if let Ok(text) = std::str::from_utf8(secret) {
-        all.push(json!(text).to_string().trim_matches('"').as_bytes().to_vec());
-        let space_as = |space: &str| {
-            let of = |byte: u8| match byte {
-                b' ' => space.to_owned(),
-                _ if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => char::from(byte).to_string(),
-                _ => format!("%{byte:02X}"),
-            };
-            secret.iter().copied().map(of).collect::<String>().into_bytes()
-        };
-        all.extend([space_as("+"), space_as("%20")]);
-    }
-    all
-}
-
-/// Bad configs, each with its own secrets.
-fn bad_configs(secrets: &mut Secrets, dir: &TempDir) -> Vec<Vec<u8>> {
-    let mut secret = || {
-        let secret = sentinel();
-        secrets.add("a value of the config", &secret);
-        // Keys are compared in lower case, so they could be printed in lower case.
-        secrets.add("a value of the config", secret.to_lowercase());
-        secret
-    };
-    let around = |settings: &str| format!("provider: vault\nvault:\n{settings}");
-    let rest = "  address: https://127.0.0.1:1\n  keynames: [kms]\n";
-    let mut all: Vec<String> = Vec::new();
-
-    // Invalid YAML, or YAML with the wrong structure.
-    for broken in [
-        "  token: \"%\n",
-        "  token: '%\n",
-        "\ttoken: %\n",
-        "  token: %\n bad: %\n",
-        "  token: %: %\n",
-        "  token: [%\n",
-        "  token: {%: %\n",
-        "  token: *%\n",
-        "  token: !% %\n",
-        "  token: !!binary %\n",
-        "  token: &% %\n  secretid: [*%]\n",
-        "  token: @%\n",
-        "  token: `%\n",
-        "  token: %%\n  %\n",
-        "  - %\n",
-        "  ? {%: %}\n  : %\n",
-        "  ? [%]\n  : %\n",
-        "  token: %\n---\ntoken: %\n",
-        "  token: %\n...\n%\n",
-        "  token: |\n   %\n  %\n",
-        "  token: \"\\%\"\n",
-        "  token: %\u{1}\n",
-        "  token: {{ with secret \"%\" }}{{ .Data.% }}{{ end }}\n",
-        "  <<: %\n",
-        "  <<: {token: [%]}\n",
-    ] {
-        all.push(around(&(rest.to_owned() + broken)));
-    }
-    all.extend(
-        ["%\n", "- %\n", "{%: %}\n", "%YAML %\n---\n%\n", "vault: %\n", "vault: [%]\n"].map(str::to_owned),
-    );
-
-    // Unknown, misplaced and duplicate keys, and values that break a rule.
-    for settings in [
-        "  %: %\n",
-        "  token: %\n  %: x\n",
-        "  tokenn: %\n",
-        "  tok: %\n",
-        "  provider: %\n",
-        "  token: %\n  Token: %\n",
-        "  token: [%]\n",
-        "  token: {%: %}\n",
-        "  token: {token: %}\n",
-        "  token: % %\n",
-        "  token: \"%\\n%\"\n",
-        "  token: %\u{e9}\n",
-        "  token: %\n  namespace: % %\n",
-        "  token: %\n  namespace: [%]\n",
-        "  token: %\n  transitpath: %?%\n",
-        "  token: %\n  transitpath: {%: x}\n",
-        "  token: %\n  tls: %\n",
-        "  token: %\n  tls: [%]\n",
-        "  token: %\n  tls: {%: %}\n",
-        "  token: %\n  tls: {ca_fil: %}\n",
-        "  token: %\n  tls: {ca_file: %}\n",
-        "  token: %\n  tls: {ca_file: [%]}\n",
-        "  token: %\n  tls: {server_name: % %}\n",
-        "  token: %\n  tls: {client_cert_file: /%}\n",
-        "  token: %\n  tls: {client_key_file: %, client_cert_file: %}\n",
-        "  token: %\n  tls: {ca_file: /x}\n  vaultcacert: %\n",
-        "  token: %\n  tlsservername: %/%\n",
-        "  token: %\n  authpath: [%]\n",
-        "  auth: %\n",
-        "  auth: [%]\n",
-        "  auth: {method: %}\n",
-        "  auth: {method: [%]}\n",
-        "  auth: {method: approle, role_id: {%: %}}\n",
-        "  auth: {%: %}\n",
-        "  auth: {method: approle, role_id: r, secret_id: [%]}\n",
-        "  auth: {method: approle, role_id: r, secret_id: %, secret_id_file: %}\n",
-        "  auth: {method: approle, role_id: r, secret_id: s, delivery: %}\n",
-        "  auth: {method: token_file, token: %}\n",
-        "  auth: {method: jwt, role: r, jwt_file: %}\n",
-        "  auth: {method: jwt, role: r, workload_api: {address: %, audience: %}}\n",
-        "  auth: {method: cert, cert_file: /c, key_file: /k, trust_domains: {%/: %}}\n",
-        "  auth: {method: inline, login: {method: userpass, username: u, password: {%: %}}}\n",
-        "  auth: {method: inline, login: %}\n",
-        // Logins.
-        "  auth: {method: approle, role_id: %, secret_id: %}\n",
-        "  auth: {method: userpass, username: u, password: %}\n",
-        "  auth: {method: approle, %: %}\n",
-        "  roleid: %\n  secretid: %\n",
-        "  clientcert: %\n  clientkey: %\n",
-        "  roleid: [%]\n",
-        "  secretid: {%: %}\n",
-    ] {
-        all.push(around(&(rest.to_owned() + settings)));
-    }
-    for settings in [
-        "  address: %\n",
-        "  address: [%\n",
-        "  address: {%: %}\n",
-        "  address: http://%\n",
-        "  address: ftp://%\n",
-        "  address: https://%:%@127.0.0.1:1\n",
-        "  address: https://127.0.0.1:1/?token=%\n",
-        "  address: https://127.0.0.1:1/#%\n",
-        "  address: https://127.0.0.1:%\n",
-        "  address: \"https://127.0.0.1:1/% %\"\n",
-        "  addresses: [%]\n",
-        "  addresses: [[%]]\n",
-        "  addresses: {%: %}\n",
-        "  addresses: []\n  address: %\n",
-    ] {
-        all.push(around(&format!("  keynames: kms\n  token: %\n{settings}")));
-    }
-    for settings in
-        ["% %", "[%!]", "[-%]", "[[%]]", "{%: %}", "[]\n  keyname: %", "\n  - kms\n  - kms\n  - \"%/%\""]
-    {
-        all.push(around(&format!("  address: https://127.0.0.1:1\n  token: %\n  keynames: {settings}\n")));
-    }
-    all.push(format!("provider: %\n{}", around(rest)));
-    all.push("provider: %\nvault: {token: %}\n".to_owned());
-    all.push("provider: vault\ntoken: %\nvault:\n  token: %\n".to_owned());
-
-    let mut all: Vec<Vec<u8>> = all
-        .into_iter()
-        .map(|template| {
-            let mut pieces = template.split('%');
-            let mut text = pieces.next().unwrap().to_owned();
-            for piece in pieces {
-                text += &secret();
-                text += piece;
-            }
-            text.into_bytes()
-        })
-        .collect();
-
-    // Configs that need the paths of files.
-    let token = secret();
-    all.push(around(&format!("{rest}  token: {}\n", token.repeat(200))).into_bytes());
-    all.push(around(&format!("{rest}  token: {token}\n#{}\n", token.repeat(4000))).into_bytes());
-    all.push([around(rest).as_bytes(), b"  token: ", token.as_bytes(), b"\xff\xfe\n"].concat());
-    all.push([b"\xff\xfe", token.as_bytes()].concat());
-    let digits: String = (0..30).map(|_| char::from(rand::rng().random_range(b'1'..=b'9'))).collect();
-    secrets.add("a number", &digits);
-    all.push(around(&format!("{rest}  token: {digits}\n")).into_bytes());
-    all.push(around(&format!("{rest}  token: {digits}.5\n")).into_bytes());
-    all.push(around(&format!("{rest}  {digits}: x\n")).into_bytes());
-
-    // A key instead of its path, and a file with other content.
-    let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
-    secrets.add_pem("a key", &pem);
-    let block = pem.replace('\n', "\n      ");
-    for (key, other) in [("client_key_file", "client_cert_file: /x\n"), ("ca_file", "server_name: x\n")] {
-        let tls = format!("  tls:\n    {other}    {key}: |\n      {block}\n");
-        all.push(around(&format!("{rest}  token: x\n{tls}")).into_bytes());
-    }
-    all.push(pem.clone().into_bytes());
-    let file = dir.path().join("a.pem");
-    fs::write(&file, &pem).unwrap();
-    let path = std::str::from_utf8(file.as_os_str().as_bytes()).unwrap();
-    for tls in [format!("ca_file: {path}"), format!("client_cert_file: {path}\n    client_key_file: {path}")]
-    {
-        all.push(around(&format!("{rest}  token: x\n  tls:\n    {tls}\n")).into_bytes());
-    }
-    all
 }
