@@ -146,6 +146,14 @@ pub(super) async fn an_expired_token_is_replaced<M: Method>(method: M) {
     let bench = Bench::with_long_tokens(method).await;
     let (daemon, caller) = bench.env.ready(["--log-level", "trace"]).await;
     let sealed = caller.round_trip().await;
+    let (_, metrics) = daemon.admin("/metrics").await;
+    for (result, count) in
+        [("ok", 1), ("away", 0), ("blocked", 0), ("refused", 0), ("spent", 0), ("tampered", 0)]
+    {
+        let method = bench.method.name();
+        let line = format!("transit_kms_logins_total{{method=\"{method}\",result=\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "an alert must see the first failure: {line}{metrics}");
+    }
     revoke_all(&bench.env).await;
     bench.wait_for_logins(&daemon, "ok", 2.0).await;
     caller.wait_ok(RELOAD_TIMEOUT).await;
