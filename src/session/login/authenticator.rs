@@ -136,8 +136,9 @@ impl Authenticator {
         })
     }
 
-    /// Notes that a session with the last token is published: the next login brings another token.
-    pub(in crate::session) fn claim(&self) {
+    /// Has the next login bring another token: a session with the last one is published, or Vault does not accept
+    /// it.
+    pub(in crate::session) fn forget_token(&self) {
         *self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

@@ -92,6 +92,9 @@ impl VerificationAttempt {
         match outcome {
             Ok(session) => Event::CandidateVerified(session),
             Err(error) => {
+                if error.kind == ErrorKind::TokenInvalid {
+                    self.authenticator.forget_token();
+                }
                 let older_versions = self.older_versions;
                 Event::CandidateFailed { error: progress.explain(error), older_versions }
             }

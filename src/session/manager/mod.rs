@@ -267,7 +267,7 @@ impl SessionManager {
         };
         let snapshot = self.publisher.publish(new, verification)?;
         session.mark_in_use();
-        self.authenticator.claim();
+        self.authenticator.forget_token();
         self.metrics.config.reloaded(ReloadResult::Success);
         self.metrics.client.set_nodes(config.config.addresses.iter().map(ToString::to_string));
         self.connections = Some(Connections { fingerprint: config.connection_fingerprint, pool });
