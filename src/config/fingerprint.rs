@@ -27,6 +27,13 @@ impl Fingerprint {
     }
 }
 
+impl Fingerprint {
+    /// Changes with each of the two.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self::of([Some(&self.0[..]), Some(&other.0[..])])
+    }
+}
+
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Fingerprint(..)")

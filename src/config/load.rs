@@ -38,9 +38,10 @@ pub struct LoadedConfig {
     pub tls: TlsMaterial,
     /// The contents of the files that a login needs, also if some of them cannot be read.
     pub material: LoginMaterial,
-    /// Changes with every byte of the config file, of the TLS files, and of a file with a plain token.
+    /// Changes with every byte of the config file, of the TLS files, of a file with a plain token, and of the files that
+    /// a session depends on (see [`AuthSettings::session_needs_files`](super::settings::auth::AuthSettings)).
     pub fingerprint: Fingerprint,
-    /// Changes with [`Self::material`], which the next login uses. The session in use does not depend on it.
+    /// Changes with [`Self::material`], which the next login uses.
     pub material_fingerprint: Fingerprint,
     /// Changes with everything that connections depend on: addresses, connect timeout, server name, TLS
     /// files. While it stays the same, the connection pool can be kept.
@@ -137,6 +138,7 @@ fn with_files(
     source: &ConfigSource,
 ) -> Result<LoadedConfig, ConfigError> {
     config.warnings.extend(exposure_warnings(&config, source.file()));
+    config.warnings.extend(token_review_warning(&config.credentials));
     let path = source.name();
     let tls = tls_material(&config.tls, path)?;
     let tls_parts =
@@ -157,19 +159,25 @@ fn with_files(
             LoginMaterial::read(auth.files().iter().map(|named| named.file.path.as_path()))
         }
     };
+    let material_fingerprint = material.fingerprint();
+    let fingerprint = Fingerprint::of([Some(text)].into_iter().chain(tls_parts).chain([token_file]));
+    let fingerprint = match &credentials {
+        Credentials::Login(auth) if auth.session_needs_files() => fingerprint.and(material_fingerprint),
+        _ => fingerprint,
+    };
     let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
     let connect_timeout = config.connect_timeout.as_millis().to_be_bytes();
     let connection_parts =
         [config.tls.server_name.as_ref().map(String::as_bytes), Some(&connect_timeout[..])];
     Ok(LoadedConfig {
-        fingerprint: Fingerprint::of([Some(text)].into_iter().chain(tls_parts).chain([token_file])),
+        fingerprint,
         connection_fingerprint: Fingerprint::of(
             tls_parts
                 .into_iter()
                 .chain(connection_parts)
                 .chain(addresses.iter().map(|address| Some(address.as_bytes()))),
         ),
-        material_fingerprint: material.fingerprint(),
+        material_fingerprint,
         config: config.with_credentials(credentials),
         material,
         tls,
@@ -187,6 +195,18 @@ fn read_token(file: &MaterialFile, config: &Path) -> Result<(Token, Zeroizing<Ve
         Ok(token) => Ok((token, contents)),
         Err(why) => Err(ConfigError::new(ConfigErrorKind::Invalid, config, rule(&why))),
     }
+}
+
+/// Returns a warning if the login may depend on the API server that this process serves.
+fn token_review_warning(credentials: &CredentialSettings) -> Option<String> {
+    let CredentialSettings::Login(auth) = credentials else { return None };
+    let file = auth.pod_token()?;
+    Some(format!(
+        "{}: Vault has this token of the pod reviewed by the API server of its cluster: if transit-kms serves that API \
+         server, neither can start after an outage; use auth.method: jwt with static keys there, see \
+         docs/auth/kubernetes.md",
+        file.setting
+    ))
 }
 
 /// Returns warnings about other users who can read or change files with secrets. The warnings depend on modes

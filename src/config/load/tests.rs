@@ -269,3 +269,43 @@ fn files_with_secrets_of_a_login_must_not_be_readable_by_others() {
         }
     }
 }
+
+/// What travels with each request, and the token of a session, must not wait for the next login.
+#[test]
+fn a_session_that_depends_on_files_changes_with_them() {
+    let files = Files::new();
+    let password = files.write("password", "one");
+    let userpass = format!("method: userpass, username: u, password_file: {}", password.display());
+    for (auth, changes) in [
+        (userpass.clone(), false),
+        (format!("method: inline, login: {{ {userpass} }}"), true),
+        (format!("method: token_file, delivery: wrapped, token_file: {}", password.display()), true),
+    ] {
+        let config =
+            files.write("login.yaml", &format!("address: https://v\nkeynames: k\nauth: {{ {auth} }}\n"));
+        files.write("password", "one");
+        let one = read(&config).unwrap();
+        files.write("password", "two");
+        let two = read(&config).unwrap();
+        assert_eq!(one.fingerprint != two.fingerprint, changes, "{auth}");
+        assert_ne!(one.material_fingerprint, two.material_fingerprint, "{auth}");
+    }
+}
+
+#[test]
+fn a_review_of_the_pods_own_token_is_warned_about() {
+    let files = Files::new();
+    for (auth, warns) in [
+        ("method: kubernetes, role: r", true),
+        ("method: kubernetes, role: r, jwt_file: /var/run/secrets/tokens/vault", true),
+        ("method: inline, login: { method: kubernetes, role: r }", true),
+        ("method: kubernetes, role: r, jwt_file: /run/elsewhere/token", false),
+        ("method: jwt, role: r, jwt_file: /var/run/secrets/tokens/vault", false),
+    ] {
+        let config =
+            files.write("pod.yaml", &format!("address: https://v\nkeynames: k\nauth: {{ {auth} }}\n"));
+        let warnings = read(&config).unwrap().config.warnings;
+        let found = warnings.iter().any(|it| it.contains("neither can start") && it.contains("method: jwt"));
+        assert_eq!(found, warns, "{auth}: {warnings:?}");
+    }
+}

@@ -12,21 +12,21 @@ use transit_client::{
     key::Namespace,
     token::Token,
     vault::{
-        auth::{LoggedIn, LoginContext, LoginError, LoginFailure},
+        auth::{InlineLogin, LoggedIn, LoginContext, LoginError, LoginFailure},
         lease::{Revoker, TokenGuard, TokenInfo},
     },
 };
 
 use super::{
     credential::CredentialHash,
-    credential_source::{Prepared, contents, prepare},
+    credential_source::{self, Prepared, contents, prepare},
     delivery::{OpenedDelivery, open_token},
     ledger::Ledger,
 };
 use crate::{
     config::{
-        Fingerprint, LoadedConfig,
-        settings::auth::{AuthMethod, AuthSettings},
+        Fingerprint, LoadedConfig, LoginMaterial,
+        settings::auth::{AuthMethod, AuthSettings, InlineMethod},
     },
     observe::metrics::Metrics,
 };
@@ -61,11 +61,19 @@ pub(in crate::session) struct IssuedToken {
 
 /// Logs in. There is one for all sessions, so that what it remembers outlives each of them.
 pub(in crate::session) struct Authenticator {
+    inline: Mutex<Option<KnownInline>>,
     metrics: Arc<Metrics>,
     revoker: Revoker,
     /// Locked while a login is under way.
     state: Arc<tokio::sync::Mutex<Option<Identity>>>,
     unclaimed: Arc<Mutex<Option<Unclaimed>>>,
+}
+
+/// The login that travels with each request of the last session with one.
+struct KnownInline {
+    auth: AuthSettings,
+    credential: CredentialHash,
+    login: InlineLogin,
 }
 
 /// A token that no published session uses yet.
@@ -108,7 +116,7 @@ struct Blocked {
 
 impl Authenticator {
     pub(in crate::session) fn new(revoker: Revoker, metrics: Arc<Metrics>) -> Self {
-        Self { metrics, revoker, state: Arc::default(), unclaimed: Arc::default() }
+        Self { inline: Mutex::default(), metrics, revoker, state: Arc::default(), unclaimed: Arc::default() }
     }
 
     /// Logs in, or returns the token of a login whose session could not be verified a moment ago.
@@ -134,6 +142,26 @@ impl Authenticator {
                 TransitError::new(ErrorKind::Config, "the login ended without an outcome: this is a bug");
             Err(LoginError::new(LoginFailure::Away, error))
         })
+    }
+
+    /// The login that travels with each request of a session. Sessions with the same credential share what is known
+    /// about its refusals.
+    pub(in crate::session) fn inline(
+        &self,
+        auth: &AuthSettings,
+        material: &LoginMaterial,
+        method: &InlineMethod,
+    ) -> Result<InlineLogin, LoginError> {
+        let Prepared { credential, login, waits_for, .. } =
+            credential_source::inline(auth, material, method)?;
+        let mut known = self.inline.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.as_ref().filter(|it| it.credential == credential && it.auth == *auth) {
+            return Ok(known.login.clone());
+        }
+        let login =
+            login.inline(&waits_for).map_err(|error| LoginError::new(LoginFailure::Blocked, error))?;
+        *known = Some(KnownInline { auth: auth.clone(), credential, login: login.clone() });
+        Ok(login)
     }
 
     /// Has the next login bring another token: a session with the last one is published, or Vault does not accept

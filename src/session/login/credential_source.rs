@@ -64,26 +64,20 @@ pub(super) async fn prepare(identity: &mut Identity, target: &LoginTarget) -> Re
 }
 
 /// Makes the login that travels with each request.
-pub(in crate::session) fn inline_login(
-    auth: &AuthSettings,
-    material: &LoginMaterial,
-    method: &InlineMethod,
-) -> Result<Login, LoginError> {
-    inline(auth, material, method).map(|prepared| prepared.login)
-}
-
-fn inline(
+pub(super) fn inline(
     auth: &AuthSettings,
     material: &LoginMaterial,
     method: &InlineMethod,
 ) -> Result<Prepared, LoginError> {
     match method {
-        InlineMethod::AppRole { role_id, secret_id } => {
-            let role_id = secret(material, role_id)?;
-            let secret_id = secret_id.as_ref().map(|source| secret(material, source)).transpose()?;
+        InlineMethod::AppRole { role_id: role_id_source, secret_id: source } => {
+            let role_id = secret(material, role_id_source)?;
+            let secret_id = source.as_ref().map(|source| secret(material, source)).transpose()?;
+            let waits_for = waits_for(source.as_ref().unwrap_or(role_id_source));
+            let secrets: Vec<_> = [&role_id].into_iter().chain(&secret_id).cloned().collect();
             let secret_id = secret_id.map(|value| approle::SecretId { num_uses: None, value });
-            let login = approle::login(fixed(auth)?, role_id.clone(), secret_id);
-            Ok(prepared(login, [&role_id], "vault.auth.login".into()))
+            let login = approle::login(fixed(auth)?, role_id, secret_id);
+            Ok(prepared(login, &secrets, waits_for))
         }
         InlineMethod::Jwt(settings) => jwt_login(auth, material, settings),
         InlineMethod::Kubernetes(settings) => kubernetes_login(auth, material, settings),

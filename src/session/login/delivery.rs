@@ -150,10 +150,12 @@ pub(super) async fn open_token(
     let opened = async {
         let delivered = Delivered::parse(bytes, PlainText::WrappingToken, name).map_err(blocked)?;
         let Delivered::Wrapped(wrapping) = delivered else {
-            let message = format!("{name} has another form than an agent's sink with wrap_ttl writes");
+            let message = format!(
+                "{name} contains no wrapping token: it has another form than an agent's sink with wrap_ttl writes"
+            );
             return Err(blocked(TransitError::new(ErrorKind::Config, message)));
         };
-        let answer = unwrap(identity, target, &wrapping, &ExpectedPath::Sink, name).await?;
+        let answer = unwrap(identity, target, &wrapping, &ExpectedPath::Token, name).await?;
         wrapping::token_of(&answer).map_err(|error| LoginError::new(LoginFailure::Spent, error))
     };
     match opened.await {
@@ -190,7 +192,7 @@ async fn read_cubbyhole(
     name: &str,
 ) -> Result<Zeroizing<Vec<u8>>, LoginError> {
     if identity.has_consumed(token).await {
-        return Err(spent(name));
+        return Err(spent(name, SECRET_ID_IN_MEMORY));
     }
     identity.consume(token).await;
     let outcome = cubbyhole::read(token, path, &target.auth.namespace, &target.context).await;
@@ -216,11 +218,14 @@ async fn unwrap(
     let path = match wrapping::creation_path(token, namespace, &target.context).await {
         Ok(path) => path,
         Err(failed) if failed.failure != LoginFailure::Tampered => return Err(failed),
-        Err(_) if identity.has_consumed(token).await => return Err(spent(name)),
+        Err(_) if identity.has_consumed(token).await => {
+            return Err(spent(name, expected.after_a_restart()));
+        }
         Err(failed) => {
             let message = format!(
                 "the wrapping token in {name} was used by another hand, has expired or is forged: find out who had \
-                 it, destroy its secret_id, and deliver a new one ({})",
+                 it, {}, and deliver a new one ({})",
+                expected.disarm(),
                 failed.error.message
             );
             let error = TransitError::new(ErrorKind::Denied, message).with_source(failed.error);
@@ -242,18 +247,45 @@ async fn unwrap(
 enum ExpectedPath {
     /// It creates secret_ids of the role; `None` for any role of the mount.
     SecretId { mount: String, role: Option<String> },
-    /// An agent wraps the token of its sink.
-    Sink,
+    /// An agent wraps the token of its sink, or a broker creates a token.
+    Token,
 }
+
+const TOKEN_CREATE: &str = "auth/token/create";
+/// Why a restart needs another delivery of a secret_id.
+const SECRET_ID_IN_MEMORY: &str =
+    "the secret_id is kept in memory only; a sealed delivery survives a restart";
 
 impl ExpectedPath {
     fn matches(&self, path: &str) -> bool {
-        let Self::SecretId { mount, role } = self else { return path == "sys/wrapping/wrap" };
+        let Self::SecretId { mount, role } = self else {
+            return path == "sys/wrapping/wrap" || path == TOKEN_CREATE || {
+                path.strip_prefix(TOKEN_CREATE).is_some_and(|role| role.starts_with('/'))
+            };
+        };
         let Some(rest) = path.strip_prefix(&format!("auth/{mount}/role/")) else { return false };
         let Some((found, what)) = rest.rsplit_once('/') else { return false };
         matches!(what, "secret-id" | "custom-secret-id")
             && !found.contains('/')
             && role.as_ref().is_none_or(|expected| expected.eq_ignore_ascii_case(found))
+    }
+}
+
+impl ExpectedPath {
+    /// What makes a stolen delivery useless.
+    const fn disarm(&self) -> &'static str {
+        match self {
+            Self::SecretId { .. } => "destroy its secret_id",
+            Self::Token => "revoke the token in it",
+        }
+    }
+
+    /// Why a restart needs another delivery.
+    const fn after_a_restart(&self) -> &'static str {
+        match self {
+            Self::SecretId { .. } => SECRET_ID_IN_MEMORY,
+            Self::Token => "the token is kept in memory only: have the agent log in again",
+        }
     }
 }
 
@@ -263,7 +295,7 @@ impl fmt::Display for ExpectedPath {
             Self::SecretId { mount, role } => {
                 write!(f, "auth/{mount}/role/{}/secret-id", role.as_deref().unwrap_or("<role>"))
             }
-            Self::Sink => f.write_str("sys/wrapping/wrap"),
+            Self::Token => write!(f, "sys/wrapping/wrap or {TOKEN_CREATE}"),
         }
     }
 }
@@ -273,10 +305,10 @@ fn expected_path(target: &LoginTarget, role: Option<&str>) -> Result<ExpectedPat
     Ok(ExpectedPath::SecretId { mount: mount.as_str().to_owned(), role: role.map(str::to_owned) })
 }
 
-fn spent(name: &str) -> LoginError {
+fn spent(name: &str, after_a_restart: &str) -> LoginError {
     let message = format!(
         "this machine has used the delivery in {name}, and a delivery works once: deliver a new one. It happens after \
-         a restart, because the secret_id is kept in memory only; a sealed delivery survives a restart"
+         a restart, because {after_a_restart}"
     );
     LoginError::new(LoginFailure::Spent, TransitError::new(ErrorKind::Denied, message))
 }
@@ -307,6 +339,15 @@ mod tests {
             "",
         ] {
             assert!(!own.matches(foreign), "{foreign}");
+        }
+        for (token, fits) in [
+            ("sys/wrapping/wrap", true),
+            ("auth/token/create", true),
+            ("auth/token/create/kms", true),
+            ("auth/token/create-orphan", false),
+            ("auth/approle/role/kms/secret-id", false),
+        ] {
+            assert_eq!(ExpectedPath::Token.matches(token), fits, "{token}");
         }
         assert!(path(None).matches("auth/approle/role/any/secret-id"));
         assert!(!path(None).matches("sys/wrapping/wrap"));

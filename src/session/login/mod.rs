@@ -11,4 +11,3 @@ mod delivery;
 mod ledger;
 
 pub(super) use authenticator::{Authenticator, IssuedToken, LoginTarget};
-pub(super) use credential_source::inline_login;

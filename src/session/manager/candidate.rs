@@ -23,7 +23,7 @@ use crate::{
         settings::auth::{AuthMethod, AuthSettings},
     },
     session::{
-        login::{Authenticator, IssuedToken, LoginTarget, inline_login},
+        login::{Authenticator, IssuedToken, LoginTarget},
         manager::Sessions,
         older_versions::OlderVersions,
         progress::Progress,
@@ -154,8 +154,8 @@ impl VerificationAttempt {
             }
             Credentials::Login(auth) => match &auth.method {
                 AuthMethod::Inline(method) => {
-                    let login = inline_login(auth, &self.config.material, method);
-                    let auth = RequestAuth::Inline(login.map_err(|failed| failed.error)?.inline()?);
+                    let login = self.authenticator.inline(auth, &self.config.material, method);
+                    let auth = RequestAuth::Inline(login.map_err(|failed| failed.error)?);
                     Ok(UnverifiedSession { session: self.session(auth, namespace, pool)?, token: None })
                 }
                 _ => self.log_in(auth, pool, deadline).await,
@@ -201,7 +201,7 @@ impl VerificationAttempt {
         let IssuedToken { guard, info, namespace, token } =
             self.authenticator.log_in(target).await.map_err(|failed| failed.error)?;
         let Some(info) = info else { return self.rendered(token, &namespace, pool, deadline).await };
-        let session = self.session(RequestAuth::Token(token), &namespace, pool)?;
+        let session = self.session(RequestAuth::LoginToken(token), &namespace, pool)?;
         let session = match guard {
             Some(guard) => session.with_token_guard(guard),
             None => session,

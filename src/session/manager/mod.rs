@@ -74,7 +74,7 @@ impl Payload for Sessions {
     }
 
     fn logs_in(config: &Arc<LoadedConfig>) -> bool {
-        matches!(config.config.credentials, Credentials::Login(_))
+        matches!(&config.config.credentials, Credentials::Login(auth) if !auth.session_needs_files())
     }
 
     fn material(config: &Arc<LoadedConfig>) -> Fingerprint {

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method};
 use zeroize::Zeroizing;
 
-use super::failover::RequestPath;
+use super::failover::{RequestPath, TokenSource};
 use crate::{ErrorKind, TransitError, operation::VaultOperation};
 
+const X_VAULT_INLINE_AUTH_FAILED: HeaderName = HeaderName::from_static("x-vault-inline-auth-failed");
 pub(super) const X_VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
 /// Vault Agent and Vault Proxy refuse requests without it if their listener sets `require_request_header`.
 pub(super) const X_VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
@@ -21,6 +22,8 @@ pub(super) struct HttpRequest {
     pub(super) headers: HeaderMap,
     /// Wiped when the last reference is dropped.
     pub(super) body: Bytes,
+    /// Which remedy a refusal names.
+    pub(super) token_source: TokenSource,
 }
 
 impl HttpRequest {
@@ -35,10 +38,19 @@ impl HttpRequest {
 pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) body: Zeroizing<Vec<u8>>,
+    /// The header `X-Vault-Inline-Auth-Failed`: the login of the request has failed, and not the request itself.
+    pub(super) inline_auth_failed: bool,
     /// The id of the node that sent it.
     pub(super) node: usize,
     /// The header `Retry-After`, if it holds seconds.
     pub(super) retry_after: Option<Duration>,
+}
+
+/// Whether the headers of a response say that the login of the request has failed.
+///
+/// Source: `internal/vault/request_handling.go` (`handleInlineAuth`) of OpenBao
+pub(super) fn inline_auth_failed(headers: &HeaderMap) -> bool {
+    headers.get(X_VAULT_INLINE_AUTH_FAILED).is_some_and(|value| value == "true")
 }
 
 /// Why there is no response.

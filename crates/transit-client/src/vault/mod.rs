@@ -26,7 +26,7 @@ mod tls;
 mod transit_api;
 
 pub use pool::Pool;
-pub use requester::{InlineLogin, RequestAuth, RequestObserver};
+pub use requester::{RequestAuth, RequestObserver};
 pub use session::{Access, Session};
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ use tracing::{debug, info};
 use zeroize::Zeroizing;
 
 use super::{
-    exchange::{ExchangeError, HttpRequest, HttpResponse, X_VAULT_REQUEST},
+    exchange::{ExchangeError, HttpRequest, HttpResponse, X_VAULT_REQUEST, inline_auth_failed},
+    failover::TokenSource,
     failover::classify::is_ready,
     node_health::{NodeHealth, Timings},
     tls::Transport,
@@ -62,6 +63,8 @@ pub(super) struct Node {
     health_check_timeout: Duration,
     /// The header `Host`, if it differs from the host of the URL.
     host: Option<HeaderValue>,
+    /// An agent or a proxy listens on the unix socket.
+    is_agent: bool,
     signals: Arc<PoolSignals>,
     transport: Transport,
 }
@@ -158,6 +161,7 @@ impl Node {
             health: Mutex::new(NodeHealth::new(settings.timings, Instant::now())),
             health_check_timeout: settings.connect_timeout + HEALTH_CHECK_TIMEOUT,
             host,
+            is_agent: address.socket().is_some(),
             signals,
             transport,
         })
@@ -183,12 +187,12 @@ impl Node {
             let response = builder.send().await.map_err(|error| self.exchange_error(error))?;
             let status = response.status().as_u16();
             let retry_after = retry_after(response.headers());
+            let inline_auth_failed = inline_auth_failed(response.headers());
             let body = self.read_body(response).await?;
-            Ok(HttpResponse { status, body, node: self.id, retry_after })
+            Ok(HttpResponse { status, body, inline_auth_failed, node: self.id, retry_after })
         };
         timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
-            let message =
-                format!("Vault at {} did not answer in time: is it overloaded or frozen?", self.name);
+            let message = format!("Vault at {} did not answer in time: {}", self.name, self.silence_hint());
             let error = TransitError::new(ErrorKind::DeadlineExceeded, message);
             Err(ExchangeError::DeadlineExceeded(error))
         })
@@ -229,6 +233,11 @@ impl Node {
         let message = format!("Vault at {} cannot be reached: {}", self.name, self.transport.explain(&error));
         let unreachable = TransitError::new(ErrorKind::Unreachable, message).with_source(error.without_url());
         if is_connect { ExchangeError::Connect(unreachable) } else { ExchangeError::Broken(unreachable) }
+    }
+
+    /// What to look at while it does not answer. An agent is silent while it tries to reach Vault.
+    pub(super) const fn silence_hint(&self) -> &'static str {
+        if self.is_agent { "does the agent reach Vault?" } else { "is it overloaded or frozen?" }
     }
 
     /// See [`NodeHealth::is_healthy`].
@@ -323,8 +332,13 @@ impl Node {
         // Vault answers it from the state of its seal, and needs no token for that.
         let mut headers = HeaderMap::new();
         headers.insert(X_VAULT_REQUEST, HeaderValue::from_static("true"));
-        let request =
-            HttpRequest { method: Method::GET, path: "sys/health".into(), headers, body: Bytes::new() };
+        let request = HttpRequest {
+            method: Method::GET,
+            path: "sys/health".into(),
+            headers,
+            body: Bytes::new(),
+            token_source: TokenSource::Rendered,
+        };
         loop {
             let awaited = self.signals.waiting_callers.load(Ordering::Relaxed) > 0;
             let due = self.health().next_health_check(awaited);

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{
+    auth::InlineLogin,
     exchange::{HttpRequest, HttpResponse, X_VAULT_NAMESPACE, X_VAULT_REQUEST},
-    failover::{self, Acceptance, Replay},
+    failover::{self, Acceptance, Replay, TokenSource},
     pool::Pool,
 };
 use crate::{
@@ -41,22 +42,19 @@ const FIND_NODE_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum RequestAuth {
     /// With headers that hold a login, which OpenBao performs for each request.
     Inline(InlineLogin),
+    /// With the token of a login of this process.
+    LoginToken(Token),
     /// Not at all: an agent or proxy in between adds its token, or the path needs none.
     NoToken,
-    /// With a token.
+    /// With a token that another program has issued.
     Token(Token),
 }
-
-/// The headers of OpenBao's inline authentication. Their values are marked sensitive, and wiped on drop.
-///
-/// Source: <https://openbao.org/docs/concepts/auth/#inline-authentication>
-#[derive(Clone)]
-pub struct InlineLogin(pub(super) HeaderMap);
 
 impl fmt::Debug for RequestAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Inline(_) => "Inline(***)",
+            Self::LoginToken(_) => "LoginToken(***)",
             Self::NoToken => "NoToken",
             Self::Token(_) => "Token(***)",
         })
@@ -97,11 +95,14 @@ pub(super) struct Requester {
     headers: HeaderMap,
     /// See [`Self::mark_in_use`].
     in_use: AtomicBool,
+    /// The login that travels with each request.
+    inline: Option<InlineLogin>,
     pub(super) metrics: Arc<ClientMetrics>,
     /// The namespace of the token, for lookup and renewal. Each key has a namespace of its own.
     namespace: Namespace,
     observer: Weak<dyn RequestObserver>,
     pub(super) pool: Arc<Pool>,
+    token_source: TokenSource,
 }
 
 impl Requester {
@@ -116,23 +117,34 @@ impl Requester {
         metrics: Arc<ClientMetrics>,
     ) -> Result<Self, TransitError> {
         let mut headers = common_headers();
-        match auth {
-            RequestAuth::Inline(login) => headers.extend(login.0.clone()),
-            RequestAuth::NoToken => {}
-            RequestAuth::Token(token) => {
-                let value = sensitive(token.expose().as_bytes()).ok_or_else(|| unsendable("vault.token"))?;
-                headers.insert(X_VAULT_TOKEN, value);
+        let (token, token_source) = match auth {
+            RequestAuth::Inline(login) => {
+                headers.extend(login.headers().clone());
+                (None, TokenSource::Inline)
             }
+            RequestAuth::LoginToken(token) => (Some(token), TokenSource::Login),
+            RequestAuth::NoToken => (None, TokenSource::Agent),
+            RequestAuth::Token(token) => (Some(token), TokenSource::Rendered),
+        };
+        if let Some(token) = token {
+            let value = sensitive(token.expose().as_bytes()).ok_or_else(|| unsendable("vault.token"))?;
+            headers.insert(X_VAULT_TOKEN, value);
         }
+        let inline = match auth {
+            RequestAuth::Inline(login) => Some(login.clone()),
+            _ => None,
+        };
         Ok(Self {
             acceptance: Acceptance::default(),
             created: Instant::now(),
             headers,
             in_use: AtomicBool::new(false),
+            inline,
             metrics,
             namespace: namespace.clone(),
             observer: Weak::<NoObserver>::new(),
             pool,
+            token_source,
         })
     }
 
@@ -173,6 +185,10 @@ impl Requester {
         parse: impl Fn(&HttpResponse) -> Result<T, TransitError> + Sync,
     ) -> Result<T, TransitError> {
         let Outgoing { body, operation, path, replay } = request;
+        if let Some(error) = self.inline.as_ref().and_then(InlineLogin::exhausted) {
+            return Err(error);
+        }
+        let token_source = self.token_source;
         let mut headers = self.headers.clone();
         if !namespace.is_root() {
             let value = HeaderValue::from_str(namespace.as_str()).map_err(|_| unsendable("namespace"))?;
@@ -188,7 +204,8 @@ impl Requester {
             let until = call.deadline.min(Instant::now() + FIND_NODE_TIMEOUT);
             drop(self.node_is_active(usize::MAX, until).await);
         }
-        let http = HttpRequest { method: operation.method(), path, headers, body: Bytes::from_owner(body) };
+        let body = Bytes::from_owner(body);
+        let http = HttpRequest { method: operation.method(), path, headers, body, token_source };
         let observer = self.observer.upgrade();
         if let Some(observer) = &observer {
             observer.request_started(operation);
@@ -201,9 +218,13 @@ impl Requester {
             observer: observer.as_deref(),
             operation,
             replay,
-            token_is_fresh: self.created.elapsed() < FRESH_TOKEN_AGE,
+            token_is_fresh: self.has_token() && self.created.elapsed() < FRESH_TOKEN_AGE,
         };
         let answer = failover::send(&self.pool, &self.metrics, request, &parse).await;
+        let answer = match &self.inline {
+            Some(inline) => inline.outcome(answer),
+            None => answer,
+        };
         answer.map_err(|mut error| {
             // These messages name the path, which is below the namespace of the token unless they say so.
             if matches!(error.kind, ErrorKind::Denied | ErrorKind::KeyNotFound)
@@ -216,6 +237,11 @@ impl Requester {
         })
     }
 
+    /// Whether requests have a token. A token that was just issued may be unknown to some nodes.
+    fn has_token(&self) -> bool {
+        matches!(self.token_source, TokenSource::Login | TokenSource::Rendered)
+    }
+
     /// See [`failover::is_active`].
     pub(super) async fn node_is_active(&self, node: usize, deadline: Instant) -> Result<bool, TransitError> {
         let operation = VaultOperation::Health;
@@ -226,6 +252,7 @@ impl Requester {
             path: "sys/health".into(),
             headers,
             body: Bytes::new(),
+            token_source: self.token_source,
         };
         let prefer = self.affects_node_health(operation);
         failover::is_active(&self.pool, &self.metrics, &request, node, prefer, deadline).await

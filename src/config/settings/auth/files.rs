@@ -5,6 +5,9 @@ use super::{
     MaterialFile, SecretSource, SvidSource, X509Source,
 };
 
+/// Where kubelet mounts the tokens of a pod, by convention.
+const POD_SECRETS: &str = "/var/run/secrets";
+
 /// A file that a login needs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct NamedFile<'a> {
@@ -55,6 +58,23 @@ impl AuthSettings {
                 file_of(&settings.password).map(|file| secret(file, "the password")).into_iter().collect()
             }
         }
+    }
+
+    /// Returns the file with the token of the own pod, if Vault has an API server review it.
+    pub(in crate::config) fn pod_token(&self) -> Option<&MaterialFile> {
+        match &self.method {
+            AuthMethod::Kubernetes(settings) | AuthMethod::Inline(InlineMethod::Kubernetes(settings)) => {
+                Some(&settings.jwt_file).filter(|file| file.path.starts_with(POD_SECRETS))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether a session depends on the contents of the files, and not only the next login: they travel with
+    /// each request, or another program writes the token of the session.
+    #[must_use]
+    pub fn session_needs_files(&self) -> bool {
+        matches!(self.method, AuthMethod::Inline(_) | AuthMethod::TokenFile(_))
     }
 
     /// Returns whether the config file contains a secret of the login.

@@ -136,7 +136,10 @@ mod tests {
 
     fn parsed(body: &str) -> Result<Option<LoggedIn>, TransitError> {
         let body = Zeroizing::new(body.as_bytes().to_vec());
-        LoggedIn::parse(&HttpResponse { status: 200, body, node: 0, retry_after: None }, Instant::now())
+        LoggedIn::parse(
+            &HttpResponse { status: 200, body, inline_auth_failed: false, node: 0, retry_after: None },
+            Instant::now(),
+        )
     }
 
     #[tokio::test(start_paused = true)]

@@ -130,6 +130,19 @@ const REFUSALS: &[Refusal] = &[
         meaning: "Vault cannot reach what verifies the JWT",
     },
     Refusal {
+        methods: &[LoginMethod::Kubernetes],
+        words: &["service account name not authorized", "namespace not authorized"],
+        failure: LoginFailure::Blocked,
+        meaning: "the role does not allow this ServiceAccount: correct bound_service_account_names and \
+                  bound_service_account_namespaces of the role, or vault.auth.role",
+    },
+    Refusal {
+        methods: &[LoginMethod::Kubernetes],
+        words: &["audience", "(aud)"],
+        failure: LoginFailure::Blocked,
+        meaning: "the audience of the token is not the `audience` of the role",
+    },
+    Refusal {
         methods: JWT,
         words: &["audience", "(aud)"],
         failure: LoginFailure::Blocked,
@@ -200,11 +213,19 @@ impl LoginError {
 
     /// The meaning of an error of `login`.
     pub(super) fn of_login(login: &Login, error: TransitError) -> Self {
-        let method = login.method();
+        Self::of_attempt(login.method(), login.single_use, error)
+    }
+
+    /// The meaning of the refusal of a login that travels with each request.
+    pub(super) fn of_refusal(method: LoginMethod, error: TransitError) -> Self {
+        Self::of_attempt(method, false, error)
+    }
+
+    fn of_attempt(method: LoginMethod, single_use: bool, error: TransitError) -> Self {
         let known = REFUSALS.iter().find(|row| {
             row.methods.contains(&method) && row.words.iter().any(|words| error.message.contains(words))
         });
-        let may_be_used = login.single_use && error.may_have_been_processed();
+        let may_be_used = single_use && error.may_have_been_processed();
         let (failure, meaning) = match (known, error.kind) {
             (Some(row), _) => (row.failure, row.meaning),
             (None, ErrorKind::Denied | ErrorKind::TokenInvalid) => (LoginFailure::Blocked, LOCKED),
@@ -276,6 +297,20 @@ mod tests {
             ),
             (Jwt, ErrorKind::Denied, "role \"x\" could not be found", Blocked, "does not exist"),
             (Kubernetes, ErrorKind::Denied, "permission denied", Blocked, "TokenReview"),
+            (
+                Kubernetes,
+                ErrorKind::Denied,
+                "service account name not authorized",
+                Blocked,
+                "bound_service_account_names",
+            ),
+            (
+                Kubernetes,
+                ErrorKind::Denied,
+                "invalid audience (aud) claim: audience claim does not match any expected audience",
+                Blocked,
+                "`audience` of the role",
+            ),
             (
                 Cert,
                 ErrorKind::Unreachable,

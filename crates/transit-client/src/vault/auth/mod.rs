@@ -20,4 +20,5 @@ pub mod wrapping;
 
 pub use answer::LoggedIn;
 pub use failure::{LoginError, LoginFailure};
+pub use inline::InlineLogin;
 pub use login::{AuthMount, Login, LoginContext, LoginMethod};

@@ -91,23 +91,34 @@ pub async fn unwrap(
     requester.send(request, context.call(), |response| Ok(response.body.clone())).await.map_err(of_wrap)
 }
 
-/// The token that an agent's sink has wrapped: the field `token` of the unwrapped data.
+/// The token that was wrapped: the field `token` of the data that an agent's sink wraps, or the `client_token` of an
+/// answer that creates a token.
 ///
 /// # Errors
 /// If the JSON does not contain a token.
 pub fn token_of(unwrapped: &[u8]) -> Result<Token, TransitError> {
     #[derive(Deserialize)]
     struct Unwrapped {
-        data: UnwrappedData,
+        auth: Option<UnwrappedAuth>,
+        data: Option<UnwrappedData>,
+    }
+    #[derive(Deserialize)]
+    struct UnwrappedAuth {
+        client_token: SecretString,
     }
     #[derive(Deserialize)]
     struct UnwrappedData {
         token: SecretString,
     }
-    let missing =
-        || unusable("the wrapping token in vault.auth.token_file does not wrap a token of an agent's sink");
+    let missing = || {
+        unusable(
+            "the wrapping token in vault.auth.token_file wraps no token: it must be of an agent's sink, or of auth/token/create",
+        )
+    };
     let body: Unwrapped = serde_json::from_slice(unwrapped).map_err(|_| missing())?;
-    Token::new(body.data.token.expose_secret()).map_err(|_| missing())
+    let of_auth = body.auth.map(|auth| auth.client_token);
+    let token = body.data.map(|data| data.token).or(of_auth).ok_or_else(missing)?;
+    Token::new(token.expose_secret()).map_err(|_| missing())
 }
 
 /// The meaning of an error about a wrapping token.

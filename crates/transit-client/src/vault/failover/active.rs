@@ -53,7 +53,7 @@ pub(crate) async fn is_active(
                 result = Ok(false);
                 continue;
             }
-            Ok(response) => classify(operation, request.path(), response.status, &response.body).error,
+            Ok(response) => classify(operation, request, &response).error,
             Err(error) => error.into_error(),
         };
         record(RequestOutcome::Failed(error.kind));

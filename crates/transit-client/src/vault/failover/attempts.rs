@@ -395,8 +395,9 @@ impl<'a, T> Attempts<'a, T> {
 
     fn no_answer_in_time(&self) -> TransitError {
         let names: Vec<_> = self.in_flight.iter().map(|attempt| attempt.node.name.as_str()).collect();
-        let message =
-            format!("Vault at {} did not answer in time: is it overloaded or frozen?", names.join(", "));
+        let hint =
+            self.in_flight.first().map_or("is it overloaded or frozen?", |first| first.node.silence_hint());
+        let message = format!("Vault at {} did not answer in time: {hint}", names.join(", "));
         TransitError::new(ErrorKind::DeadlineExceeded, message)
     }
 }

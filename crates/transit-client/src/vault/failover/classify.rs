@@ -1,20 +1,61 @@
 //! What Vault's answers mean: from operation, status and words to an error kind with cause and remedy.
 //!
-//! [`classify`] is pure. The answers that it knows are rows of the tables in [`table`], [`login`] and [`foreign`].
+//! [`classify`] is pure. The answers that it knows are rows of the tables in [`table`], [`login`], [`tokenless`] and
+//! [`foreign`].
 
 mod foreign;
 mod login;
 mod row;
 mod table;
+mod tokenless;
 
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{quote::quote, request_path::RequestPath};
-use crate::{TransitError, operation::VaultOperation};
+use crate::{
+    TransitError,
+    operation::VaultOperation,
+    vault::exchange::{HttpRequest, HttpResponse},
+};
 use foreign::{FOREIGN_ANSWERS, OTHER_FOREIGN_ANSWER};
 use login::LOGIN_ANSWERS;
 use row::{Row, Words};
 use table::{OTHER_VAULT_ANSWER, VAULT_ANSWERS};
+use tokenless::{AGENT_ANSWERS, INLINE_ANSWERS, INLINE_LOGIN_FAILED};
+
+/// Where the token of a request comes from. It decides which remedy a refusal names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TokenSource {
+    /// An agent or a proxy adds it.
+    Agent,
+    /// There is none: the login travels with the request.
+    Inline,
+    /// A login of this process.
+    Login,
+    /// Another program has rendered it.
+    Rendered,
+}
+
+impl TokenSource {
+    /// The rows that come before those of the other tables.
+    const fn answers(self) -> &'static [Row] {
+        match self {
+            Self::Agent => AGENT_ANSWERS,
+            Self::Inline => INLINE_ANSWERS,
+            Self::Login | Self::Rendered => &[],
+        }
+    }
+
+    /// What brings another token.
+    const fn next_token(self) -> &'static str {
+        match self {
+            Self::Agent => "the agent has to log in again",
+            Self::Inline => "correct the login below auth.login",
+            Self::Login => "transit-kms logs in again",
+            Self::Rendered => "the agent has to render a new one",
+        }
+    }
+}
 
 /// What follows from an answer that is not a success.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -64,6 +105,7 @@ impl Row {
 struct VaultAnswer<'a> {
     operation: VaultOperation,
     path: RequestPath<'a>,
+    source: TokenSource,
     status: u16,
     /// Vault's errors; empty if the answer is not Vault's.
     errors: &'a [String],
@@ -86,43 +128,61 @@ impl VaultAnswer<'_> {
         template
             .replace("{capability}", self.operation.capability())
             .replace("{namespace_hint}", self.path.namespace_hint())
+            .replace("{next_token}", self.source.next_token())
             .replace("{operation}", self.operation.name())
             .replace("{status}", &self.status.to_string())
             .replace("{path}", &self.path.to_string())
     }
 }
 
-/// The meaning of an answer that is not a success.
+/// The meaning of an answer to `request` that is not a success.
 pub(crate) fn classify(
     operation: VaultOperation,
+    request: &HttpRequest,
+    response: &HttpResponse,
+) -> Classified {
+    let (path, source) = (request.path(), request.token_source);
+    if source == TokenSource::Inline && response.inline_auth_failed {
+        let errors = vault_errors(&response.body).unwrap_or_default();
+        let (status, text) = (response.status, quote(&errors));
+        return VaultAnswer { operation, path, source, status, errors: &errors, text: &text }
+            .classify([], &INLINE_LOGIN_FAILED);
+    }
+    classify_body(operation, path, source, response.status, &response.body)
+}
+
+fn classify_body(
+    operation: VaultOperation,
     path: RequestPath<'_>,
+    source: TokenSource,
     status: u16,
     body: &[u8],
 ) -> Classified {
     match vault_errors(body) {
-        Some(errors) => classify_vault(operation, path, status, &errors),
+        Some(errors) => classify_vault(operation, path, source, status, &errors),
         None => {
             let text = String::from_utf8_lossy(body);
-            VaultAnswer { operation, path, status, errors: &[], text: &text }
+            VaultAnswer { operation, path, source, status, errors: &[], text: &text }
                 .classify(FOREIGN_ANSWERS, &OTHER_FOREIGN_ANSWER)
         }
     }
 }
 
-/// The meaning of `error`, with which one item of a batch failed.
+/// The meaning of `error`, with which one item of a batch failed. It says nothing about the token.
 pub(crate) fn classify_item(operation: VaultOperation, path: RequestPath<'_>, error: String) -> TransitError {
-    classify_vault(operation, path, 400, &[error]).error
+    classify_vault(operation, path, TokenSource::Rendered, 400, &[error]).error
 }
 
 fn classify_vault(
     operation: VaultOperation,
     path: RequestPath<'_>,
+    source: TokenSource,
     status: u16,
     errors: &[String],
 ) -> Classified {
     let text = quote(errors);
-    let rows = LOGIN_ANSWERS.iter().chain(VAULT_ANSWERS);
-    VaultAnswer { operation, path, status, errors, text: &text }.classify(rows, &OTHER_VAULT_ANSWER)
+    let rows = source.answers().iter().chain(LOGIN_ANSWERS).chain(VAULT_ANSWERS);
+    VaultAnswer { operation, path, source, status, errors, text: &text }.classify(rows, &OTHER_VAULT_ANSWER)
 }
 
 /// The errors of Vault's error body; `None` if the body is not Vault's. Vault always sends the field

@@ -20,5 +20,6 @@ mod request_path;
 pub(super) use acceptance::Acceptance;
 pub(super) use active::is_active;
 pub(super) use attempts::{Request, send};
+pub(super) use classify::TokenSource;
 pub(super) use replay::Replay;
 pub(super) use request_path::RequestPath;

@@ -51,9 +51,10 @@ impl<T> Attempts<'_, T> {
             let health = self.pool.health_by_id();
             let others_are_healthy = health.iter().any(|(id, is_healthy)| *is_healthy && *id != node.id);
             let message = format!(
-                "Vault at {} has been silent for {} s: is it overloaded or frozen?",
+                "Vault at {} has been silent for {} s: {}",
                 node.name,
-                SILENCE_TIMEOUT.as_secs()
+                SILENCE_TIMEOUT.as_secs(),
+                node.silence_hint()
             );
             let error = TransitError::new(ErrorKind::Unreachable, message);
             self.notify_observer(&error);
@@ -73,7 +74,7 @@ impl<T> Attempts<'_, T> {
         let attempt = index.map(|index| self.in_flight.swap_remove(index));
         let is_hedge = attempt.as_ref().is_some_and(|attempt| attempt.is_hedge);
         let Request { http, operation, .. } = self.request;
-        let outcome = ExchangeOutcome::of(operation, http.path(), exchanged, self.parse);
+        let outcome = ExchangeOutcome::of(operation, http, exchanged, self.parse);
         self.metrics.request(&node.name, operation, outcome.metric(), started.elapsed());
         if is_hedge {
             self.hedge_ended(matches!(outcome, ExchangeOutcome::Success(_)));
@@ -136,7 +137,10 @@ impl<T> Attempts<'_, T> {
                 }
                 self.ask_another(RetryReason::Broken, error)
             }
-            ExchangeOutcome::DeadlineExceeded(_) => NextStep::DeadlineExceeded,
+            ExchangeOutcome::DeadlineExceeded(error) => {
+                self.last_error.get_or_insert(error);
+                NextStep::DeadlineExceeded
+            }
             ExchangeOutcome::Unusable(error) => NextStep::Refuse(error),
         }
     }

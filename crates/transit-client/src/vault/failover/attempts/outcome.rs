@@ -3,17 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    super::{
-        RequestPath,
-        classify::{Classified, Consequence, Processed, classify, is_answer},
-    },
+    super::classify::{Classified, Consequence, Processed, classify, is_answer},
     Parse,
 };
 use crate::{
     ErrorKind, TransitError,
     metrics::{RequestOutcome, RetryReason},
     operation::VaultOperation,
-    vault::exchange::{ExchangeError, HttpResponse},
+    vault::exchange::{ExchangeError, HttpRequest, HttpResponse},
 };
 
 /// What one exchange with a node means.
@@ -40,10 +37,10 @@ pub(super) enum ExchangeOutcome<T> {
 }
 
 impl<T> ExchangeOutcome<T> {
-    /// The meaning of what came of an exchange for `operation` on `path`.
+    /// The meaning of what came of an exchange of `request` for `operation`.
     pub(super) fn of(
         operation: VaultOperation,
-        path: RequestPath<'_>,
+        request: &HttpRequest,
         exchanged: Result<HttpResponse, ExchangeError>,
         parse: Parse<'_, T>,
     ) -> Self {
@@ -66,8 +63,7 @@ impl<T> ExchangeOutcome<T> {
                 Self::Success,
             );
         }
-        let Classified { consequence, error, processed } =
-            classify(operation, path, response.status, &response.body);
+        let Classified { consequence, error, processed } = classify(operation, request, &response);
         match consequence {
             Consequence::Eject => {
                 let (reason, retry_after) = (RetryReason::Unreachable, response.retry_after);

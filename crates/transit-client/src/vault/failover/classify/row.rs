@@ -14,7 +14,7 @@ use Words::Any;
 
 /// One row of a table: the answers that it matches, and their meaning. The first row that matches counts.
 ///
-/// In `cause` and `remedy`, these are replaced: `{capability}`, `{namespace_hint}`, `{operation}`, `{path}`
+/// In `cause` and `remedy`, these are replaced: `{capability}`, `{namespace_hint}`, `{next_token}`, `{operation}`, `{path}`
 /// and `{status}`. The message is `cause: remedy`, and a quote of Vault's words.
 pub(super) struct Row {
     /// Empty for all operations.

@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// The operations that carry the token of a session.
-const WITH_TOKEN: &[VaultOperation] = &[Decrypt, Encrypt, LookupSelf, ReadKey, RenewSelf, RevokeSelf];
+pub(super) const WITH_TOKEN: &[VaultOperation] =
+    &[Decrypt, Encrypt, LookupSelf, ReadKey, RenewSelf, RevokeSelf];
 
 /// Answers with Vault's error body. Only what is [`Final`] here ends a call.
 pub(super) const VAULT_ANSWERS: &[Row] = &[
@@ -147,7 +148,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         processed: Yes,
         kind: TokenInvalid,
         cause: TOKEN_INVALID,
-        remedy: RENDER_A_TOKEN,
+        remedy: NEXT_TOKEN,
     },
     Row {
         operations: WITH_TOKEN,
@@ -157,7 +158,7 @@ pub(super) const VAULT_ANSWERS: &[Row] = &[
         processed: Yes,
         kind: TokenInvalid,
         cause: TOKEN_INVALID,
-        remedy: RENDER_A_TOKEN,
+        remedy: NEXT_TOKEN,
     },
     // Vault answers an Encrypt with a key that does not exist in the same way: it would have to create it.
     Row {
@@ -331,6 +332,6 @@ const BAD_CIPHERTEXT: &str = "the ciphertext is damaged or was made with another
 const CHECK_CIPHERTEXT: &str = "compare the value with a snapshot of etcd, or name the other key in \
                                 vault.keynames, behind the first";
 const POLICY: &str = "the token's policy does not allow {operation}";
-const RENDER_A_TOKEN: &str = "the agent has to render a new one, or a login has to bring one{namespace_hint}";
+const NEXT_TOKEN: &str = "{next_token}{namespace_hint}";
 const TOKEN_INVALID: &str = "Vault does not accept the token any more (it is expired, revoked, of another Vault \
                              or namespace, used from outside its bound CIDRs, or its entity is disabled)";

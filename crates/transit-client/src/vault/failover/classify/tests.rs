@@ -11,6 +11,11 @@ const LOGIN: [VaultOperation; 4] = [
     VaultOperation::WrappingLookup,
 ];
 
+/// The meaning of an answer to a session with a rendered token.
+fn classify(operation: VaultOperation, path: RequestPath<'_>, status: u16, body: &[u8]) -> Classified {
+    classify_body(operation, path, TokenSource::Rendered, status, body)
+}
+
 fn at(path: &str) -> RequestPath<'_> {
     RequestPath { namespace: None, path }
 }
@@ -215,4 +220,34 @@ fn vault_has_certainly_not_processed_a_request_only_if_the_answer_proves_it() {
         let classified = classify(VaultOperation::Login, at("auth/approle/login"), status, body.as_bytes());
         assert_eq!(classified.processed, processed, "{status} {body}");
     }
+}
+
+#[test]
+fn the_remedy_for_an_invalid_token_depends_on_where_tokens_come_from() {
+    let refused = br#"{"errors":["permission denied"]}"#;
+    let missing = br#"{"errors":["missing client token"]}"#;
+    for (source, status, body, kind, words) in [
+        (
+            TokenSource::Rendered,
+            403,
+            &refused[..],
+            ErrorKind::TokenInvalid,
+            "the agent has to render a new one",
+        ),
+        (TokenSource::Login, 403, refused, ErrorKind::TokenInvalid, "transit-kms logs in again"),
+        (TokenSource::Agent, 403, refused, ErrorKind::TokenInvalid, "set use_auto_auth_token"),
+        (TokenSource::Agent, 400, missing, ErrorKind::TokenInvalid, "set use_auto_auth_token"),
+        (TokenSource::Inline, 403, refused, ErrorKind::Denied, "needs OpenBao 2.6.2 or newer"),
+        (TokenSource::Inline, 400, missing, ErrorKind::Denied, "needs OpenBao 2.6.2 or newer"),
+    ] {
+        let Classified { consequence, error, .. } =
+            classify_body(VaultOperation::ReadKey, at("transit/keys/kms"), source, status, body);
+        assert_eq!((consequence, error.kind), (Consequence::Final, kind), "{source:?}");
+        assert!(error.message.contains(words), "{source:?}: {error}");
+    }
+    let away = br#"{"errors":["failed to get the response: context deadline exceeded"]}"#;
+    let Classified { consequence, error, .. } =
+        classify_body(VaultOperation::ReadKey, at("transit/keys/kms"), TokenSource::Agent, 500, away);
+    assert_eq!((consequence, error.kind), (Consequence::Eject, ErrorKind::Unreachable));
+    assert!(error.message.contains("the agent does not reach Vault"), "{error}");
 }

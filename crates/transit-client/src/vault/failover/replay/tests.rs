@@ -14,6 +14,7 @@ use crate::{
     testing::fake_vault::{Answer, FakeVault, call, json, session},
     vault::{
         exchange::{HttpRequest, invalid_response},
+        failover::TokenSource,
         session::Session,
     },
 };
@@ -35,6 +36,7 @@ async fn ask(
         path: "auth/approle/login".into(),
         headers: HeaderMap::new(),
         body: Bytes::from_static(b"{}"),
+        token_source: TokenSource::Rendered,
     };
     let request = Request {
         acceptance: &Acceptance::default(),
