@@ -99,7 +99,7 @@ pub(super) fn token_settings(ttl: &str, max_ttl: &str) -> Value {
 }
 
 /// The tokens of logins that are valid: those that are neither root tokens nor revoked.
-async fn login_tokens(env: &TestEnv) -> usize {
+pub(super) async fn login_tokens(env: &TestEnv) -> usize {
     let accessors = env.bao.api("LIST", "auth/token/accessors", Value::Null).await;
     let mut count = 0;
     for accessor in accessors["data"]["keys"].as_array().unwrap() {

@@ -130,10 +130,22 @@ impl Bao {
 
     /// Sends a request as root, and returns the answer with a wrapping token that lives for `ttl`.
     pub async fn api_wrapped(&self, method: &str, path: &str, body: Value, ttl: &str) -> Value {
-        let request = self.request(&self.root_token, method, path).header("X-Vault-Wrap-TTL", ttl);
-        let (status, answer) = self.exchange(request, body).await.unwrap();
+        let (status, answer) = self.api_wrapped_as(&self.root_token, method, path, body, ttl).await;
         assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
         answer
+    }
+
+    /// Like [`Bao::api_wrapped`], with this token. Returns the status and body, also of an error.
+    pub async fn api_wrapped_as(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: Value,
+        ttl: &str,
+    ) -> (u16, Value) {
+        let request = self.request(token, method, path).header("X-Vault-Wrap-TTL", ttl);
+        self.exchange(request, body).await.unwrap()
     }
 
     fn request(&self, token: &str, method: &str, path: &str) -> RequestBuilder {
