@@ -19,6 +19,8 @@ mod encryption_config_reload;
 #[cfg(test)]
 mod fake_plugin;
 #[cfg(test)]
+mod kubernetes_login;
+#[cfg(test)]
 mod local_kek;
 #[cfg(test)]
 mod lost_access;
