@@ -1,4 +1,4 @@
-//! `agent`: the daemon has no token, and a real agent adds its own one to the requests.
+//! `agent`: the daemon has no token, and a real agent adds its token to the requests.
 
 use std::{
     fs,
@@ -114,7 +114,7 @@ async fn no_call_fails_while_the_agent_replaces_its_token() {
     let load = Load::start(&daemon, 1, PAUSE).await;
     eventually("the agent logs in twice more", REPLACE_TIMEOUT, async || site.logins() >= 3).await;
     let calls = load.calls();
-    eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls + 20).await;
+    eventually("further calls", RELOAD_TIMEOUT, async || load.calls() > calls + 20).await;
     load.stop().await.assert_nothing_failed();
     assert_eq!(token_requests(&daemon).await, 0.0, "{}", daemon.log());
     assert_eq!(daemon.generation().await, 1, "one session");

@@ -143,7 +143,7 @@ async fn vault_requests(daemon: &Daemon) -> f64 {
 
 async fn more_calls(load: &Load) {
     let calls = load.calls();
-    eventually("calls go on", RELOAD_TIMEOUT, async || load.calls() > calls + 40).await;
+    eventually("further calls", RELOAD_TIMEOUT, async || load.calls() > calls + 40).await;
 }
 
 async fn a_rotated_credential_is_used_at_once(inner: Inner) {

@@ -112,7 +112,8 @@ pub fn token_of(unwrapped: &[u8]) -> Result<Token, TransitError> {
     }
     let missing = || {
         unusable(
-            "the wrapping token in vault.auth.token_file wraps no token: it must be of an agent's sink, or of auth/token/create",
+            "the wrapping token in vault.auth.token_file wraps no token: it must be of an agent's sink, or of \
+             auth/token/create",
         )
     };
     let body: Unwrapped = serde_json::from_slice(unwrapped).map_err(|_| missing())?;
