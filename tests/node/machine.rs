@@ -14,8 +14,10 @@ use testkit::{command, eventually};
 pub(crate) const SOCKETS: &str = "/run/transit-kms";
 /// The KMS socket.
 pub(crate) const SOCKET: &str = "/run/transit-kms/kms.sock";
-/// The directory of the agent's credentials.
+/// The directory of the credentials.
 pub(crate) const CREDENTIALS: &str = "/etc/transit-kms";
+/// The directory of what transit-kms remembers of its logins.
+pub(crate) const STATE: &str = "/var/lib/transit-kms";
 
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
 

@@ -13,6 +13,8 @@ mod control_plane;
 #[cfg(test)]
 mod helm;
 #[cfg(test)]
+mod login;
+#[cfg(test)]
 mod machine;
 #[cfg(test)]
 mod node;

@@ -87,6 +87,17 @@ impl Node {
         fs::remove_file(self.manifest(name)).unwrap();
     }
 
+    /// Returns the logs of all containers of the pods of this name or uid.
+    pub(crate) fn pod_logs(&self, pod: &str) -> String {
+        let mut text = String::new();
+        for entry in fs::read_dir(self.machine.disk("logs")).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().contains(pod) {
+                append_files(&entry.path(), &mut text);
+            }
+        }
+        text
+    }
+
     /// Runs `ctr` in the containerd namespace of kubelet.
     fn ctr(&self, arguments: &[&str]) -> String {
         let ran = command("ctr").args(["-a", CONTAINERD, "-n", "k8s.io"]).args(arguments).output().unwrap();
@@ -183,6 +194,18 @@ impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
             print_container_logs(&self.machine.disk("logs"));
+        }
+    }
+}
+
+/// Appends the content of all files below this directory.
+fn append_files(below: &Path, text: &mut String) {
+    for entry in fs::read_dir(below).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            append_files(&path, text);
+        } else {
+            *text += &fs::read_to_string(&path).unwrap();
         }
     }
 }

@@ -20,7 +20,7 @@ use testkit::{
 use crate::{
     control_plane::NodeControlPlane,
     helm::{Helm, PODS},
-    machine::{CREDENTIALS, SOCKET},
+    machine::{CREDENTIALS, SOCKET, STATE},
     node::{NAME, Node},
     pods::{Pod, pods},
 };
@@ -38,17 +38,34 @@ pub(crate) struct NodeEnv {
 impl NodeEnv {
     /// Returns a node that is powered off, without an API server. Its disk has the agent's credentials for this role.
     pub(crate) async fn powered_off(role: &Value) -> Self {
+        let env = Self::without_credentials().await;
+        login::approle(&env.bao, Path::new(CREDENTIALS), role).await;
+        env
+    }
+
+    /// As [`NodeEnv::powered_off`], without credentials.
+    pub(crate) async fn without_credentials() -> Self {
         let (bao, control_plane) = (Bao::start().await, NodeControlPlane::start().await);
         let node = Node::new().await;
         control_plane.write_kubelet_kubeconfig(&node);
+        for folder in [CREDENTIALS, STATE] {
+            // An earlier test may have left files there.
+            if Path::new(folder).exists() {
+                fs::remove_dir_all(folder).unwrap();
+            }
+        }
         fs::create_dir_all(CREDENTIALS).unwrap();
-        login::approle(&bao, Path::new(CREDENTIALS), role).await;
         Self { bao, node, control_plane }
     }
 
     /// Starts a cluster that encrypts nothing, for the chart to be installed.
     pub(crate) async fn without_encryption(role: &Value) -> Self {
-        let mut env = Self::powered_off(role).await;
+        Self::powered_off(role).await.boot_without_encryption().await
+    }
+
+    /// Boots the node, and starts a cluster on it that encrypts nothing.
+    pub(crate) async fn boot_without_encryption(self) -> Self {
+        let mut env = self;
         env.control_plane.run_api_server(&env.node, &identity_only());
         env.node.boot().await;
         env.control_plane.wait_ready().await;
@@ -101,9 +118,14 @@ impl NodeEnv {
 
     /// Starts everything again, in the order of a real boot.
     pub(crate) async fn boot(&mut self) {
+        self.boot_without_controllers().await;
+        self.control_plane.start_controllers();
+    }
+
+    /// As [`NodeEnv::boot`], without the controllers. Static pods do not need them.
+    pub(crate) async fn boot_without_controllers(&mut self) {
         self.control_plane.cluster.etcd.start_again().await;
         self.node.boot().await;
-        self.control_plane.start_controllers();
     }
 
     /// Writes a Secret. Returns an error unless transit-kms encrypted it in etcd.
@@ -141,9 +163,14 @@ impl NodeEnv {
 
     /// Returns the sum of all samples of a metric of the daemon, which listens on the chart's default port.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
+        self.metric_with(name, &[]).await
+    }
+
+    /// As [`NodeEnv::metric`], of the samples with these labels.
+    pub(crate) async fn metric_with(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let http = client().build().unwrap();
         let text = http.get("http://127.0.0.1:9797/metrics").send().await.unwrap().text().await.unwrap();
-        samples(&text, name, &[]).iter().sum()
+        samples(&text, name, labels).iter().sum()
     }
 
     /// Returns the output of `kubectl describe` for the pods of transit-kms, for failure messages.
