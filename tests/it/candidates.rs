@@ -61,6 +61,9 @@ impl Setup {
         };
         let unusable_token = ["does not accept the token", "the agent has to render a new one"];
         let file = format!("{}:", self.config().display());
+        let approle = json!({
+            "method": "approle", "role_id": "role", "secret_id": "hidden", "state_dir": self.dir.path().join("state"),
+        });
         vec![
             bad("bogus token", "refused", unusable_token, good.with_token("hvs.bogus").yaml()),
             bad("revoked token", "refused", unusable_token, good.with_token(&revoked).yaml()),
@@ -104,13 +107,16 @@ impl Setup {
             bad(
                 "login by AppRole",
                 "refused",
-                ["`approle` is not supported yet", "vault.token"],
-                without_token("  roleid: 'role'\n  secretid: 'hidden'\n"),
+                [
+                    "Vault has refused this credential twice",
+                    "logs in again when vault.auth.secret_id changes",
+                ],
+                without_token(&format!("  auth: {approle}\n")),
             ),
             bad(
                 "login by certificate",
                 "refused",
-                ["`cert` is not supported yet", "vault.token"],
+                ["/c.pem", "does not exist"],
                 without_token("  clientcert: '/c.pem'\n  clientkey: '/k.pem'\n"),
             ),
             bad(
