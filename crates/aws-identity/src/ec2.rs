@@ -39,11 +39,10 @@ impl AwsIdentity {
         signature: DocumentSignature,
     ) -> Result<LoginFields, AwsIdentityError> {
         let document = self.document(signature.path()).await.map_err(AwsIdentityError::IdentityDocument)?;
-        Ok(LoginFields::new(vec![
-            ("role", Zeroizing::new(role.into())),
-            ("pkcs7", document),
-            ("nonce", Zeroizing::new(nonce.expose().into())),
-        ]))
+        let nonce = Zeroizing::new(nonce.expose().to_owned());
+        let fields =
+            vec![("role", Zeroizing::new(role.into())), ("pkcs7", document), ("nonce", nonce.clone())];
+        Ok(LoginFields::new(fields, vec![nonce]))
     }
 
     /// The signed document in base64, without its line breaks.

@@ -73,13 +73,14 @@ impl AwsIdentity {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), *value))
             .chain(signed.iter().map(|(name, value)| (canonical(name), value.as_str())));
-        Ok(LoginFields::new(vec![
+        let fields = vec![
             ("role", Zeroizing::new(settings.role.clone())),
             ("iam_http_request_method", Zeroizing::new(METHOD.into())),
             ("iam_request_url", Zeroizing::new(BASE64.encode(url.as_str()))),
             ("iam_request_body", Zeroizing::new(BASE64.encode(BODY))),
             ("iam_request_headers", encode(headers)?),
-        ]))
+        ];
+        Ok(LoginFields::new(fields, credentials.into_parts()))
     }
 }
 

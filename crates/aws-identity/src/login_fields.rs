@@ -5,12 +5,22 @@ use zeroize::Zeroizing;
 /// The fields of a request to `auth/<mount>/login`. They have no `Debug`, and are wiped: a signed request is a
 /// credential for 15 minutes, and a nonce is one permanently.
 pub struct LoginFields {
+    credential: Vec<Zeroizing<String>>,
     fields: Vec<(&'static str, Zeroizing<String>)>,
 }
 
 impl LoginFields {
-    pub(crate) fn new(fields: Vec<(&'static str, Zeroizing<String>)>) -> Self {
-        Self { fields }
+    pub(crate) fn new(
+        fields: Vec<(&'static str, Zeroizing<String>)>,
+        credential: Vec<Zeroizing<String>>,
+    ) -> Self {
+        Self { credential, fields }
+    }
+
+    /// What tells this credential from another one: for `iam` the access key ID and the secret access key, for `ec2` the
+    /// nonce. The fields are no help, because each signature differs. These values are secrets: hash them.
+    pub fn credential(&self) -> impl Iterator<Item = &str> {
+        self.credential.iter().map(|part| part.as_str())
     }
 
     /// The fields: names, and values as Vault expects them.
@@ -45,7 +55,7 @@ mod tests {
     fn the_body_is_json_and_its_buffer_does_not_grow() {
         let value = Zeroizing::new("\u{1}\"\\\u{e9}".repeat(50));
         let fields =
-            LoginFields::new(vec![("role", Zeroizing::new("node".into())), ("nonce", value.clone())]);
+            LoginFields::new(vec![("role", Zeroizing::new("node".into())), ("nonce", value.clone())], vec![]);
         let body = fields.to_json();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(json, serde_json::json!({"role": "node", "nonce": *value}));

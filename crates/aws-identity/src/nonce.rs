@@ -9,8 +9,9 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// A nonce of another program, such as an agent, may be longer than those that are created here.
-const MAX_BYTES: usize = 256;
+/// A nonce of another program, such as an agent, may be longer than those that are created here. Vault refuses a longer
+/// one (`builtin/credential/aws/path_login.go`).
+const MAX_BYTES: usize = 128;
 /// The permissions of a new file, and the bits that give access to others.
 const MODE: u32 = 0o600;
 const OTHERS: u32 = 0o077;
@@ -110,7 +111,7 @@ impl Nonce {
             return Err(damaged("is empty"));
         }
         if nonce.len() > MAX_BYTES || !nonce.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(damaged("is not one line of at most 256 visible ASCII characters"));
+            return Err(damaged("is not one line of at most 128 visible ASCII characters"));
         }
         Ok(Self { is_exposed: metadata.mode() & OTHERS != 0, text: Zeroizing::new(nonce.to_owned()) })
     }

@@ -96,6 +96,9 @@ pub(super) struct Identity {
     pub(super) opened_token: Option<(CredentialHash, Token)>,
     /// The credential that only another one replaces, and why.
     rejected: Option<(CredentialHash, LoginError)>,
+    /// Other users can read the nonce, and a warning was logged.
+    #[cfg(feature = "aws")]
+    pub(super) warned_about_nonce: bool,
     /// The secret_id allows one login, and a warning was logged.
     warned_about_single_use: bool,
 }
@@ -254,6 +257,8 @@ impl Identity {
             opened: None,
             opened_token: None,
             rejected: None,
+            #[cfg(feature = "aws")]
+            warned_about_nonce: false,
             warned_about_single_use: false,
         }
     }

@@ -56,6 +56,9 @@ pub(super) async fn prepare(identity: &mut Identity, target: &LoginTarget) -> Re
         AuthMethod::Kubernetes(settings) => kubernetes_login(auth, material, settings),
         AuthMethod::Userpass(settings) => userpass_login(auth, material, settings),
         AuthMethod::Inline(method) => inline(auth, material, method),
+        #[cfg(feature = "aws")]
+        AuthMethod::Aws(settings) => super::aws::prepare(identity, target, settings).await,
+        #[cfg(not(feature = "aws"))]
         AuthMethod::Aws(_) => Err(not_built_in("aws")),
         AuthMethod::Spiffe(_) => Err(not_built_in("spiffe")),
         // Its token is unwrapped, and there is no login.
@@ -196,7 +199,7 @@ pub(super) fn fixed_mount(auth: &AuthSettings) -> Result<&MountPath, TransitErro
     }
 }
 
-fn fixed(auth: &AuthSettings) -> Result<AuthMount, LoginError> {
+pub(super) fn fixed(auth: &AuthSettings) -> Result<AuthMount, LoginError> {
     let mount = fixed_mount(auth).map_err(blocked)?.clone();
     Ok(AuthMount { mount, namespace: auth.namespace.clone() })
 }

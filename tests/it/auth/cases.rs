@@ -25,6 +25,10 @@ pub(super) const ROLE: &str = "transit-kms";
 
 /// How a method is set up on a server, and how its credentials change.
 pub(super) trait Method {
+    /// The server on which it is set up, and the environment of the daemon.
+    async fn env(&mut self) -> TestEnv {
+        TestEnv::without_file().await
+    }
     /// Writes new credentials to the folder, and has the server accept them. `token` has the token settings of the
     /// role. Returns the block `auth`, which stays the same, and the secrets that must not be printed.
     async fn issue(&mut self, env: &TestEnv, dir: &Path, token: &Value) -> Issued;
@@ -52,8 +56,8 @@ struct Bench<M> {
 }
 
 impl<M: Method> Bench<M> {
-    async fn new(method: M, token: Value) -> Self {
-        let env = TestEnv::without_file().await;
+    async fn new(mut method: M, token: Value) -> Self {
+        let env = method.env().await;
         let dir = env.dir().join("credentials");
         std::fs::create_dir(&dir).unwrap();
         let mut bench = Self { dir, env, method, secrets: Vec::new(), token };

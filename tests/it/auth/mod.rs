@@ -3,6 +3,7 @@
 
 mod agent;
 mod approle;
+mod aws;
 mod cases;
 mod cert;
 mod deliveries;

@@ -224,6 +224,11 @@ impl SigningCredentials {
         })
     }
 
+    /// What tells these credentials from others. A session token changes together with them.
+    pub(crate) fn into_parts(self) -> Vec<Zeroizing<String>> {
+        vec![self.access_key_id, self.secret_access_key]
+    }
+
     /// Returns `None` if a value is not allowed in a header.
     pub(crate) fn to_sdk(&self) -> Option<aws_credential_types::Credentials> {
         let values = [Some(&self.access_key_id), Some(&self.secret_access_key), self.session_token.as_ref()];

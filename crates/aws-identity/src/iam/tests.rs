@@ -104,7 +104,7 @@ async fn sts_refuses_a_request_that_is_old_or_was_changed() {
     let old = SystemTime::now() - Duration::from_secs(16 * 60);
     let fields = identity.iam_login(&settings(None), old).await.unwrap();
     let (status, said) = Decoded::of(&fields).send(&api).await;
-    assert!(status == 403 && said.contains("expired"), "{status} {said}");
+    assert!(status == 403 && said.contains("Signature expired"), "{status} {said}");
 
     let fields = identity.iam_login(&settings(None), SystemTime::now()).await.unwrap();
     let mut request = Decoded::of(&fields);

@@ -126,7 +126,7 @@ fn authenticate<'a>(
     let age = signed.map(|signed| now.duration_since(signed).unwrap_or_else(|error| error.duration()));
     match age {
         Some(age) if age <= MAX_AGE => Ok(principal),
-        _ => Err(("SignatureDoesNotMatch", "the signature has expired".into())),
+        _ => Err(("SignatureDoesNotMatch", format!("Signature expired: {text}"))),
     }
 }
 

@@ -78,21 +78,12 @@ impl AwsVault {
 
     /// Creates [`ROLE`] for the IAM principal with this ARN. `settings` are those of tokens.
     pub async fn iam_role(&self, arn: &str, settings: &Value) {
-        let mut role = role(settings);
-        role["auth_type"] = json!("iam");
-        role["bound_iam_principal_arn"] = json!([arn]);
-        // Otherwise Vault asks IAM for the unique ID of the principal.
-        role["resolve_aws_unique_ids"] = json!(false);
-        self.bao.api("POST", &format!("auth/aws/role/{ROLE}"), role).await;
+        iam_role(&self.bao, arn, settings).await;
     }
 
     /// Creates [`ROLE`] for the EC2 instance [`INSTANCE_ID`]. `settings` are those of tokens.
     pub async fn ec2_role(&self, settings: &Value) {
-        let mut role = role(settings);
-        role["auth_type"] = json!("ec2");
-        role["bound_account_id"] = json!([ACCOUNT]);
-        role["bound_ec2_instance_id"] = json!([INSTANCE_ID]);
-        self.bao.api("POST", &format!("auth/aws/role/{ROLE}"), role).await;
+        ec2_role(&self.bao, settings).await;
     }
 
     /// Logs in with these fields, without the daemon: the status, and the token or the error.
@@ -102,4 +93,23 @@ impl AwsVault {
         let token = answer["auth"]["client_token"].as_str();
         (status, token.map_or_else(|| answer["errors"].to_string(), str::to_owned))
     }
+}
+
+/// Like [`AwsVault::iam_role`].
+pub async fn iam_role(bao: &Bao, arn: &str, settings: &Value) {
+    let mut role = role(settings);
+    role["auth_type"] = json!("iam");
+    role["bound_iam_principal_arn"] = json!([arn]);
+    // Otherwise Vault asks IAM for the unique ID of the principal.
+    role["resolve_aws_unique_ids"] = json!(false);
+    bao.api("POST", &format!("auth/aws/role/{ROLE}"), role).await;
+}
+
+/// Like [`AwsVault::ec2_role`].
+pub async fn ec2_role(bao: &Bao, settings: &Value) {
+    let mut role = role(settings);
+    role["auth_type"] = json!("ec2");
+    role["bound_account_id"] = json!([ACCOUNT]);
+    role["bound_ec2_instance_id"] = json!([INSTANCE_ID]);
+    bao.api("POST", &format!("auth/aws/role/{ROLE}"), role).await;
 }

@@ -1,6 +1,7 @@
 //! The usual environment of a daemon: an OpenBao server and a rendered config.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,6 +28,8 @@ pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct TestEnv {
     pub bao: Bao,
     pub config: PathBuf,
+    /// Environment variables of the daemons.
+    pub environment: BTreeMap<String, String>,
     /// The content of the next rendering. Its token is that of the last one.
     pub rendered: ConfigFile,
     dir: TempDir,
@@ -43,10 +46,15 @@ impl TestEnv {
 
     /// Like [`TestEnv::start`], without rendering the config.
     pub async fn without_file() -> Self {
-        let bao = Bao::start().await;
+        Self::of(Bao::start().await)
+    }
+
+    /// With this server, without rendering the config.
+    pub fn of(bao: Bao) -> Self {
         let dir = temp_dir("test-env-");
         let rendered = ConfigFile::of(&bao, "");
-        Self { bao, config: dir.path().join("config.yaml"), rendered, dir }
+        let config = dir.path().join("config.yaml");
+        Self { bao, config, environment: BTreeMap::new(), rendered, dir }
     }
 
     /// Renders the config with this token, as an agent does.
@@ -87,7 +95,9 @@ impl TestEnv {
                 all.extend(pair.iter().map(|text| (*text).to_owned()));
             }
         }
-        Daemon::start_with(&self.config, DaemonOptions { arguments: all, ..DaemonOptions::default() }).await
+        let environment = self.environment.clone();
+        let options = DaemonOptions { arguments: all, environment, ..DaemonOptions::default() };
+        Daemon::start_with(&self.config, options).await
     }
 
     /// Like [`TestEnv::daemon`]; also waits until the daemon is ready, and connects a client.

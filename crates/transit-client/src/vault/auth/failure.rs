@@ -1,5 +1,7 @@
 //! What a failed login means: what has to happen before the next attempt.
 
+mod aws;
+
 use super::{Login, LoginMethod};
 use crate::{ErrorKind, TransitError};
 
@@ -190,13 +192,6 @@ const REFUSALS: &[Refusal] = &[
                   allowed_uri_sans and allowed_common_names of the role, and vault.auth.role; no proxy in \
                   between may end TLS",
     },
-    Refusal {
-        methods: &[LoginMethod::Aws],
-        words: &["client nonce mismatch", "nonce"],
-        failure: LoginFailure::Refused,
-        meaning: "this instance has logged in with another nonce: restore the file of the nonce, or remove the \
-                  instance from auth/<mount>/identity-accesslist",
-    },
 ];
 
 /// The meaning of a refusal whose words are not in the table.
@@ -222,7 +217,8 @@ impl LoginError {
     }
 
     fn of_attempt(method: LoginMethod, single_use: bool, error: TransitError) -> Self {
-        let known = REFUSALS.iter().find(|row| {
+        let error = aws::without_canonical_request(method, error);
+        let known = REFUSALS.iter().chain(aws::REFUSALS).find(|row| {
             row.methods.contains(&method) && row.words.iter().any(|words| error.message.contains(words))
         });
         let may_be_used = single_use && error.may_have_been_processed();
@@ -253,7 +249,7 @@ mod tests {
         vault::auth::AuthMount,
     };
 
-    fn failed(method: LoginMethod, kind: ErrorKind, message: &str) -> LoginError {
+    pub(super) fn failed(method: LoginMethod, kind: ErrorKind, message: &str) -> LoginError {
         let at = AuthMount { mount: MountPath::new("m").unwrap(), namespace: Namespace::default() };
         LoginError::of_login(&Login::new(method, at, []), TransitError::new(kind, message))
     }
