@@ -295,7 +295,15 @@ fn inline(login: &Section<'_>) -> Result<InlineMethod, Broken> {
             }
             InlineMethod::AppRole { role_id, secret_id }
         }
-        "jwt" => InlineMethod::Jwt(jwt_settings(login)?),
+        "jwt" => {
+            if let Some(api) = login.find("workload_api") {
+                return Err(api.broken(
+                    "cannot be used with inline, because each request needs an SVID that has not expired: use \
+                     method: jwt, or jwt_file with a file that is renewed",
+                ));
+            }
+            InlineMethod::Jwt(jwt_settings(login)?)
+        }
         "kubernetes" => InlineMethod::Kubernetes(kubernetes(login)?),
         _ => InlineMethod::Userpass(userpass(login)?),
     })

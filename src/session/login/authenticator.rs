@@ -273,7 +273,7 @@ impl Identity {
 
     async fn log_in(&mut self, target: &LoginTarget) -> Result<LoggedIn, LoginError> {
         let prepared = prepare(self, target).await?;
-        let Prepared { credential, login, pool, waits_for } = &prepared;
+        let Prepared { credential, is_fetched, login, pool, waits_for } = &prepared;
         let credential = *credential;
         if let Some(known) = self.rejection(credential) {
             return Err(known);
@@ -304,6 +304,9 @@ impl Identity {
             }
             Err(failed) => failed,
         };
+        if *is_fetched && failed.failure == LoginFailure::Refused {
+            return Err(LoginError { failure: LoginFailure::Blocked, ..failed });
+        }
         match failed.failure {
             LoginFailure::Refused => {
                 let refusals = self.with_ledger(move |ledger| ledger.refuse(credential)).await;

@@ -71,7 +71,7 @@ pub(super) async fn prepare(
         AwsProof::Ec2 => aws::ec2_login(at, sent),
         AwsProof::Iam { .. } => aws::iam_login(at, sent),
     };
-    Ok(Prepared { credential, login, pool: None, waits_for })
+    Ok(Prepared { credential, is_fetched: false, login, pool: None, waits_for })
 }
 
 /// Waits for what the services of this machine answer, until the login must end.

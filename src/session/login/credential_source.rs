@@ -9,21 +9,23 @@ use transit_client::{
     key::MountPath,
     vault::{
         Pool,
-        auth::{AuthMount, Login, LoginError, LoginFailure, LoginMethod, approle, cert, jwt, userpass},
+        auth::{
+            AuthMount, Login, LoginError, LoginFailure, LoginMethod, approle, cert, jwt, spiffe, userpass,
+        },
     },
 };
-use zeroize::Zeroizing;
 
 use super::{
     authenticator::{Identity, LoginTarget},
     credential::CredentialHash,
     delivery::{self, DeliveryFile},
+    svid::{self, CertificateForMount, JwtForMount},
 };
 use crate::config::{
     LoginMaterial,
     settings::auth::{
-        AppRoleSettings, AuthMethod, AuthSettings, InlineMethod, JwtSettings, JwtSource, KubernetesSettings,
-        LoginMount, MaterialFile, SecretSource, UserpassSettings, X509Source,
+        AppRoleSettings, AuthMethod, AuthSettings, InlineMethod, JwtSource, KubernetesSettings, LoginMount,
+        MaterialFile, SecretSource, SvidSource, UserpassSettings,
     },
 };
 
@@ -31,6 +33,8 @@ use crate::config::{
 pub(super) struct Prepared {
     /// Identifies the credential that Vault may refuse.
     pub(super) credential: CredentialHash,
+    /// Each attempt has another credential, so that a refusal says nothing about the next attempt.
+    pub(super) is_fetched: bool,
     pub(super) login: Login,
     /// Connections that present a certificate; `None` for those of the session.
     pub(super) pool: Option<Arc<Pool>>,
@@ -44,15 +48,14 @@ pub(super) async fn prepare(identity: &mut Identity, target: &LoginTarget) -> Re
     match &auth.method {
         AuthMethod::AppRole(settings) => approle(identity, target, settings).await,
         AuthMethod::Cert(settings) => {
-            let X509Source::Files { cert_file, key_file } = &settings.certificate else {
-                return Err(not_built_in("spiffe"));
-            };
-            let certificate = file(material, cert_file)?;
-            let key = file(material, key_file)?;
-            let login = cert::login(LoginMethod::Cert, fixed(auth)?, settings.role.as_deref());
-            with_certificate(target, login, certificate, key, name_of(cert_file)).await
+            let certificate = svid::certificate(auth, material, &settings.certificate).await?;
+            let login = cert::login(certificate.at.clone(), settings.role.as_deref());
+            with_certificate(target, login, certificate).await
         }
-        AuthMethod::Jwt(settings) => jwt_login(auth, material, settings),
+        AuthMethod::Jwt(settings) => {
+            let jwt = svid::jwt(auth, material, &settings.jwt).await?;
+            Ok(jwt_login(LoginMethod::Jwt, &settings.role, jwt))
+        }
         AuthMethod::Kubernetes(settings) => kubernetes_login(auth, material, settings),
         AuthMethod::Userpass(settings) => userpass_login(auth, material, settings),
         AuthMethod::Inline(method) => inline(auth, material, method),
@@ -60,7 +63,17 @@ pub(super) async fn prepare(identity: &mut Identity, target: &LoginTarget) -> Re
         AuthMethod::Aws(settings) => super::aws::prepare(identity, target, settings).await,
         #[cfg(not(feature = "aws"))]
         AuthMethod::Aws(_) => Err(not_built_in("aws")),
-        AuthMethod::Spiffe(_) => Err(not_built_in("spiffe")),
+        AuthMethod::Spiffe(settings) => match &settings.svid {
+            SvidSource::Jwt(source) => {
+                let svid = svid::jwt(auth, material, source).await?;
+                let login = spiffe::jwt_login(svid.at.clone(), &settings.role, svid.jwt.clone());
+                Ok(with_jwt(login, svid))
+            }
+            SvidSource::X509(source) => {
+                let svid = svid::certificate(auth, material, source).await?;
+                with_certificate(target, spiffe::x509_login(svid.at.clone(), &settings.role), svid).await
+            }
+        },
         // Its token is unwrapped, and there is no login.
         AuthMethod::TokenFile(_) => Err(not_built_in("token_file")),
     }
@@ -82,7 +95,17 @@ pub(super) fn inline(
             let login = approle::login(fixed(auth)?, role_id, secret_id);
             Ok(prepared(login, &secrets, waits_for))
         }
-        InlineMethod::Jwt(settings) => jwt_login(auth, material, settings),
+        InlineMethod::Jwt(settings) => match &settings.jwt {
+            JwtSource::File(jwt_file) => {
+                let jwt = svid::jwt_of_file(auth, material, jwt_file)?;
+                Ok(jwt_login(LoginMethod::Jwt, &settings.role, jwt))
+            }
+            // The rules of the config refuse it.
+            JwtSource::WorkloadApi { .. } => Err(blocked(TransitError::new(
+                ErrorKind::Config,
+                "inline authentication cannot use the Workload API: set vault.auth.login.jwt_file",
+            ))),
+        },
         InlineMethod::Kubernetes(settings) => kubernetes_login(auth, material, settings),
         InlineMethod::Userpass(settings) => userpass_login(auth, material, settings),
     }
@@ -99,7 +122,13 @@ async fn approle(
     let Some(delivered) = &settings.secret_id else {
         let credential = CredentialHash::of_secrets([&role_id]);
         let login = approle::login(at, role_id, None);
-        return Ok(Prepared { credential, login, pool: None, waits_for: waits_for(&settings.role_id) });
+        return Ok(Prepared {
+            credential,
+            is_fetched: false,
+            login,
+            pool: None,
+            waits_for: waits_for(&settings.role_id),
+        });
     };
     let (bytes, name): (&[u8], String) = match &delivered.source {
         SecretSource::File(material_file) => (file(material, material_file)?, name_of(material_file)),
@@ -114,16 +143,7 @@ async fn approle(
         identity.warn_about_single_use(&name);
     }
     let login = approle::login(at, role_id, Some(opened.secret_id));
-    Ok(Prepared { credential, login, pool: None, waits_for: name })
-}
-
-fn jwt_login(
-    auth: &AuthSettings,
-    material: &LoginMaterial,
-    settings: &JwtSettings,
-) -> Result<Prepared, LoginError> {
-    let JwtSource::File(jwt_file) = &settings.jwt else { return Err(not_built_in("spiffe")) };
-    jwt_file_login(LoginMethod::Jwt, auth, material, jwt_file, &settings.role)
+    Ok(Prepared { credential, is_fetched: false, login, pool: None, waits_for: name })
 }
 
 fn kubernetes_login(
@@ -131,20 +151,18 @@ fn kubernetes_login(
     material: &LoginMaterial,
     settings: &KubernetesSettings,
 ) -> Result<Prepared, LoginError> {
-    jwt_file_login(LoginMethod::Kubernetes, auth, material, &settings.jwt_file, &settings.role)
+    let jwt = svid::jwt_of_file(auth, material, &settings.jwt_file)?;
+    Ok(jwt_login(LoginMethod::Kubernetes, &settings.role, jwt))
 }
 
-fn jwt_file_login(
-    method: LoginMethod,
-    auth: &AuthSettings,
-    material: &LoginMaterial,
-    jwt_file: &MaterialFile,
-    role: &str,
-) -> Result<Prepared, LoginError> {
-    let name = name_of(jwt_file);
-    let token = jwt::parse(file(material, jwt_file)?, &name).map_err(blocked)?;
-    let login = jwt::login(method, fixed(auth)?, role, token.clone());
-    Ok(prepared(login, [&token], name))
+fn jwt_login(method: LoginMethod, role: &str, jwt: JwtForMount) -> Prepared {
+    let login = jwt::login(method, jwt.at.clone(), role, jwt.jwt.clone());
+    with_jwt(login, jwt)
+}
+
+fn with_jwt(login: Login, jwt: JwtForMount) -> Prepared {
+    let is_fetched = jwt.origin.is_fetched();
+    Prepared { is_fetched, ..prepared(login, [&jwt.jwt], jwt.origin.into_name()) }
 }
 
 fn userpass_login(
@@ -161,23 +179,19 @@ fn userpass_login(
 async fn with_certificate(
     target: &LoginTarget,
     login: Login,
-    certificate: &[u8],
-    key: &[u8],
-    waits_for: String,
+    certificate: CertificateForMount,
 ) -> Result<Prepared, LoginError> {
     let endpoint = target.config.endpoint();
-    let tls = TlsMaterial {
-        client_cert: Some(certificate.to_vec()),
-        client_key: Some(Zeroizing::new(key.to_vec())),
-        ..endpoint.tls
-    };
+    let CertificateForMount { chain, key, origin, .. } = certificate;
+    let credential = CredentialHash::of([chain.as_slice()]);
+    let tls = TlsMaterial { client_cert: Some(chain), client_key: Some(key), ..endpoint.tls };
     let pool = Pool::new(&Endpoint { tls, ..endpoint }).await.map_err(|error| {
         let failure =
             if error.kind == ErrorKind::Config { LoginFailure::Blocked } else { LoginFailure::Away };
         LoginError::new(failure, error)
     })?;
-    let credential = CredentialHash::of([certificate]);
-    Ok(Prepared { credential, login, pool: Some(Arc::new(pool)), waits_for })
+    let is_fetched = origin.is_fetched();
+    Ok(Prepared { credential, is_fetched, login, pool: Some(Arc::new(pool)), waits_for: origin.into_name() })
 }
 
 fn prepared<'a>(
@@ -185,7 +199,8 @@ fn prepared<'a>(
     secrets: impl IntoIterator<Item = &'a SecretString>,
     waits_for: String,
 ) -> Prepared {
-    Prepared { credential: CredentialHash::of_secrets(secrets), login, pool: None, waits_for }
+    let credential = CredentialHash::of_secrets(secrets);
+    Prepared { credential, is_fetched: false, login, pool: None, waits_for }
 }
 
 /// The mount of a method that has no trust domains.
@@ -245,11 +260,12 @@ fn name_of(material_file: &MaterialFile) -> String {
     format!("{} ({})", material_file.setting, material_file.path.display())
 }
 
-fn not_built_in(feature: &str) -> LoginError {
-    let message = format!("this build of transit-kms has no feature `{feature}`: see transit-kms --version");
+pub(super) fn not_built_in(feature: &str) -> LoginError {
+    let message =
+        format!("this build of transit-kms has no feature `{feature}`: build it with --features {feature}");
     blocked(TransitError::new(ErrorKind::Config, message))
 }
 
-fn blocked(error: TransitError) -> LoginError {
+pub(super) fn blocked(error: TransitError) -> LoginError {
     LoginError::new(LoginFailure::Blocked, error)
 }

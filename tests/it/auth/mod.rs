@@ -9,6 +9,7 @@ mod cert;
 mod deliveries;
 mod inline;
 mod jwt;
+mod svid;
 mod token_file;
 mod tokens;
 mod userpass;

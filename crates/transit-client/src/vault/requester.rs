@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -40,6 +41,8 @@ const FIND_NODE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How requests authenticate.
 #[derive(Clone)]
 pub enum RequestAuth {
+    /// With this JWT in the header `Authorization`. Only a login has it.
+    Bearer(SecretString),
     /// With headers that hold a login, which OpenBao performs for each request.
     Inline(InlineLogin),
     /// With the token of a login of this process.
@@ -53,6 +56,7 @@ pub enum RequestAuth {
 impl fmt::Debug for RequestAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Bearer(_) => "Bearer(***)",
             Self::Inline(_) => "Inline(***)",
             Self::LoginToken(_) => "LoginToken(***)",
             Self::NoToken => "NoToken",
@@ -118,6 +122,11 @@ impl Requester {
     ) -> Result<Self, TransitError> {
         let mut headers = common_headers();
         let (token, token_source) = match auth {
+            RequestAuth::Bearer(jwt) => {
+                let value = bearer(jwt).ok_or_else(|| unsendable("the JWT"))?;
+                headers.insert(header::AUTHORIZATION, value);
+                (None, TokenSource::Agent)
+            }
             RequestAuth::Inline(login) => {
                 headers.extend(login.headers().clone());
                 (None, TokenSource::Inline)
@@ -276,6 +285,28 @@ pub(super) fn sensitive(bytes: &[u8]) -> Option<HeaderValue> {
     Some(value)
 }
 
+/// The value of the header `Authorization`. The buffer must not grow, because that leaves a copy in memory.
+fn bearer(jwt: &SecretString) -> Option<HeaderValue> {
+    const SCHEME: &[u8] = b"Bearer ";
+    let jwt = jwt.expose_secret().as_bytes();
+    let mut value = Zeroizing::new(Vec::with_capacity(SCHEME.len() + jwt.len()));
+    value.extend_from_slice(SCHEME);
+    value.extend_from_slice(jwt);
+    sensitive(&value)
+}
+
 fn unsendable(what: &str) -> TransitError {
     TransitError::new(ErrorKind::Config, format!("{what} has characters that cannot be sent in a header"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jwt_is_a_sensitive_header() {
+        let value = bearer(&"a.b.c".into()).unwrap();
+        assert!(value.is_sensitive() && value == "Bearer a.b.c");
+        assert_eq!(format!("{:?}", RequestAuth::Bearer("a.b.c".into())), "Bearer(***)");
+    }
 }

@@ -419,6 +419,10 @@ fn errors_of_an_auth_block_name_the_rule() {
         ),
         ("method: inline, login: { method: inline }", "auth.login.method: must be a method whose"),
         (
+            "method: inline, login: { method: jwt, role: r, workload_api: { address: 'unix:///a', audience: a } }",
+            "auth.login.workload_api: cannot be used with inline",
+        ),
+        (
             "method: inline, login: { method: approle, role_id: r, secret_id: s, delivery: wrapped }",
             "auth.login.delivery: must be plain",
         ),

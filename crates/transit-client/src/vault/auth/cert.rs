@@ -10,10 +10,6 @@ use super::{AuthMount, Login, LoginMethod};
 
 /// A login with the certificate role `role`; `None` lets Vault try all roles.
 #[must_use]
-pub fn login(method: LoginMethod, at: AuthMount, role: Option<&str>) -> Login {
-    let field = match method {
-        LoginMethod::Spiffe => "role",
-        _ => "name",
-    };
-    Login::new(method, at, role.map(|role| (field, role.into())))
+pub fn login(at: AuthMount, role: Option<&str>) -> Login {
+    Login::new(LoginMethod::Cert, at, role.map(|role| ("name", role.into())))
 }

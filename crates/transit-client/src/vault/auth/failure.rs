@@ -171,6 +171,13 @@ const REFUSALS: &[Refusal] = &[
                   docs/auth/kubernetes.md",
     },
     Refusal {
+        methods: &[LoginMethod::Spiffe],
+        words: &["permission denied"],
+        failure: LoginFailure::Blocked,
+        meaning: "Vault does not accept the SVID: check passthrough_request_headers (it must have Authorization), \
+                  audience, trust domain and bundle of the mount, and workload_id_patterns of the role",
+    },
+    Refusal {
         methods: CERT,
         words: &["missing name in alias"],
         failure: LoginFailure::Blocked,
@@ -258,7 +265,7 @@ mod tests {
     #[test]
     fn a_refusal_is_understood_by_vaults_words() {
         use LoginFailure::{Away, Blocked, Refused};
-        use LoginMethod::{Approle, Cert, Jwt, Kubernetes, Userpass};
+        use LoginMethod::{Approle, Cert, Jwt, Kubernetes, Spiffe, Userpass};
         for (method, kind, words, failure, meaning) in [
             (Approle, ErrorKind::Denied, "invalid role or secret ID", Refused, "deliver a new secret_id"),
             (Approle, ErrorKind::Denied, "1 error occurred:\n\t* permission denied", Blocked, "locked"),
@@ -293,6 +300,7 @@ mod tests {
             ),
             (Jwt, ErrorKind::Denied, "role \"x\" could not be found", Blocked, "does not exist"),
             (Kubernetes, ErrorKind::Denied, "permission denied", Blocked, "TokenReview"),
+            (Spiffe, ErrorKind::Denied, "permission denied", Blocked, "passthrough_request_headers"),
             (
                 Kubernetes,
                 ErrorKind::Denied,

@@ -1,4 +1,4 @@
-//! The login methods that take a role and a JWT: `jwt`, `kubernetes`, and the JWTs of `spiffe`.
+//! The login methods that take a role and a JWT: `jwt` and `kubernetes`.
 //!
 //! Sources: <https://developer.hashicorp.com/vault/api-docs/auth/jwt>,
 //! <https://developer.hashicorp.com/vault/api-docs/auth/kubernetes>

@@ -116,6 +116,8 @@ impl LoginContext {
 /// One login: the mount, and what is sent to it. It has no `Debug`, because it contains credentials.
 pub struct Login {
     pub(super) at: AuthMount,
+    /// Sent in the header `Authorization`, and not in the body.
+    bearer: Option<SecretString>,
     pub(super) fields: Vec<(&'static str, SecretString)>,
     method: LoginMethod,
     /// Below the mount, such as `login`.
@@ -134,6 +136,7 @@ impl Login {
     ) -> Self {
         Self {
             at,
+            bearer: None,
             fields: fields.into_iter().collect(),
             method,
             path: "login".to_owned(),
@@ -145,6 +148,11 @@ impl Login {
     /// The same login at another path below the mount.
     pub(super) fn at_path(self, path: String) -> Self {
         Self { path, ..self }
+    }
+
+    /// The same login with this JWT in the header `Authorization`.
+    pub(super) fn with_bearer(self, jwt: SecretString) -> Self {
+        Self { bearer: Some(jwt), ..self }
     }
 
     /// The same login with a credential that allows `uses` logins; `None` if that is not known, 0 for any number.
@@ -175,8 +183,9 @@ impl Login {
     /// If Vault does not answer, refuses, or issues a token that cannot be used. [`LoginError::failure`] says
     /// what has to happen before the next attempt.
     pub async fn log_in(&self, context: &LoginContext) -> Result<LoggedIn, LoginError> {
+        let auth = self.bearer.clone().map_or(RequestAuth::NoToken, RequestAuth::Bearer);
         let requester = context
-            .requester(&RequestAuth::NoToken, &self.at.namespace)
+            .requester(&auth, &self.at.namespace)
             .map_err(|error| LoginError::new(LoginFailure::Blocked, error))?;
         let request = Outgoing {
             body: self.body(),
@@ -197,7 +206,7 @@ impl Login {
 
     /// The JSON body, in one buffer that is wiped. The buffer is large enough: one that grows leaves copies of
     /// credentials in memory.
-    fn body(&self) -> Zeroizing<Vec<u8>> {
+    pub(super) fn body(&self) -> Zeroizing<Vec<u8>> {
         /// An escaped byte has six characters (`\u0000`). Two quotes, a colon and a comma surround each text.
         const ESCAPED: usize = 6;
         let length: usize = self

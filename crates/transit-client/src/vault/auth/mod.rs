@@ -15,6 +15,7 @@ mod failure;
 mod inline;
 pub mod jwt;
 mod login;
+pub mod spiffe;
 pub mod userpass;
 pub mod wrapping;
 
