@@ -58,18 +58,24 @@ pub(super) async fn open(
     if let Some(opened) = identity.opened.as_ref().filter(|opened| opened.credential == credential) {
         return Ok(opened.clone());
     }
-    if let Some(known) = identity.rejection(credential) {
-        return Err(known);
-    }
-    let opened = match open_steps(identity, target, &file).await {
-        Ok(secret_id) => OpenedDelivery { credential, secret_id },
-        Err(failed) if failed.failure.needs_new_credential() => {
-            return Err(identity.reject(credential, failed));
-        }
-        Err(failed) => return Err(failed),
+    let failed = match identity.rejection(credential) {
+        Some(known) => known,
+        None => match open_steps(identity, target, &file).await {
+            Ok(secret_id) => {
+                let opened = OpenedDelivery { credential, secret_id };
+                identity.opened = Some(opened.clone());
+                return Ok(opened);
+            }
+            Err(failed) if failed.failure.needs_new_credential() => identity.reject(credential, failed),
+            Err(failed) => return Err(failed),
+        },
     };
-    identity.opened = Some(opened.clone());
-    Ok(opened)
+    match &identity.opened {
+        // During a rollout, the successor has used the delivery. The secret_id of the delivery before it may still
+        // be valid, and the session in use must not end.
+        Some(earlier) if failed.failure == LoginFailure::Spent => Ok(earlier.clone()),
+        _ => Err(failed),
+    }
 }
 
 async fn open_steps(

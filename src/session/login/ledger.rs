@@ -92,6 +92,10 @@ impl Ledger {
 
     /// Reads what another process has written: during a takeover, two processes use one directory.
     fn refresh(&mut self) {
+        // After a write that failed, the file is older than the memory.
+        if self.warned {
+            return;
+        }
         if let Some(entries) = self.path.as_ref().and_then(|path| read(path).ok()) {
             self.entries = entries;
         }
@@ -186,9 +190,8 @@ fn write(path: &Path, entries: &Entries) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let new = path.with_extension(format!("{}.tmp", std::process::id()));
-    // One that an earlier process with this id has left.
-    drop(fs::remove_file(&new));
+    // Not the process id: in containers, all processes have the same.
+    let new = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(entries)?)?;

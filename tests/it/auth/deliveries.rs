@@ -182,6 +182,18 @@ async fn the_own_use_of_a_delivery_is_not_taken_for_an_interception() {
 }
 
 #[tokio::test]
+async fn a_process_keeps_its_secret_id_if_its_successor_has_used_the_next_delivery() {
+    let (env, _) = wrapped_env().await;
+    let (old, _) = env.ready([]).await;
+    deliver(&env, &wrapped_secret_id(&env, ROLE).await);
+    let (_successor, _) = env.ready([]).await;
+    env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
+    wait_for_logins(&old, "ok", 2.0).await;
+    old.wait_ready().await;
+    assert_eq!(logins(&old, "tampered").await, 0.0);
+}
+
+#[tokio::test]
 async fn a_token_of_a_cubbyhole_is_used_once_and_not_looked_up() {
     let (env, token) = delivered_env(Form::Cubbyhole).await;
     let (daemon, caller) = env.ready([]).await;
