@@ -54,6 +54,10 @@ impl Method for WithJwt {
     fn refusal(&self) -> &'static str {
         "is of the trust domain \"staging.acme.net\", and only \"prod.acme.net\" is allowed"
     }
+
+    fn has_files(&self) -> bool {
+        false
+    }
 }
 
 impl Method for WithCertificate {
@@ -75,6 +79,10 @@ impl Method for WithCertificate {
 
     fn refusal(&self) -> &'static str {
         "is of the trust domain \"staging.acme.net\", and only \"prod.acme.net\" is allowed"
+    }
+
+    fn has_files(&self) -> bool {
+        false
     }
 }
 
