@@ -20,7 +20,7 @@ use transit_client::{
 use super::{
     credential::CredentialHash,
     credential_source::{self, Prepared, contents, prepare},
-    delivery::{OpenedDelivery, open_token},
+    delivery::{OpenedDeliveries, open_token},
     ledger::Ledger,
 };
 use crate::{
@@ -90,10 +90,8 @@ pub(super) struct Identity {
     /// Attempts that Vault did not allow, since the last success or change of the files.
     blocked: Option<Blocked>,
     ledger: Ledger,
-    /// A secret_id that was opened, for the next logins.
-    pub(super) opened: Option<OpenedDelivery>,
-    /// A token that was unwrapped, and what was delivered.
-    pub(super) opened_token: Option<(CredentialHash, Token)>,
+    /// For the next logins.
+    pub(super) opened: OpenedDeliveries,
     /// The credential that only another one replaces, and why.
     rejected: Option<(CredentialHash, LoginError)>,
     /// Other users can read the nonce, and a warning was logged.
@@ -198,10 +196,14 @@ async fn log_in(
     metrics: &Metrics,
     revoker: &Revoker,
 ) -> Result<IssuedToken, LoginError> {
-    let identity = match state.take().filter(|identity| identity.auth == target.auth) {
-        Some(identity) => state.insert(identity),
-        None => state.insert(Identity::open(target.auth.clone()).await),
+    let identity = match state.take() {
+        Some(identity) if identity.auth == target.auth => identity,
+        earlier => {
+            let opened = earlier.map(|identity| identity.opened).unwrap_or_default();
+            Identity { opened, ..Identity::open(target.auth.clone()).await }
+        }
     };
+    let identity = state.insert(identity);
     let material = target.config.material_fingerprint;
     if let Some(blocked) = identity.blocked.as_ref().filter(|blocked| blocked.material == material)
         && Instant::now() < blocked.not_before
@@ -254,8 +256,7 @@ impl Identity {
             auth,
             blocked: None,
             ledger,
-            opened: None,
-            opened_token: None,
+            opened: OpenedDeliveries::default(),
             rejected: None,
             #[cfg(feature = "aws")]
             warned_about_nonce: false,

@@ -25,17 +25,56 @@ use super::{
     credential::CredentialHash,
     credential_source::fixed_mount,
 };
-use crate::config::settings::auth::{Delivery, MaterialFile};
+use crate::config::settings::auth::{AuthSettings, Delivery, MaterialFile};
 
 /// What was delivered may lead to another delivery, such as a cubbyhole that holds a wrapping token.
 const MAX_STEPS: usize = 3;
 
+/// The number of deliveries whose contents stay in memory: those of a session and of its candidate, each with one
+/// that was replaced.
+const MAX_OPENED: usize = 4;
+
 /// A secret_id that was opened.
 #[derive(Clone)]
 pub(super) struct OpenedDelivery {
+    /// The settings that it was delivered for.
+    auth: AuthSettings,
     /// Of what was delivered.
-    pub(super) credential: CredentialHash,
+    credential: CredentialHash,
     pub(super) secret_id: SecretId,
+}
+
+/// What deliveries contained. It outlives a change of the settings: a bad config must not cost the session in use
+/// the secret_id of its next login.
+#[derive(Default)]
+pub(super) struct OpenedDeliveries {
+    secret_ids: Vec<OpenedDelivery>,
+    tokens: Vec<(CredentialHash, Token)>,
+}
+
+impl OpenedDeliveries {
+    fn secret_id(&self, credential: CredentialHash) -> Option<&OpenedDelivery> {
+        self.secret_ids.iter().find(|opened| opened.credential == credential)
+    }
+
+    /// The last one for these settings.
+    fn last_secret_id(&self, auth: &AuthSettings) -> Option<&OpenedDelivery> {
+        self.secret_ids.iter().rfind(|opened| opened.auth == *auth)
+    }
+
+    fn token(&self, credential: CredentialHash) -> Option<&Token> {
+        self.tokens.iter().find(|(opened, _)| *opened == credential).map(|(_, token)| token)
+    }
+
+    fn keep_secret_id(&mut self, opened: OpenedDelivery) {
+        self.secret_ids.push(opened);
+        self.secret_ids.drain(..self.secret_ids.len().saturating_sub(MAX_OPENED));
+    }
+
+    fn keep_token(&mut self, credential: CredentialHash, token: Token) {
+        self.tokens.push((credential, token));
+        self.tokens.drain(..self.tokens.len().saturating_sub(MAX_OPENED));
+    }
 }
 
 /// What was delivered.
@@ -55,22 +94,22 @@ pub(super) async fn open(
     file: DeliveryFile<'_>,
 ) -> Result<OpenedDelivery, LoginError> {
     let credential = CredentialHash::of([file.bytes]);
-    if let Some(opened) = identity.opened.as_ref().filter(|opened| opened.credential == credential) {
+    if let Some(opened) = identity.opened.secret_id(credential) {
         return Ok(opened.clone());
     }
     let failed = match identity.rejection(credential) {
         Some(known) => known,
         None => match open_steps(identity, target, &file).await {
             Ok(secret_id) => {
-                let opened = OpenedDelivery { credential, secret_id };
-                identity.opened = Some(opened.clone());
+                let opened = OpenedDelivery { auth: target.auth.clone(), credential, secret_id };
+                identity.opened.keep_secret_id(opened.clone());
                 return Ok(opened);
             }
             Err(failed) if failed.failure.needs_new_credential() => identity.reject(credential, failed),
             Err(failed) => return Err(failed),
         },
     };
-    match &identity.opened {
+    match identity.opened.last_secret_id(&target.auth) {
         // During a rollout, the successor has used the delivery. The secret_id of the delivery before it may still
         // be valid, and the session in use must not end.
         Some(earlier) if failed.failure == LoginFailure::Spent => Ok(earlier.clone()),
@@ -147,7 +186,7 @@ pub(super) async fn open_token(
     name: &str,
 ) -> Result<Token, LoginError> {
     let credential = CredentialHash::of([bytes]);
-    if let Some((_, token)) = identity.opened_token.as_ref().filter(|(opened, _)| *opened == credential) {
+    if let Some(token) = identity.opened.token(credential) {
         return Ok(token.clone());
     }
     if let Some(known) = identity.rejection(credential) {
@@ -166,7 +205,7 @@ pub(super) async fn open_token(
     };
     match opened.await {
         Ok(token) => {
-            identity.opened_token = Some((credential, token.clone()));
+            identity.opened.keep_token(credential, token.clone());
             Ok(token)
         }
         Err(failed) if failed.failure.needs_new_credential() => Err(identity.reject(credential, failed)),

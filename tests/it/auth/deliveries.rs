@@ -182,6 +182,21 @@ async fn the_own_use_of_a_delivery_is_not_taken_for_an_interception() {
 }
 
 #[tokio::test]
+async fn a_bad_config_does_not_cost_the_session_its_secret_id() {
+    let (mut env, _) = wrapped_env().await;
+    let (daemon, _) = env.ready([]).await;
+    let good = env.rendered.auth.clone().unwrap();
+    let mut bad = good.clone();
+    bad["role_id"] = json!("00000000-0000-0000-0000-000000000000");
+    env.render_auth(bad);
+    wait_for_logins(&daemon, "refused", 1.0).await;
+    env.render_auth(good);
+    env.bao.api("PUT", "sys/leases/revoke-prefix/auth/approle/login", json!({})).await;
+    wait_for_logins(&daemon, "ok", 2.0).await;
+    daemon.wait_ready().await;
+}
+
+#[tokio::test]
 async fn a_process_keeps_its_secret_id_if_its_successor_has_used_the_next_delivery() {
     let (env, _) = wrapped_env().await;
     let (old, _) = env.ready([]).await;
