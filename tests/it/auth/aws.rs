@@ -73,6 +73,11 @@ impl Method for Aws<Iam> {
         self.metadata.set(Instance::with_role(NODE, &AwsCredentials::of_role(NODE)));
     }
 
+    /// The credentials come from the environment and from the metadata service.
+    fn has_files(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &'static str {
         "aws"
     }
@@ -99,6 +104,11 @@ impl Method for Aws<Ec2> {
     /// Vault does not know the signer.
     fn spoil(&self, _: &Path) {
         self.metadata.set(Instance::with_document(&DocumentSigner::new()));
+    }
+
+    /// The credentials come from the environment and from the metadata service.
+    fn has_files(&self) -> bool {
+        false
     }
 
     fn name(&self) -> &'static str {

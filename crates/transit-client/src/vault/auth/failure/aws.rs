@@ -170,7 +170,7 @@ mod tests {
                 "access key",
             ),
             (
-                sts("SignatureDoesNotMatch", "The request signature we calculated"),
+                sts("SignatureDoesNotMatch", "The request signature that was calculated"),
                 Refused,
                 "secret access key",
             ),
