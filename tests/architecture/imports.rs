@@ -73,7 +73,7 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         folder: "crates/spiffe-identity/src",
-        layers: &[mutual(&["updates", "workload_api"]), layer(&["file", "svid", "trust_domain"])],
+        layers: &[layer(&["workload_api"]), layer(&["file", "svid", "trust_domain"])],
     },
 ];
 

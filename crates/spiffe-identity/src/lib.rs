@@ -13,12 +13,10 @@
 mod file;
 mod svid;
 mod trust_domain;
-mod updates;
 mod workload_api;
 
 pub use file::{SvidFileError, common_name, spiffe_id_of_certificate, spiffe_id_of_jwt};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{JwtSvid, X509Svid};
 pub use trust_domain::{ForeignTrustDomain, check_trust_domain};
-pub use updates::X509Updates;
 pub use workload_api::{DEFAULT_TIMEOUT, FetchError, SocketAddressError, WorkloadApi};

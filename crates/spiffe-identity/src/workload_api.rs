@@ -12,10 +12,7 @@ use spiffe::{
 };
 use tokio::time::timeout;
 
-use crate::{
-    svid::{JwtSvid, X509Svid},
-    updates::X509Updates,
-};
+use crate::svid::{JwtSvid, X509Svid};
 
 /// The longest time that one fetch takes.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -193,13 +190,7 @@ impl WorkloadApi {
         self.select(svids.iter(), spiffe_id)
     }
 
-    /// A sequence of the current X.509-SVID and its replacements.
-    #[must_use]
-    pub fn x509_updates(&self, spiffe_id: Option<SpiffeId>) -> X509Updates {
-        X509Updates::new(self.clone(), spiffe_id)
-    }
-
-    pub(crate) async fn connect(&self) -> Result<WorkloadApiClient, WorkloadApiError> {
+    async fn connect(&self) -> Result<WorkloadApiClient, WorkloadApiError> {
         WorkloadApiClient::connect(Endpoint::Unix(self.socket.clone())).await
     }
 

@@ -14,7 +14,7 @@ use spiffe_identity::{
     FetchError, SpiffeId, TrustDomain, WorkloadApi, check_trust_domain, common_name,
     spiffe_id_of_certificate, spiffe_id_of_jwt,
 };
-use testkit::{Conduct, Identity, WorkloadApiServer, eventually, temp_dir};
+use testkit::{Conduct, Identity, WorkloadApiServer, temp_dir};
 
 const FIRST: &str = "spiffe://prod.acme.net/kms/node-1";
 const SECOND: &str = "spiffe://prod.acme.net/kms/node-2";
@@ -86,8 +86,6 @@ async fn a_spiffe_id_that_is_not_issued_is_named_with_those_that_are() {
     let api = client(&server);
     let error = api.x509_svid(Some(&id(FOREIGN))).await.unwrap_err();
     explained(&error, &server, &[FOREIGN, FIRST, SECOND, "registration entry"]);
-    let error = api.x509_updates(Some(id(FOREIGN))).next().await.unwrap_err();
-    explained(&error, &server, &[FOREIGN, FIRST, SECOND, "registration entry"]);
     // Of JWT-SVIDs, the Workload API lists none.
     let error = api.jwt_svid("vault", Some(&id(FOREIGN))).await.unwrap_err();
     explained(&error, &server, &[FOREIGN, "registration entry"]);
@@ -128,12 +126,11 @@ async fn a_workload_api_that_hangs_is_given_up_at_the_deadline() {
     let api = client(&server).with_timeout(SHORT);
     let jwt = api.jwt_svid("vault", None).await.unwrap_err();
     let x509 = api.x509_svid(None).await.unwrap_err();
-    let updates = api.x509_updates(None).next().await.unwrap_err();
-    for error in [jwt, x509, updates] {
+    for error in [jwt, x509] {
         assert!(matches!(error, FetchError::TimedOut { after: SHORT, .. }), "{error}");
         explained(&error, &server, &["within 0.2 s", "SPIRE agent runs"]);
     }
-    assert_eq!(server.fetches(), 3);
+    assert_eq!(server.fetches(), 2);
 }
 
 #[tokio::test]
@@ -170,30 +167,13 @@ async fn each_fetch_uses_the_agent_that_listens_now() {
 }
 
 #[tokio::test]
-async fn a_rotated_svid_is_returned_once() {
-    let mut server = WorkloadApiServer::of(FIRST);
-    server.register(Identity::new(SECOND));
+async fn each_fetch_returns_the_svid_that_is_current() {
+    let server = WorkloadApiServer::of(FIRST);
     let api = client(&server);
-    let mut updates = api.x509_updates(Some(id(SECOND)));
-    let first = updates.next().await.unwrap();
-    assert_eq!(first.certificate, api.x509_svid(Some(&id(SECOND))).await.unwrap().certificate);
-    // A message with the same SVID is no rotation.
-    let sent = server.messages();
-    server.repeat();
-    let (second, ()) = tokio::join!(updates.next(), rotate_after_message(&server, sent));
-    let second = second.unwrap();
-    assert_ne!(first.certificate, second.certificate);
-    assert_eq!(second.certificate, api.x509_svid(Some(&id(SECOND))).await.unwrap().certificate);
-    // The stream breaks, the next call connects again, and the SVID is the same.
-    server.restart();
-    updates.next().await.unwrap_err();
-    let sent = server.messages();
-    let (third, ()) = tokio::join!(updates.next(), rotate_after_message(&server, sent));
-    assert_ne!(second.certificate, third.unwrap().certificate);
-    // A refusal ends the stream.
-    server.conduct(Conduct::Refuse("no identity issued"));
-    let error = updates.next().await.unwrap_err();
-    assert!(matches!(error, FetchError::NotIssued { .. }), "{error}");
+    let first = api.x509_svid(None).await.unwrap();
+    assert_eq!(first.certificate, api.x509_svid(None).await.unwrap().certificate);
+    server.rotate();
+    assert_ne!(first.certificate, api.x509_svid(None).await.unwrap().certificate);
 }
 
 #[tokio::test]
@@ -204,12 +184,6 @@ async fn an_svid_of_a_foreign_trust_domain_is_found_before_it_leaves() {
     let error = check_trust_domain(&svid.spiffe_id, &allowed).unwrap_err();
     assert!(error.to_string().contains("staging.acme.net"), "{error}");
     check_trust_domain(&svid.spiffe_id, [&TrustDomain::new("staging.acme.net").unwrap()]).unwrap();
-}
-
-/// Rotates the SVIDs once the server has sent a message after the first `sent` ones.
-async fn rotate_after_message(server: &WorkloadApiServer, sent: usize) {
-    eventually("a message is sent", LONG, async || server.messages() > sent).await;
-    server.rotate();
 }
 
 /// The claims of a JWT.

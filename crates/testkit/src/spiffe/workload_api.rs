@@ -56,7 +56,6 @@ struct State {
     authority: SpiffeAuthority,
     conduct: watch::Sender<Conduct>,
     fetches: AtomicUsize,
-    messages: Arc<AtomicUsize>,
     /// Each message is the current X.509-SVIDs.
     svids: watch::Sender<proto::X509svidResponse>,
     workload: Mutex<Vec<Identity>>,
@@ -69,7 +68,6 @@ impl WorkloadApiServer {
             authority: SpiffeAuthority::new(trust_domain),
             conduct: watch::Sender::new(Conduct::Serve),
             fetches: AtomicUsize::default(),
-            messages: Arc::default(),
             svids: watch::Sender::new(proto::X509svidResponse::default()),
             workload: Mutex::default(),
         };
@@ -127,11 +125,6 @@ impl WorkloadApiServer {
         svids.send_replace(proto::X509svidResponse { svids: issued.collect() });
     }
 
-    /// Sends the current X.509-SVIDs to all workloads again, as an agent does when only a bundle changes.
-    pub fn repeat(&self) {
-        self.state.svids.send_modify(|_| {});
-    }
-
     /// Changes how it treats calls, including the open streams.
     pub fn conduct(&self, conduct: Conduct) {
         self.state.conduct.send_replace(conduct);
@@ -140,11 +133,6 @@ impl WorkloadApiServer {
     /// The number of calls so far.
     pub fn fetches(&self) -> usize {
         self.state.fetches.load(Ordering::Relaxed)
-    }
-
-    /// The number of messages with X.509-SVIDs so far.
-    pub fn messages(&self) -> usize {
-        self.state.messages.load(Ordering::Relaxed)
     }
 
     /// Breaks all connections and removes the socket.
@@ -227,18 +215,16 @@ impl SpiffeWorkloadApi for State {
         let mut svids = self.svids.subscribe();
         svids.mark_changed();
         let conduct = self.conduct.subscribe();
-        let sent = Arc::clone(&self.messages);
-        let messages = stream::unfold((svids, conduct, sent), async |(mut svids, mut conduct, sent)| {
+        let messages = stream::unfold((svids, conduct), async |(mut svids, mut conduct)| {
             let message = tokio::select! {
                 refusal = refusal(&mut conduct) => Err(refusal),
                 changed = svids.changed() => {
                     changed.ok()?;
                     let current = svids.borrow_and_update().clone();
-                    sent.fetch_add(1, Ordering::Relaxed);
                     if current.svids.is_empty() { Err(no_identity_issued()) } else { Ok(current) }
                 }
             };
-            Some((message, (svids, conduct, sent)))
+            Some((message, (svids, conduct)))
         });
         Ok(Response::new(messages.boxed()))
     }

@@ -139,10 +139,10 @@ fn token(text: &str, what: &str) -> Result<Token, TransitError> {
 #[must_use]
 pub fn login(at: AuthMount, role_id: SecretString, secret_id: Option<SecretId>) -> Login {
     let Some(SecretId { num_uses, value }) = secret_id else {
-        return Login::new(LoginMethod::Approle, at, [("role_id", role_id)]);
+        return Login::new(LoginMethod::AppRole, at, [("role_id", role_id)]);
     };
     let fields = [("role_id", role_id), ("secret_id", value)];
-    Login::new(LoginMethod::Approle, at, fields).with_uses(num_uses)
+    Login::new(LoginMethod::AppRole, at, fields).with_uses(num_uses)
 }
 
 #[cfg(test)]

@@ -72,19 +72,19 @@ const CERT: &[LoginMethod] = &[LoginMethod::Cert, LoginMethod::Spiffe];
 /// The first row whose words occur counts.
 const REFUSALS: &[Refusal] = &[
     Refusal {
-        methods: &[LoginMethod::Approle],
+        methods: &[LoginMethod::AppRole],
         words: &["source address"],
         failure: LoginFailure::Blocked,
         meaning: "the address of this machine is not in the CIDRs that the role or the secret_id is bound to",
     },
     Refusal {
-        methods: &[LoginMethod::Approle],
+        methods: &[LoginMethod::AppRole],
         words: &["missing secret_id"],
         failure: LoginFailure::Blocked,
         meaning: "the role needs a secret_id: set vault.auth.secret_id_file",
     },
     Refusal {
-        methods: &[LoginMethod::Approle],
+        methods: &[LoginMethod::AppRole],
         words: &[
             "invalid role or secret ID",
             "invalid secret_id",
@@ -265,12 +265,12 @@ mod tests {
     #[test]
     fn a_refusal_is_understood_by_vaults_words() {
         use LoginFailure::{Away, Blocked, Refused};
-        use LoginMethod::{Approle, Cert, Jwt, Kubernetes, Spiffe, Userpass};
+        use LoginMethod::{AppRole, Cert, Jwt, Kubernetes, Spiffe, Userpass};
         for (method, kind, words, failure, meaning) in [
-            (Approle, ErrorKind::Denied, "invalid role or secret ID", Refused, "deliver a new secret_id"),
-            (Approle, ErrorKind::Denied, "1 error occurred:\n\t* permission denied", Blocked, "locked"),
+            (AppRole, ErrorKind::Denied, "invalid role or secret ID", Refused, "deliver a new secret_id"),
+            (AppRole, ErrorKind::Denied, "1 error occurred:\n\t* permission denied", Blocked, "locked"),
             (
-                Approle,
+                AppRole,
                 ErrorKind::Denied,
                 "source address \"127.0.0.1\" unauthorized through CIDR restrictions on the secret ID",
                 Blocked,
@@ -329,8 +329,8 @@ mod tests {
                 Blocked,
                 "allowed_uri_sans",
             ),
-            (Approle, ErrorKind::Unreachable, "Vault at https://v answered 503: sealed", Away, "sealed"),
-            (Approle, ErrorKind::KeyNotFound, "nothing is mounted at auth/m", Blocked, "nothing is mounted"),
+            (AppRole, ErrorKind::Unreachable, "Vault at https://v answered 503: sealed", Away, "sealed"),
+            (AppRole, ErrorKind::KeyNotFound, "nothing is mounted at auth/m", Blocked, "nothing is mounted"),
         ] {
             let error = failed(method, kind, words);
             assert_eq!(error.failure, failure, "{words}");

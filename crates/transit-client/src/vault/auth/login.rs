@@ -25,7 +25,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum LoginMethod {
     /// A role_id and a secret_id.
-    Approle,
+    AppRole,
     /// The identity of an EC2 instance or an IAM principal.
     Aws,
     /// The client certificate of the TLS connection.
@@ -45,7 +45,7 @@ pub enum LoginMethod {
 impl LoginMethod {
     /// Every method, in the order of the labels.
     pub const ALL: [Self; 8] = [
-        Self::Approle,
+        Self::AppRole,
         Self::Aws,
         Self::Cert,
         Self::Jwt,
@@ -59,7 +59,7 @@ impl LoginMethod {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Approle => "approle",
+            Self::AppRole => "approle",
             Self::Aws => "aws",
             Self::Cert => "cert",
             Self::Jwt => "jwt",
@@ -249,7 +249,7 @@ mod tests {
         let at = AuthMount { mount: MountPath::new("approle").unwrap(), namespace: Namespace::default() };
         let odd = "\u{1}\"\\\n\u{fc}".repeat(50);
         let login = Login::new(
-            LoginMethod::Approle,
+            LoginMethod::AppRole,
             at,
             [("role_id", "r".into()), ("secret_id", odd.clone().into())],
         );
