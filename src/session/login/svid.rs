@@ -41,6 +41,7 @@ pub(super) struct CertificateForMount {
 pub(super) enum Origin {
     /// The setting and the path of a file.
     File(String),
+    #[cfg_attr(not(feature = "spiffe"), expect(dead_code, reason = "only the feature spiffe fetches SVIDs"))]
     WorkloadApi,
 }
 
