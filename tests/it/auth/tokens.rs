@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use testkit::{Caller, RELOAD_TIMEOUT, TestEnv, eventually};
 
-use super::cases::{ROLE, token_settings};
+use super::cases::{ROLE, login_tokens, token_settings};
 
 /// A server with an AppRole that needs no secret_id, and a config that logs in with it.
 async fn env_with(token: Value) -> TestEnv {
@@ -99,4 +99,21 @@ async fn the_login_may_be_in_another_namespace_than_the_keys() {
     caller.round_trip().await;
     assert!(!daemon.log().contains("the token could not be renewed"), "{}", daemon.log());
     Caller::of(&daemon).await.round_trip().await;
+}
+
+#[tokio::test]
+async fn a_rendered_token_replaces_that_of_a_login_which_is_revoked() {
+    let mut env = env_with(json!({})).await;
+    let (mut daemon, caller) = env.ready([]).await;
+    assert_eq!(login_tokens(&env).await, 1);
+    let token = env.bao.token().await;
+    env.rendered.auth = None;
+    env.render_and_wait(&daemon, &token).await;
+    eventually("the token of the login is revoked", RELOAD_TIMEOUT, async || login_tokens(&env).await == 0)
+        .await;
+    caller.round_trip().await;
+
+    assert!(daemon.terminate().await.success());
+    let (status, _) = env.bao.api_as(&token, "GET", "auth/token/lookup-self", Value::Null).await;
+    assert_eq!(status, 200, "a rendered token is never revoked");
 }
