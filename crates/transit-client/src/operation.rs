@@ -84,15 +84,6 @@ impl VaultOperation {
 
     /// The capability that a policy must grant on the path.
     pub(crate) fn capability(self) -> &'static str {
-        match self {
-            Self::Decrypt
-            | Self::Encrypt
-            | Self::Login
-            | Self::RenewSelf
-            | Self::RevokeSelf
-            | Self::Unwrap
-            | Self::WrappingLookup => "update",
-            Self::Health | Self::LookupSelf | Self::ReadCubbyhole | Self::ReadKey => "read",
-        }
+        if self.method() == Method::GET { "read" } else { "update" }
     }
 }

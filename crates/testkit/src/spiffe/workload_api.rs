@@ -1,5 +1,5 @@
-//! A Workload API on a unix socket. It stands in for a SPIRE agent, which no package of Rust provides, and issues real
-//! SVIDs of an authority of the test.
+//! A Workload API on a unix socket, in place of a SPIRE agent: tests rotate, refuse and hang on demand. The SVIDs are
+//! real. An authority of the test issues them.
 
 use std::{
     fs,

@@ -7,16 +7,7 @@
 use zeroize::Zeroizing;
 
 use super::{LoginContext, LoginError, LoginFailure};
-use crate::{
-    ErrorKind, TransitError,
-    key::Namespace,
-    operation::VaultOperation,
-    token::Token,
-    vault::{
-        failover::Replay,
-        requester::{Outgoing, RequestAuth},
-    },
-};
+use crate::{ErrorKind, TransitError, key::Namespace, operation::VaultOperation, token::Token};
 
 /// Reads `path`, such as `cubbyhole/node-1`, which works once. The answer is the whole JSON.
 ///
@@ -29,16 +20,7 @@ pub async fn read(
     namespace: &Namespace,
     context: &LoginContext,
 ) -> Result<Zeroizing<Vec<u8>>, LoginError> {
-    let requester = context
-        .requester(&RequestAuth::Token(token.clone()), namespace)
-        .map_err(|error| LoginError::new(LoginFailure::Blocked, error))?;
-    let request = Outgoing {
-        body: Zeroizing::default(),
-        operation: VaultOperation::ReadCubbyhole,
-        path: path.to_owned(),
-        replay: Replay::IfUnsent,
-    };
-    let answer = requester.send(request, context.call(), |response| Ok(response.body.clone()));
+    let answer = context.use_up(token, namespace, VaultOperation::ReadCubbyhole, path);
     answer.await.map_err(|error| match error.kind {
         ErrorKind::Denied | ErrorKind::TokenInvalid | ErrorKind::KeyNotFound => {
             let message = format!(

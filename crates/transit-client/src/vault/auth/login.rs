@@ -13,6 +13,7 @@ use crate::{
     key::{MountPath, Namespace},
     metrics::ClientMetrics,
     operation::VaultOperation,
+    token::Token,
     transit::Call,
     vault::{
         failover::Replay,
@@ -105,6 +106,25 @@ impl LoginContext {
             Some(observer) => requester.with_observer(observer),
             None => requester,
         })
+    }
+
+    /// Sends a request that uses up `token`, and returns the whole JSON of the answer. It is never sent to a second
+    /// node after a first one may have processed it.
+    pub(super) async fn use_up(
+        &self,
+        token: &Token,
+        namespace: &Namespace,
+        operation: VaultOperation,
+        path: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, TransitError> {
+        let requester = self.requester(&RequestAuth::Token(token.clone()), namespace)?;
+        let request = Outgoing {
+            body: Zeroizing::default(),
+            operation,
+            path: path.to_owned(),
+            replay: Replay::IfUnsent,
+        };
+        requester.send(request, self.call(), |response| Ok(response.body.clone())).await
     }
 
     /// The limits of one request. Its correlation ID says that it belongs to a login.

@@ -79,16 +79,8 @@ pub async fn unwrap(
     namespace: &Namespace,
     context: &LoginContext,
 ) -> Result<Zeroizing<Vec<u8>>, LoginError> {
-    let requester = context
-        .requester(&RequestAuth::Token(token.clone()), namespace)
-        .map_err(|error| LoginError::new(LoginFailure::Blocked, error))?;
-    let request = Outgoing {
-        body: Zeroizing::default(),
-        operation: VaultOperation::Unwrap,
-        path: "sys/wrapping/unwrap".to_owned(),
-        replay: Replay::IfUnsent,
-    };
-    requester.send(request, context.call(), |response| Ok(response.body.clone())).await.map_err(of_wrap)
+    let path = "sys/wrapping/unwrap";
+    context.use_up(token, namespace, VaultOperation::Unwrap, path).await.map_err(of_wrap)
 }
 
 /// The token that was wrapped: the field `token` of the data that an agent's sink wraps, or the `client_token` of an
